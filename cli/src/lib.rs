@@ -1,0 +1,1 @@
+//! What every Marquee binary shares: configuration, logging, exit codes, data folder layout

@@ -1,0 +1,1 @@
+//! Embeds creatives and scenes, builds and checks the index, publishes bundles

@@ -1,0 +1,1 @@
+//! One definition of every feature: spec, transforms, windowed aggregates, online store

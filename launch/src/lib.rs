@@ -1,0 +1,1 @@
+//! The marquee front door: dispatches verbs to the programs, checks the machine, writes the report

@@ -1,0 +1,1 @@
+//! Networks, losses, metrics and the compiled pre-scorer, on any burn backend

@@ -1,0 +1,1 @@
+//! From the event log to training tables and online features; the world with known truth

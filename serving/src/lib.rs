@@ -1,0 +1,1 @@
+//! The ad server: features, retrieval, pre-score, rank, auction behind gRPC

@@ -1,0 +1,1 @@
+//! Trains CTR, visual and pre-score models: sharded tables, training loop, evaluation

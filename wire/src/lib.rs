@@ -1,0 +1,1 @@
+//! Contracts between processes: Protobuf events, the ad service, the event log
