@@ -1,1 +1,21 @@
-//! What every Marquee binary shares: configuration, logging, exit codes, data folder layout
+//! What every Marquee program shares at its edge with a person.
+//!
+//! A verb starts as [`CommonArgs`] (the flags all verbs have), turns a TOML file and `--set`
+//! overrides into its configuration with [`load_config`], finds its data with [`Layout`], logs
+//! to stderr ([`init_logging`]), prints results to stdout ([`out!`]) and ends in one of the
+//! documented exit codes ([`exit`], [`main`]).
+//!
+//! This crate knows nothing of ads or models and reads no environment but `MARQUEE_ROOT`,
+//! `MARQUEE_LOG_FORMAT`, `RUST_LOG` and `NO_COLOR`.
+
+mod args;
+mod config;
+mod layout;
+mod output;
+mod run;
+
+pub use args::CommonArgs;
+pub use config::{ConfigError, Loaded, load_config, parse_config};
+pub use layout::Layout;
+pub use output::{init_logging, print_line, progress, write_json, write_text};
+pub use run::{GateRefused, Preempted, exit, main};

@@ -1,0 +1,76 @@
+//! Where everything lies under the data folder: one definition for all programs.
+
+use std::path::{Path, PathBuf};
+
+use crate::CommonArgs;
+
+/// The data folder and the places in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The data folder itself.
+    pub root: PathBuf,
+}
+
+impl Layout {
+    /// The layout under `--root`.
+    pub fn new(common: &CommonArgs) -> Self {
+        Self::at(&common.root)
+    }
+
+    /// The layout under any folder.
+    pub fn at(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    /// The event log; one folder per partition.
+    pub fn log(&self) -> PathBuf {
+        self.root.join("log")
+    }
+
+    /// The pipeline's committed states.
+    pub fn state(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
+    /// A Delta table by name.
+    pub fn table(&self, name: &str) -> PathBuf {
+        self.root.join("tables").join(name)
+    }
+
+    /// Events that were refused, with the reason.
+    pub fn dead_letters(&self) -> PathBuf {
+        self.root.join("dead_letters")
+    }
+
+    /// Artifacts and channels.
+    pub fn registry(&self) -> PathBuf {
+        self.root.join("registry")
+    }
+
+    /// The embedded online feature store.
+    pub fn online(&self) -> PathBuf {
+        self.root.join("online")
+    }
+
+    /// The synthetic world: its resolved configuration and its truth.
+    pub fn world(&self) -> PathBuf {
+        self.root.join("world")
+    }
+
+    /// One folder per training run.
+    pub fn runs(&self) -> PathBuf {
+        self.root.join("runs")
+    }
+
+    /// The figures of each step as `<step>.json`, and the report made of them.
+    pub fn reports(&self) -> PathBuf {
+        self.root.join("reports")
+    }
+
+    /// Addresses of the running server, as JSON.
+    pub fn serving_address(&self) -> PathBuf {
+        self.root.join("serving.addr")
+    }
+}
