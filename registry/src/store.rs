@@ -10,7 +10,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -18,8 +19,7 @@ use std::{
 
 use futures::TryStreamExt;
 use object_store::{
-    ObjectStore, ObjectStoreExt, PutMode, PutPayload, WriteMultipart, local::LocalFileSystem,
-    path::Path as Key,
+    ObjectStore, ObjectStoreExt, PutMode, PutPayload, local::LocalFileSystem, path::Path as Key,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Files move in pieces of this size, in bytes.
-const CHUNK_BYTES: usize = 8 << 20;
+const CHUNK_BYTES: u64 = 8 << 20;
 
 /// One entry of the order of publishing.
 #[derive(Serialize, Deserialize)]
@@ -366,17 +366,20 @@ impl Registry {
     }
 
     async fn upload(&self, path: &Path, key: &Key) -> Result<(), RegistryError> {
-        let upload = self
-            .store
-            .put_multipart(key)
-            .await
-            .map_err(|source| store_error(key, source))?;
-        let mut upload = WriteMultipart::new_with_chunk_size(upload, CHUNK_BYTES);
-        read_chunks(path, |chunk| upload.write(chunk))?;
-        upload
-            .finish()
-            .await
-            .map_err(|source| store_error(key, source))?;
+        let failed = |source| store_error(key, source);
+        let mut upload = self.store.put_multipart(key).await.map_err(failed)?;
+        let mut file = open(path)?;
+        loop {
+            let chunk = read_chunk(&mut file, path)?;
+            if chunk.is_empty() {
+                break;
+            }
+            upload
+                .put_part(PutPayload::from(chunk))
+                .await
+                .map_err(failed)?;
+        }
+        upload.complete().await.map_err(failed)?;
         Ok(())
     }
 }
@@ -425,31 +428,38 @@ fn file_names(dir: &Path) -> Result<Vec<String>, RegistryError> {
 }
 
 fn hash_file(path: &Path) -> Result<FileEntry, RegistryError> {
+    let mut file = open(path)?;
     let mut hash = Sha256::new();
     let mut bytes = 0;
-    read_chunks(path, |chunk| {
-        hash.update(chunk);
+    loop {
+        let chunk = read_chunk(&mut file, path)?;
+        if chunk.is_empty() {
+            return Ok(FileEntry {
+                sha256: Digest::from_hash(hash),
+                bytes,
+            });
+        }
+        hash.update(&chunk);
         bytes += chunk.len() as u64;
-    })?;
-    Ok(FileEntry {
-        sha256: Digest::from_hash(hash),
-        bytes,
+    }
+}
+
+fn open(path: &Path) -> Result<fs::File, RegistryError> {
+    fs::File::open(path).map_err(|source| RegistryError::Io {
+        path: path.to_owned(),
+        source,
     })
 }
 
-fn read_chunks(path: &Path, mut each: impl FnMut(&[u8])) -> Result<(), RegistryError> {
-    let failed = |source| RegistryError::Io {
+/// The next piece of a file; empty at its end.
+fn read_chunk(file: &mut fs::File, path: &Path) -> Result<Vec<u8>, RegistryError> {
+    let mut chunk = Vec::new();
+    let read = file.take(CHUNK_BYTES).read_to_end(&mut chunk);
+    read.map_err(|source| RegistryError::Io {
         path: path.to_owned(),
         source,
-    };
-    let mut file = fs::File::open(path).map_err(failed)?;
-    let mut buffer = vec![0; CHUNK_BYTES];
-    loop {
-        match io::Read::read(&mut file, &mut buffer).map_err(failed)? {
-            0 => return Ok(()),
-            read => each(&buffer[..read]),
-        }
-    }
+    })?;
+    Ok(chunk)
 }
 
 fn now_us() -> i64 {
@@ -649,7 +659,8 @@ mod tests {
             fs::create_dir_all(manifest.parent().unwrap()).unwrap();
             fs::write(manifest, bytes).unwrap();
             let read = block_on(registry.get(&digest));
-            prop_assert!(matches!(read, Err(RegistryError::Record { .. })));
+            let refused = matches!(read, Err(RegistryError::Record { .. }));
+            prop_assert!(refused, "{read:?}");
         }
     }
 }
