@@ -1,1 +1,31 @@
-//! One definition of every feature: spec, transforms, windowed aggregates, online store
+//! One definition of every feature, compiled into every program that needs one.
+//!
+//! `configs/features.toml` says what each feature is ([`FeatureSpec`]). Compiled
+//! ([`FeatureSet`]), it turns **facts** (what a request and an ad say of themselves, [`facts`])
+//! and **aggregates** (windowed counts per user, ad or pair, [`Aggregates`]) into rows of
+//! numbers and ids ([`FeatureBatch`]). The pipeline calls it with the aggregates as they were
+//! known at each impression; the server calls the same code with those of the online store
+//! ([`online`]). Training and serving can so not differ by construction.
+//!
+//! Light on purpose: no query engine, no tensor library, no socket.
+//!
+//! Read in this order: [`spec`], [`expression`], [`facts`], [`aggregates`], [`FeatureSet`],
+//! [`FeatureBatch`], [`online`].
+
+pub mod aggregates;
+mod batch;
+pub mod expression;
+pub mod facts;
+pub mod hash;
+pub mod online;
+mod set;
+pub mod spec;
+pub mod style;
+
+pub use aggregates::{Aggregates, EntityKey, EntityState, NoState, SourceEvent, StateSource};
+pub use batch::{FeatureBatch, Jagged, SnapshotError};
+pub use facts::{Fact, Facts};
+pub use set::{
+    AdFacts, DenseField, EvaluationCounts, FeatureSet, RequestFacts, Schema, SparseField,
+};
+pub use spec::{FeatureSpec, SpecError};

@@ -34,14 +34,15 @@ impl SegmentReader {
     /// record before `from` in its segment is damaged; [`LogError::Io`] if the disk refuses.
     pub fn open(root: &Path, partition: &str, from: u64) -> Result<Self, LogError> {
         let folder = root.join(partition);
-        let all = segments(&folder)?;
+        let mut all = segments(&folder)?;
         let first = all.first().map_or(0, |(first, _)| *first);
         let start = all
             .partition_point(|(first, _)| *first <= from)
             .saturating_sub(1);
+        let kept = all.split_off(start.min(all.len()));
         let mut reader = Self {
-            next_offset: all.get(start).map_or(0, |(first, _)| *first),
-            segments: all[start..].to_vec().into_iter(),
+            next_offset: kept.first().map_or(0, |(first, _)| *first),
+            segments: kept.into_iter(),
             current: None,
             failed: false,
         };

@@ -1,0 +1,593 @@
+//! A compiled spec: from facts and aggregates to rows of values.
+
+use std::{collections::BTreeSet, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    aggregates::{EntityKey, EntityState, SourceEvent, StateSource, entity_key},
+    batch::FeatureBatch,
+    expression::{BoundFact, Compiled, ResultType, Value},
+    facts::{AD_FACTS, Fact, Facts, PERSONAL},
+    hash,
+    spec::{Aggregation, Feature, FeatureSpec, Kind, SpecError, Transform},
+};
+
+/// One dense column.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DenseField {
+    /// The feature's name.
+    pub name: String,
+}
+
+/// One column of ids.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SparseField {
+    /// The feature's name.
+    pub name: String,
+    /// Whether a row may have any number of ids; else it has exactly one.
+    pub multi: bool,
+}
+
+/// Columns of a [`FeatureBatch`], in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schema {
+    /// Digest of the spec that it comes from.
+    pub digest: String,
+    /// Numbers.
+    pub dense: Vec<DenseField>,
+    /// Ids.
+    pub sparse: Vec<SparseField>,
+}
+
+/// A request's facts, resolved for one [`FeatureSet`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct RequestFacts {
+    slots: Vec<BoundFact>,
+    personal: bool,
+}
+
+impl RequestFacts {
+    /// Whether personal features may be used: 13 or over, with consent.
+    pub fn personal_allowed(&self) -> bool {
+        self.personal
+    }
+}
+
+/// An ad's facts, resolved for one [`FeatureSet`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdFacts {
+    slots: Vec<BoundFact>,
+}
+
+/// How often a value was not what the spec promises.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EvaluationCounts {
+    /// Missing values that took the default.
+    pub missing: u64,
+    /// Values that were not finite and took the default.
+    pub not_finite: u64,
+    /// Values clamped into their range.
+    pub clamped: u64,
+    /// Personal values that were withheld.
+    pub withheld: u64,
+}
+
+/// Features that share an entity.
+#[derive(Debug, Clone)]
+pub(crate) struct Group {
+    name: String,
+    key: Vec<usize>,
+    pub(crate) needs_ad: bool,
+    /// No feature of the group may be used for children: then nothing is stored for them either.
+    pub(crate) personal: bool,
+    pub(crate) recent: Vec<Recent>,
+}
+
+/// A fact that an entity remembers.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Recent {
+    pub(crate) source: SourceEvent,
+    pub(crate) slot: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    Expression(Compiled),
+    Window {
+        group: usize,
+        aggregation: Aggregation,
+        source: SourceEvent,
+        hours: u32,
+    },
+    Rate {
+        group: usize,
+        source: SourceEvent,
+        over: SourceEvent,
+        prior: [f64; 2],
+        hours: u32,
+    },
+    Recent {
+        group: usize,
+        slot: usize,
+        last: usize,
+        hours: u32,
+    },
+}
+
+#[derive(Debug, Clone)]
+struct Column {
+    kind: Kind,
+    multi: bool,
+    source: Source,
+    transform: Transform,
+    default: f64,
+    range: Option<[f64; 2]>,
+    child_safe: bool,
+}
+
+/// A compiled spec.
+#[derive(Debug, Clone)]
+pub struct FeatureSet {
+    spec: FeatureSpec,
+    schema: Schema,
+    slots: Vec<String>,
+    groups: Vec<Group>,
+    columns: Vec<Column>,
+    longest_window_hours: u32,
+}
+
+const MISSING: BoundFact = BoundFact::Missing;
+
+impl FeatureSet {
+    /// Reads, checks and compiles a spec file.
+    ///
+    /// # Errors
+    /// [`SpecError`].
+    pub fn load(path: &Path) -> Result<Self, SpecError> {
+        FeatureSpec::load(path).map(Self::compile)
+    }
+
+    /// Compiles a checked spec.
+    pub fn compile(spec: FeatureSpec) -> Self {
+        let schema = Schema {
+            digest: spec.digest().to_owned(),
+            ..Schema::default()
+        };
+        let mut set = Self {
+            spec: spec.clone(),
+            schema,
+            slots: Vec::new(),
+            groups: Vec::new(),
+            columns: Vec::new(),
+            longest_window_hours: 0,
+        };
+        for feature in &spec.features {
+            let column = set.column(feature);
+            let name = feature.name.clone();
+            match feature.kind {
+                Kind::Dense => set.schema.dense.push(DenseField { name }),
+                Kind::Sparse => set.schema.sparse.push(SparseField {
+                    name,
+                    multi: column.multi,
+                }),
+            }
+            set.columns.push(column);
+        }
+        set
+    }
+
+    /// Columns that [`Self::evaluate`] fills.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// The spec it was compiled from.
+    pub fn spec(&self) -> &FeatureSpec {
+        &self.spec
+    }
+
+    /// Digest of the spec.
+    pub fn digest(&self) -> &str {
+        &self.schema.digest
+    }
+
+    /// The longest window of any feature: older tiles may be dropped.
+    pub fn longest_window_hours(&self) -> u32 {
+        self.longest_window_hours
+    }
+
+    /// Resolves a request's facts.
+    pub fn bind_request(&self, facts: &Facts) -> RequestFacts {
+        let personal = facts.get(PERSONAL) == Some(&Fact::Number(1.0));
+        RequestFacts {
+            slots: self.bind(facts),
+            personal,
+        }
+    }
+
+    /// Resolves an ad's facts; done once per catalogue.
+    pub fn bind_ad(&self, facts: &Facts) -> AdFacts {
+        AdFacts {
+            slots: self.bind(facts),
+        }
+    }
+
+    /// The entities whose states [`Self::evaluate`] will ask for, without duplicates.
+    pub fn keys(&self, request: &RequestFacts, ads: &[&AdFacts]) -> Vec<EntityKey> {
+        let mut keys = BTreeSet::new();
+        for group in &self.groups {
+            if group.personal && !request.personal {
+                continue;
+            }
+            if group.needs_ad {
+                keys.extend(
+                    ads.iter()
+                        .map(|ad| self.entity_key(group, request, Some(ad))),
+                );
+            } else {
+                keys.insert(self.entity_key(group, request, None));
+            }
+        }
+        keys.into_iter().collect()
+    }
+
+    /// Appends one row per ad to `out`, as of `now_us` (microseconds since the Unix epoch).
+    ///
+    /// A missing value takes the feature's default; so does one that is not finite, and, unless
+    /// the request allows personal features, every feature that is not `child_safe`. A missing
+    /// id is [`hash::MISSING_ID`], or no id in a multi-valued column.
+    pub fn evaluate(
+        &self,
+        request: &RequestFacts,
+        ads: &[&AdFacts],
+        states: &impl StateSource,
+        now_us: i64,
+        out: &mut FeatureBatch,
+    ) -> EvaluationCounts {
+        let mut counts = EvaluationCounts::default();
+        let mut found: Vec<Option<&EntityState>> = self
+            .groups
+            .iter()
+            .map(|group| {
+                let fixed = !group.needs_ad && (!group.personal || request.personal);
+                fixed
+                    .then(|| states.state(self.entity_key(group, request, None)))
+                    .flatten()
+            })
+            .collect();
+        out.dense.reserve(ads.len() * self.schema.dense.len());
+        for ad in ads {
+            for (group, state) in self.groups.iter().zip(&mut found) {
+                if group.needs_ad && (!group.personal || request.personal) {
+                    *state = states.state(self.entity_key(group, request, Some(ad)));
+                }
+            }
+            self.row(request, ad, &found, now_us, out, &mut counts);
+        }
+        counts
+    }
+
+    fn row(
+        &self,
+        request: &RequestFacts,
+        ad: &AdFacts,
+        states: &[Option<&EntityState>],
+        now_us: i64,
+        out: &mut FeatureBatch,
+        counts: &mut EvaluationCounts,
+    ) {
+        let mut sparse = 0;
+        for column in &self.columns {
+            let withheld = !column.child_safe && !request.personal;
+            counts.withheld += u64::from(withheld);
+            match column.kind {
+                Kind::Dense if withheld => out.dense.push(column.default as f32),
+                Kind::Dense => {
+                    let value = column.source.number(request, ad, states, now_us);
+                    out.dense.push(column.finish(value, counts));
+                }
+                Kind::Sparse => {
+                    let ids = &mut out.sparse[sparse];
+                    sparse += 1;
+                    if !withheld {
+                        column.source.ids(request, ad, states, now_us, &mut ids.ids);
+                    }
+                    let before = ids.offsets[ids.offsets.len() - 1] as usize;
+                    if ids.ids.len() == before && !column.multi {
+                        counts.missing += u64::from(!withheld);
+                        ids.ids.push(hash::MISSING_ID);
+                    }
+                    ids.offsets.push(ids.ids.len() as u32);
+                }
+            }
+        }
+        out.num_rows += 1;
+    }
+
+    pub(crate) fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    pub(crate) fn entity_key(
+        &self,
+        group: &Group,
+        request: &RequestFacts,
+        ad: Option<&AdFacts>,
+    ) -> EntityKey {
+        entity_key(
+            &group.name,
+            group
+                .key
+                .iter()
+                .map(|slot| Value::from(fact(request, ad, *slot))),
+        )
+    }
+
+    /// The id of a remembered fact, unless it is missing.
+    pub(crate) fn value_id(
+        &self,
+        slot: usize,
+        request: &RequestFacts,
+        ad: Option<&AdFacts>,
+    ) -> Option<u64> {
+        match fact(request, ad, slot) {
+            BoundFact::Text(_, hash) => Some(*hash),
+            _ => None,
+        }
+    }
+
+    fn bind(&self, facts: &Facts) -> Vec<BoundFact> {
+        let bound = |name: &String| match facts.get(name) {
+            None | Some(Fact::Missing) => BoundFact::Missing,
+            Some(Fact::Number(number)) if self.is_text(name) => text(&number.to_string()),
+            Some(Fact::Number(number)) => BoundFact::Number(*number),
+            Some(Fact::Text(value)) if self.is_list(name) => {
+                BoundFact::List([hash::hash_text(value)].into())
+            }
+            Some(Fact::Text(value)) => text(value),
+            Some(Fact::List(values)) => {
+                BoundFact::List(values.iter().map(|value| hash::hash_text(value)).collect())
+            }
+            Some(Fact::Vector(vector)) => BoundFact::Vector(vector.as_slice().into()),
+        };
+        self.slots.iter().map(bound).collect()
+    }
+
+    fn is_text(&self, name: &str) -> bool {
+        self.spec.fact_type(name) == Some(crate::facts::FactType::Text)
+    }
+
+    fn is_list(&self, name: &str) -> bool {
+        self.spec.fact_type(name) == Some(crate::facts::FactType::List)
+    }
+
+    fn slot(&mut self, name: &str) -> usize {
+        if let Some(slot) = self.slots.iter().position(|known| known == name) {
+            return slot;
+        }
+        self.slots.push(name.to_owned());
+        self.slots.len() - 1
+    }
+
+    fn column(&mut self, feature: &Feature) -> Column {
+        // The spec was checked: windows, sources and expressions are there where they are needed.
+        let hours = feature.window_hours().unwrap_or(0);
+        self.longest_window_hours = self.longest_window_hours.max(hours);
+        let (multi, source) = match (feature.parsed(), feature.aggregation, feature.source) {
+            (Some(expression), ..) => {
+                let result = expression.check(&|name| self.spec.fact_type(name));
+                let compiled = expression.compile(&mut |name| self.slot(name));
+                (result == Ok(ResultType::Ids), Source::Expression(compiled))
+            }
+            (None, Some(aggregation), Some(source)) => {
+                let multi = aggregation == Aggregation::Last;
+                (multi, self.aggregated(feature, aggregation, source, hours))
+            }
+            _ => {
+                unreachable!("a checked feature has an expression or an aggregation with a source")
+            }
+        };
+        Column {
+            kind: feature.kind,
+            multi,
+            source,
+            transform: feature.transform,
+            default: feature.default,
+            range: feature.range,
+            child_safe: feature.child_safe,
+        }
+    }
+
+    fn aggregated(
+        &mut self,
+        feature: &Feature,
+        aggregation: Aggregation,
+        source: SourceEvent,
+        hours: u32,
+    ) -> Source {
+        let group = self.group(feature);
+        if let Some(value) = &feature.value {
+            let recent = Recent {
+                source,
+                slot: self.slot(value),
+            };
+            let known = &mut self.groups[group].recent;
+            let slot = known
+                .iter()
+                .position(|other| *other == recent)
+                .unwrap_or_else(|| {
+                    known.push(recent);
+                    known.len() - 1
+                });
+            return Source::Recent {
+                group,
+                slot,
+                last: feature.last,
+                hours,
+            };
+        }
+        match (aggregation, feature.over) {
+            (Aggregation::Rate, Some(over)) => Source::Rate {
+                group,
+                source,
+                over,
+                prior: feature.prior,
+                hours,
+            },
+            _ => Source::Window {
+                group,
+                aggregation,
+                source,
+                hours,
+            },
+        }
+    }
+
+    fn group(&mut self, feature: &Feature) -> usize {
+        let name = feature.key.join("+");
+        let found = self.groups.iter().position(|group| group.name == name);
+        let group = found.unwrap_or_else(|| {
+            let key = feature.key.iter().map(|name| self.slot(name)).collect();
+            let of_ad = |name: &String| {
+                AD_FACTS.iter().any(|(known, _)| known == name)
+                    || self.spec.facts.contains_key(name)
+            };
+            let needs_ad = feature.key.iter().any(of_ad);
+            self.groups.push(Group {
+                name,
+                key,
+                needs_ad,
+                personal: true,
+                recent: Vec::new(),
+            });
+            self.groups.len() - 1
+        });
+        self.groups[group].personal &= !feature.child_safe;
+        group
+    }
+}
+
+fn text(value: &str) -> BoundFact {
+    BoundFact::Text(value.into(), hash::hash_text(value))
+}
+
+/// The ad's fact if it has one, else the request's.
+fn fact<'a>(request: &'a RequestFacts, ad: Option<&'a AdFacts>, slot: usize) -> &'a BoundFact {
+    match ad.map(|ad| &ad.slots[slot]) {
+        None | Some(BoundFact::Missing) => request.slots.get(slot).unwrap_or(&MISSING),
+        Some(found) => found,
+    }
+}
+
+impl Source {
+    fn number(
+        &self,
+        request: &RequestFacts,
+        ad: &AdFacts,
+        states: &[Option<&EntityState>],
+        now_us: i64,
+    ) -> Option<f64> {
+        match self {
+            Self::Expression(expression) => expression
+                .evaluate(&|slot| fact(request, Some(ad), slot), now_us)
+                .number(),
+            Self::Window {
+                group,
+                aggregation,
+                source,
+                hours,
+            } => {
+                let (count, sum) = states[*group]?.window(*source, *hours, now_us);
+                match aggregation {
+                    Aggregation::Sum => Some(sum),
+                    Aggregation::Mean if count == 0 => None,
+                    Aggregation::Mean => Some(sum / count as f64),
+                    _ => Some(count as f64),
+                }
+            }
+            Self::Rate {
+                group,
+                source,
+                over,
+                prior,
+                hours,
+            } => {
+                let counted = |source| {
+                    states[*group].map_or(0, |state| state.window(source, *hours, now_us).0)
+                };
+                Some((counted(*source) as f64 + prior[0]) / (counted(*over) as f64 + prior[1]))
+            }
+            Self::Recent {
+                group, slot, hours, ..
+            } => {
+                let oldest = now_us - i64::from(*hours) * 3_600_000_000;
+                let values = states[*group]?.recent(*slot, now_us);
+                Some(values.filter(|(_, seen)| *seen > oldest).count() as f64)
+            }
+        }
+    }
+
+    fn ids(
+        &self,
+        request: &RequestFacts,
+        ad: &AdFacts,
+        states: &[Option<&EntityState>],
+        now_us: i64,
+        out: &mut Vec<u64>,
+    ) {
+        match self {
+            Self::Expression(expression) => {
+                match expression.evaluate(&|slot| fact(request, Some(ad), slot), now_us) {
+                    Value::Text(_, hash) => out.push(hash),
+                    Value::Id(id) => out.push(id),
+                    Value::Number(number) => out.push(hash::hash_integer(number as i64)),
+                    Value::Ids(ids) => out.extend_from_slice(ids),
+                    Value::Missing | Value::Vector(_) => {}
+                }
+            }
+            Self::Recent {
+                group,
+                slot,
+                last,
+                hours,
+            } => {
+                let oldest = now_us - i64::from(*hours) * 3_600_000_000;
+                if let Some(state) = states[*group] {
+                    let values = state
+                        .recent(*slot, now_us)
+                        .filter(|(_, seen)| *seen > oldest);
+                    out.extend(values.take(*last).map(|(id, _)| id));
+                }
+            }
+            Self::Window { .. } | Self::Rate { .. } => {}
+        }
+    }
+}
+
+impl Column {
+    fn finish(&self, value: Option<f64>, counts: &mut EvaluationCounts) -> f32 {
+        let Some(value) = value else {
+            counts.missing += 1;
+            return self.default as f32;
+        };
+        let mut value = match self.transform {
+            Transform::Identity => value,
+            Transform::Log1p => value.ln_1p(),
+        };
+        if !(value as f32).is_finite() {
+            counts.not_finite += 1;
+            return self.default as f32;
+        }
+        if let Some([low, high]) = self.range
+            && !(low..=high).contains(&value)
+        {
+            counts.clamped += 1;
+            value = value.clamp(low, high);
+        }
+        value as f32
+    }
+}

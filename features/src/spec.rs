@@ -1,0 +1,618 @@
+//! The feature spec: what each feature is, in one TOML file.
+//!
+//! Every error says file, line, feature and the mend.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use toml::Spanned;
+
+use crate::{
+    aggregates::SourceEvent,
+    expression::{Expression, ExpressionError, ResultType, parse},
+    facts::{AD_FACTS, FactType, REQUEST_FACTS},
+};
+
+/// Why a feature spec was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// The file cannot be read.
+    #[error("reading feature spec {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Not TOML, or a key that no feature has.
+    #[error("in feature spec {file}, line {line}")]
+    Parse {
+        /// The file.
+        file: String,
+        /// Line from 1.
+        line: usize,
+        /// What the parser said.
+        source: Box<toml::de::Error>,
+    },
+    /// A feature that does not make sense.
+    #[error("in feature spec {file}, line {line}, feature `{feature}`: {problem}")]
+    Feature {
+        /// The file.
+        file: String,
+        /// Line from 1.
+        line: usize,
+        /// The feature.
+        feature: String,
+        /// What is wrong and how to mend it.
+        problem: Problem,
+    },
+}
+
+/// What is wrong with a feature.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// Two features share a name.
+    #[error("another feature has this name already; rename one")]
+    Duplicate,
+    /// A name that would not make a column.
+    #[error("a name has lower-case letters, digits and `_` only")]
+    Name,
+    /// Neither or both of `expression` and `aggregation`.
+    #[error("give either `expression` or `aggregation`")]
+    Source,
+    /// A key that the aggregation needs.
+    #[error("an aggregation `{aggregation}` needs `{key}`")]
+    Missing {
+        /// The aggregation.
+        aggregation: &'static str,
+        /// The key.
+        key: &'static str,
+    },
+    /// A window that is not a number of hours.
+    #[error(
+        "window `{text}` is not a whole number of hours or days between 1h and 90d, such as `24h` or `7d`"
+    )]
+    Window {
+        /// The text.
+        text: String,
+    },
+    /// A key fact that is not a text.
+    #[error("key fact `{name}` must be a text; known texts: {known}")]
+    Key {
+        /// The fact.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// An expression that does not parse or does not type.
+    #[error("expression `{text}`: {source}")]
+    Expression {
+        /// The expression.
+        text: String,
+        /// Why.
+        source: ExpressionError,
+    },
+    /// An expression of a type that the feature's kind cannot take.
+    #[error("a {kind} feature cannot come from {found}")]
+    Kind {
+        /// `dense` or `sparse`.
+        kind: &'static str,
+        /// What the expression gives.
+        found: &'static str,
+    },
+    /// A range that is empty, or a default outside it.
+    #[error("range [{low}, {high}] must rise and hold the default {default}")]
+    Range {
+        /// Lower end.
+        low: f64,
+        /// Upper end.
+        high: f64,
+        /// The default.
+        default: f64,
+    },
+}
+
+/// What kind of value a feature gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// One number.
+    Dense,
+    /// Ids for an embedding table.
+    Sparse,
+}
+
+/// What a feature describes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Entity {
+    /// The person.
+    User,
+    /// The creative or its campaign.
+    Ad,
+    /// Place and time of the request.
+    Context,
+    /// Two of the others together.
+    Cross,
+    /// The pictures.
+    Visual,
+}
+
+/// How events become a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Aggregation {
+    /// Number of events.
+    Count,
+    /// Sum of their values.
+    Sum,
+    /// Mean of their values.
+    Mean,
+    /// Events of `source` per event of `over`, smoothed by `prior`.
+    Rate,
+    /// Ids of the `last` most recent values of fact `value`.
+    Last,
+    /// Number of distinct values of fact `value`.
+    Distinct,
+}
+
+/// Which path keeps a feature up to date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Freshness {
+    /// Once a day.
+    Batch,
+    /// As events arrive.
+    Nearline,
+    /// From the request itself.
+    Request,
+}
+
+/// Where a feature's state is kept online.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// In memory.
+    #[default]
+    Hot,
+    /// On disk.
+    Warm,
+}
+
+/// A function applied to a dense value at the end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transform {
+    /// None.
+    #[default]
+    Identity,
+    /// `ln(1 + x)`, for counts.
+    Log1p,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SpecFile {
+    #[serde(default)]
+    facts: BTreeMap<String, FactType>,
+    feature: Vec<Spanned<Feature>>,
+}
+
+/// One feature as written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Feature {
+    /// Unique; also the column's name.
+    pub name: String,
+    /// Number or ids.
+    pub kind: Kind,
+    /// What it describes.
+    pub entity: Entity,
+    /// How it is computed from facts.
+    pub expression: Option<String>,
+    /// How it is computed from events.
+    pub aggregation: Option<Aggregation>,
+    /// The events that count.
+    pub source: Option<SourceEvent>,
+    /// The events that a rate is taken over.
+    pub over: Option<SourceEvent>,
+    /// Added to numerator and denominator of a rate, so that few events say little.
+    #[serde(default)]
+    pub prior: [f64; 2],
+    /// `24h`, `7d` …
+    pub window: Option<String>,
+    /// Facts that name the entity.
+    #[serde(default)]
+    pub key: Vec<String>,
+    /// The fact that `last` and `distinct` remember.
+    pub value: Option<String>,
+    /// How many values `last` gives.
+    #[serde(default = "default_last")]
+    pub last: usize,
+    /// Applied at the end.
+    #[serde(default)]
+    pub transform: Transform,
+    /// Stands in for a missing value.
+    #[serde(default)]
+    pub default: f64,
+    /// Values outside are clamped and counted.
+    pub range: Option<[f64; 2]>,
+    /// Which path keeps it up to date.
+    pub freshness: Freshness,
+    /// How long a stored value is good.
+    pub ttl: Option<String>,
+    /// Where its state is kept online.
+    #[serde(default)]
+    pub tier: Tier,
+    /// Whether it may be used for children and users of unknown age.
+    pub child_safe: bool,
+    /// Who answers for it.
+    pub owner: String,
+    /// Rises when the meaning changes.
+    pub version: u32,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+}
+
+fn default_last() -> usize {
+    5
+}
+
+/// A checked spec.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeatureSpec {
+    /// Types of the facts beyond the standard ones.
+    pub facts: BTreeMap<String, FactType>,
+    /// Features in the order of the file: the order of columns.
+    pub features: Vec<Feature>,
+    digest: String,
+}
+
+impl FeatureSpec {
+    /// Reads and checks a spec file.
+    ///
+    /// # Errors
+    /// [`SpecError`] with file, line, feature and the mend.
+    pub fn load(path: &Path) -> Result<Self, SpecError> {
+        let read = fs::read_to_string(path);
+        let text = read.map_err(|source| SpecError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Checks a spec; `file` is for messages.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn parse(text: &str, file: &str) -> Result<Self, SpecError> {
+        let line = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
+        let parsed: SpecFile = toml::from_str(text).map_err(|error| SpecError::Parse {
+            file: file.to_owned(),
+            line: error.span().map_or(1, |span| line(span.start)),
+            source: Box::new(error),
+        })?;
+        let mut features: Vec<Feature> = Vec::with_capacity(parsed.feature.len());
+        let mut spec = Self {
+            facts: parsed.facts,
+            features: Vec::new(),
+            digest: String::new(),
+        };
+        for spanned in parsed.feature {
+            let at = line(spanned.span().start);
+            let feature = spanned.into_inner();
+            let duplicate = features.iter().any(|known| known.name == feature.name);
+            let checked = if duplicate {
+                Err(Problem::Duplicate)
+            } else {
+                spec.check(&feature)
+            };
+            if let Err(problem) = checked {
+                let feature = feature.name;
+                return Err(SpecError::Feature {
+                    file: file.to_owned(),
+                    line: at,
+                    feature,
+                    problem,
+                });
+            }
+            features.push(feature);
+        }
+        spec.features = features;
+        spec.digest = spec.compute_digest();
+        Ok(spec)
+    }
+
+    /// Digest of what the spec means: comments, descriptions and owners do not change it.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// The type of a fact, or `None` if there is none of this name.
+    pub fn fact_type(&self, name: &str) -> Option<FactType> {
+        let standard = REQUEST_FACTS
+            .iter()
+            .chain(&AD_FACTS)
+            .find(|(known, _)| *known == name);
+        standard
+            .map(|(_, fact)| *fact)
+            .or_else(|| self.facts.get(name).copied())
+    }
+
+    fn compute_digest(&self) -> String {
+        let mut hash = Sha256::new();
+        for feature in &self.features {
+            let meaning = Feature {
+                owner: String::new(),
+                description: String::new(),
+                ..feature.clone()
+            };
+            // A struct of plain fields always serialises.
+            hash.update(serde_json::to_vec(&meaning).expect("a feature is plain data"));
+        }
+        for (name, fact) in &self.facts {
+            hash.update(format!("{name}={fact:?}\n"));
+        }
+        hash.finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    fn check(&self, feature: &Feature) -> Result<(), Problem> {
+        let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        if feature.name.is_empty() || !feature.name.chars().all(valid) {
+            return Err(Problem::Name);
+        }
+        match (&feature.expression, feature.aggregation) {
+            (Some(text), None) => self.check_expression(feature, text)?,
+            (None, Some(aggregation)) => self.check_aggregation(feature, aggregation)?,
+            _ => return Err(Problem::Source),
+        }
+        if let Some([low, high]) = feature.range
+            && !(low < high && (low..=high).contains(&feature.default))
+        {
+            return Err(Problem::Range {
+                low,
+                high,
+                default: feature.default,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_expression(&self, feature: &Feature, text: &str) -> Result<(), Problem> {
+        let failed = |source| Problem::Expression {
+            text: text.to_owned(),
+            source,
+        };
+        let result =
+            parse(text).and_then(|expression| expression.check(&|name| self.fact_type(name)));
+        let found = match (feature.kind, result.map_err(failed)?) {
+            (Kind::Dense, ResultType::Number) => return Ok(()),
+            (Kind::Sparse, ResultType::Number | ResultType::Id | ResultType::Ids) => return Ok(()),
+            (_, ResultType::Vector) => "a vector",
+            (_, _) => "an id",
+        };
+        Err(Problem::Kind {
+            kind: feature.kind.name(),
+            found,
+        })
+    }
+
+    fn check_aggregation(
+        &self,
+        feature: &Feature,
+        aggregation: Aggregation,
+    ) -> Result<(), Problem> {
+        let name = aggregation.name();
+        let need = |present: bool, key| {
+            if present {
+                Ok(())
+            } else {
+                Err(Problem::Missing {
+                    aggregation: name,
+                    key,
+                })
+            }
+        };
+        need(feature.source.is_some(), "source")?;
+        need(feature.window.is_some(), "window")?;
+        need(!feature.key.is_empty(), "key")?;
+        feature.window_hours()?;
+        if aggregation == Aggregation::Rate {
+            need(feature.over.is_some(), "over")?;
+            need(feature.prior[1] > 0.0, "prior")?;
+        }
+        if matches!(aggregation, Aggregation::Last | Aggregation::Distinct) {
+            need(feature.value.is_some(), "value")?;
+        }
+        for key in feature.key.iter().chain(&feature.value) {
+            if self.fact_type(key) != Some(FactType::Text) {
+                return Err(Problem::Key {
+                    name: key.clone(),
+                    known: self.texts(),
+                });
+            }
+        }
+        match (feature.kind, aggregation) {
+            (Kind::Sparse, Aggregation::Last) => Ok(()),
+            (Kind::Dense, Aggregation::Last) => Err(Problem::Kind {
+                kind: "dense",
+                found: "`last`",
+            }),
+            (Kind::Sparse, _) => Err(Problem::Kind {
+                kind: "sparse",
+                found: name,
+            }),
+            (Kind::Dense, _) => Ok(()),
+        }
+    }
+
+    fn texts(&self) -> String {
+        let standard = REQUEST_FACTS
+            .iter()
+            .chain(&AD_FACTS)
+            .map(|(name, fact)| (*name, *fact));
+        let own = self.facts.iter().map(|(name, fact)| (name.as_str(), *fact));
+        let texts = standard
+            .chain(own)
+            .filter(|(_, fact)| *fact == FactType::Text);
+        texts.map(|(name, _)| name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::Sparse => "sparse",
+        }
+    }
+}
+
+impl Aggregation {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Sum => "sum",
+            Self::Mean => "mean",
+            Self::Rate => "rate",
+            Self::Last => "last",
+            Self::Distinct => "distinct",
+        }
+    }
+}
+
+impl Feature {
+    /// The parsed expression; the spec was checked, so it parses.
+    pub(crate) fn parsed(&self) -> Option<Expression> {
+        self.expression.as_deref().and_then(|text| parse(text).ok())
+    }
+
+    /// The window in hours; 0 without one.
+    ///
+    /// # Errors
+    /// [`Problem::Window`].
+    pub(crate) fn window_hours(&self) -> Result<u32, Problem> {
+        let Some(text) = &self.window else {
+            return Ok(0);
+        };
+        let hours = |digits: &str, unit: u32| digits.parse::<u32>().ok()?.checked_mul(unit);
+        let found = match text.split_at_checked(text.len().saturating_sub(1)) {
+            Some((digits, "h")) => hours(digits, 1),
+            Some((digits, "d")) => hours(digits, 24),
+            _ => None,
+        };
+        let valid = found.filter(|hours| (1..=90 * 24).contains(hours));
+        valid.ok_or_else(|| Problem::Window { text: text.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[[feature]]
+name = "user_clicks_24h"
+kind = "dense"
+entity = "user"
+aggregation = "count"
+source = "click"
+window = "24h"
+key = ["user_id"]
+transform = "log1p"
+freshness = "nearline"
+child_safe = false
+owner = "ads"
+version = 1
+"#;
+
+    fn refusal(from: &str, to: &str) -> String {
+        assert!(GOOD.contains(from));
+        FeatureSpec::parse(&GOOD.replace(from, to), "f.toml")
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn an_error_names_file_line_feature_and_mend() {
+        let at = "in feature spec f.toml, line 2, feature `user_clicks_24h`: ";
+        let check =
+            |from, to, expected: &str| assert_eq!(refusal(from, to), format!("{at}{expected}"));
+        check(
+            "aggregation = \"count\"\n",
+            "",
+            "give either `expression` or `aggregation`",
+        );
+        check(
+            "source = \"click\"\n",
+            "",
+            "an aggregation `count` needs `source`",
+        );
+        check(
+            "\"count\"",
+            "\"rate\"",
+            "an aggregation `rate` needs `over`",
+        );
+        check(
+            "\"count\"",
+            "\"last\"",
+            "an aggregation `last` needs `value`",
+        );
+        check(
+            "24h\"\nkey",
+            "24x\"\nkey",
+            "window `24x` is not a whole number of hours or days between 1h and 90d, such as `24h` or `7d`",
+        );
+        check(
+            "version = 1",
+            "version = 1\nrange = [1.0, 2.0]",
+            "range [1, 2] must rise and hold the default 0",
+        );
+        assert!(
+            refusal("[\"user_id\"]", "[\"user_ld\"]").contains("key fact `user_ld` must be a text")
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_names_its_line() {
+        assert_eq!(
+            refusal("transform", "transfrom"),
+            "in feature spec f.toml, line 10"
+        );
+    }
+
+    #[test]
+    fn a_second_feature_of_the_same_name_is_refused() {
+        let error = FeatureSpec::parse(&GOOD.repeat(2), "f.toml").unwrap_err();
+        assert!(
+            error.to_string().contains("another feature has this name"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_digest_follows_the_meaning() {
+        let digest = |text: &str| {
+            FeatureSpec::parse(text, "f.toml")
+                .unwrap()
+                .digest()
+                .to_owned()
+        };
+        let good = digest(GOOD);
+        assert_eq!(
+            good,
+            digest(&GOOD.replace("owner = \"ads\"", "owner = \"x\" # moved"))
+        );
+        assert_ne!(good, digest(&GOOD.replace("24h\"\nkey", "48h\"\nkey")));
+    }
+}

@@ -1,0 +1,289 @@
+//! The shipped specs over facts and events, as the pipeline and the server use them.
+
+use std::{collections::HashMap, path::Path};
+
+use features::{
+    AdFacts, Aggregates, FeatureBatch, FeatureSet, NoState, RequestFacts, SourceEvent,
+    facts::{ad_facts, request_facts},
+    online::{self, OnlineError, OnlineStore},
+};
+use wire::{
+    catalogue::{Campaign, Creative, Scene, Targeting},
+    events::{AgeBand, Context},
+};
+
+const HOUR_US: i64 = 3_600_000_000;
+const NOW_US: i64 = 500_000 * HOUR_US;
+
+fn set() -> FeatureSet {
+    FeatureSet::load(&configs().join("features.toml")).unwrap()
+}
+
+fn configs() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs"))
+}
+
+fn request(set: &FeatureSet, age_band: AgeBand) -> RequestFacts {
+    let context = Context {
+        experience_id: "e1".into(),
+        genre: "racing".into(),
+        scene_id: "s1".into(),
+        device: "phone".into(),
+        format: "billboard".into(),
+        country: "DE".into(),
+        ..Context::default()
+    };
+    let scene = Scene {
+        scene_id: "s1".into(),
+        experience_id: "e1".into(),
+        genre: "racing".into(),
+        picture_digest: String::new(),
+        style: vec![0.5; 8],
+    };
+    set.bind_request(&request_facts(
+        "u1",
+        age_band,
+        true,
+        &context,
+        Some(&scene),
+        NOW_US,
+    ))
+}
+
+fn ad(set: &FeatureSet, creative_id: &str, category: &str, style: Vec<f32>) -> AdFacts {
+    let creative = Creative {
+        creative_id: creative_id.into(),
+        campaign_id: "c1".into(),
+        category: category.into(),
+        title: String::new(),
+        format: "billboard".into(),
+        picture_digest: String::new(),
+        style,
+        first_seen_us: NOW_US - 48 * HOUR_US,
+        attributes: Default::default(),
+    };
+    let campaign = Campaign {
+        campaign_id: "c1".into(),
+        advertiser_id: "a1".into(),
+        bid_micros: 2_000_000,
+        daily_budget_micros: 1,
+        targeting: Targeting::default(),
+    };
+    set.bind_ad(&ad_facts(&creative, &campaign))
+}
+
+fn dense(set: &FeatureSet, batch: &FeatureBatch, row: usize, name: &str) -> f32 {
+    let column = set
+        .schema()
+        .dense
+        .iter()
+        .position(|field| field.name == name)
+        .unwrap();
+    batch.dense_row(row)[column]
+}
+
+fn sparse<'a>(set: &FeatureSet, batch: &'a FeatureBatch, row: usize, name: &str) -> &'a [u64] {
+    let column = set
+        .schema()
+        .sparse
+        .iter()
+        .position(|field| field.name == name)
+        .unwrap();
+    batch.sparse[column].row(row)
+}
+
+fn close(found: f32, expected: f64) {
+    assert!(
+        (f64::from(found) - expected).abs() < 1e-6,
+        "found {found}, expected {expected}"
+    );
+}
+
+/// Two impressions and one click of shoes by `u1`, an hour ago.
+fn history(set: &FeatureSet) -> Aggregates {
+    let (request, shoe) = (
+        request(set, AgeBand::AgeBand13plus),
+        ad(set, "k1", "shoe", vec![0.5; 8]),
+    );
+    let mut aggregates = Aggregates::default();
+    for source in [
+        SourceEvent::Impression,
+        SourceEvent::Impression,
+        SourceEvent::Click,
+    ] {
+        aggregates.apply(set, source, &request, Some(&shoe), 0.0, NOW_US - HOUR_US);
+    }
+    aggregates
+}
+
+#[test]
+fn every_shipped_spec_loads() {
+    for file in ["features.toml", "movielens/features.toml"] {
+        let set = FeatureSet::load(&configs().join(file)).unwrap();
+        assert!(
+            set.schema().dense.len() >= 6 && set.schema().sparse.len() >= 10,
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn values_follow_history_facts_and_pictures() {
+    let set = set();
+    let request = request(&set, AgeBand::AgeBand13plus);
+    let ads = [
+        ad(&set, "k1", "shoe", vec![0.5; 8]),
+        ad(&set, "k2", "coat", vec![]),
+    ];
+    let mut batch = FeatureBatch::new(set.schema());
+    set.evaluate(
+        &request,
+        &[&ads[0], &ads[1]],
+        &history(&set),
+        NOW_US,
+        &mut batch,
+    );
+
+    assert_eq!(batch.num_rows, 2);
+    close(
+        dense(&set, &batch, 0, "user_impressions_24h"),
+        2.0f64.ln_1p(),
+    );
+    close(dense(&set, &batch, 0, "user_category_rate_7d"), 2.0 / 17.0);
+    close(dense(&set, &batch, 1, "user_category_rate_7d"), 1.0 / 15.0);
+    close(dense(&set, &batch, 1, "user_rate_7d"), 2.0 / 17.0);
+    close(dense(&set, &batch, 0, "ad_age_days"), 2.0f64.ln_1p());
+    close(dense(&set, &batch, 0, "style_match"), 1.0);
+    close(dense(&set, &batch, 1, "style_match"), 0.0);
+    let shoe = features::hash::hash_text("shoe");
+    assert_eq!(sparse(&set, &batch, 0, "category"), [shoe]);
+    assert_eq!(sparse(&set, &batch, 1, "recent_categories"), [shoe]);
+    assert_ne!(
+        sparse(&set, &batch, 0, "user_x_category"),
+        sparse(&set, &batch, 1, "user_x_category")
+    );
+}
+
+#[test]
+fn what_happened_later_is_not_known_earlier() {
+    let set = set();
+    let request = request(&set, AgeBand::AgeBand13plus);
+    let shoe = ad(&set, "k1", "shoe", vec![]);
+    let mut batch = FeatureBatch::new(set.schema());
+    set.evaluate(
+        &request,
+        &[&shoe],
+        &history(&set),
+        NOW_US - 2 * HOUR_US,
+        &mut batch,
+    );
+    close(dense(&set, &batch, 0, "user_impressions_24h"), 0.0);
+    assert!(sparse(&set, &batch, 0, "recent_categories").is_empty());
+}
+
+#[test]
+fn a_child_or_unknown_age_gets_defaults_for_every_personal_feature() {
+    let set = set();
+    let shoe = ad(&set, "k1", "shoe", vec![0.5; 8]);
+    let history = history(&set);
+    let evaluate = |age, states: &Aggregates| {
+        let mut batch = FeatureBatch::new(set.schema());
+        let counts = set.evaluate(&request(&set, age), &[&shoe], states, NOW_US, &mut batch);
+        (batch, counts)
+    };
+    let personal = set
+        .spec()
+        .features
+        .iter()
+        .filter(|feature| !feature.child_safe)
+        .count() as u64;
+    for age in [AgeBand::Under13, AgeBand::Unknown] {
+        let (batch, counts) = evaluate(age, &history);
+        assert_eq!(counts.withheld, personal);
+        close(dense(&set, &batch, 0, "user_rate_7d"), 1.0 / 15.0);
+        assert_eq!(
+            sparse(&set, &batch, 0, "user_id"),
+            [features::hash::MISSING_ID]
+        );
+        // The rest still knows the world around.
+        close(dense(&set, &batch, 0, "scene_rate_7d"), 2.0 / 17.0);
+    }
+}
+
+#[test]
+fn nothing_is_stored_under_a_childs_id() {
+    let set = set();
+    let child = request(&set, AgeBand::Under13);
+    let shoe = ad(&set, "k1", "shoe", vec![]);
+    let mut aggregates = Aggregates::default();
+    aggregates.apply(&set, SourceEvent::Click, &child, Some(&shoe), 0.0, NOW_US);
+    let keys = set.keys(&request(&set, AgeBand::AgeBand13plus), &[&shoe]);
+    let stored: Vec<_> = aggregates.iter().map(|(key, _)| key).collect();
+    let of_child = set.keys(&child, &[&shoe]);
+    assert_eq!(stored, of_child);
+    assert!(keys.len() > of_child.len());
+}
+
+#[test]
+fn a_fact_that_is_no_number_takes_the_default_and_is_counted() {
+    let set = set();
+    let request = request(&set, AgeBand::AgeBand13plus);
+    let broken = ad(&set, "k1", "shoe", vec![f32::NAN; 8]);
+    let mut batch = FeatureBatch::new(set.schema());
+    let counts = set.evaluate(&request, &[&broken], &NoState, NOW_US, &mut batch);
+    assert!(batch.dense.iter().all(|value| value.is_finite()));
+    assert!(counts.missing + counts.not_finite >= 4, "{counts:?}");
+}
+
+#[test]
+fn the_online_store_gives_the_same_values_as_the_aggregates() {
+    let set = set();
+    let root = tempfile::tempdir().unwrap();
+    assert!(matches!(
+        OnlineStore::open(root.path()),
+        Err(OnlineError::Missing { .. })
+    ));
+
+    let history = history(&set);
+    for generation in 1..=3 {
+        assert_eq!(
+            online::publish(root.path(), &history, set.digest(), NOW_US).unwrap(),
+            generation
+        );
+    }
+    let store = OnlineStore::open(root.path()).unwrap();
+    assert_eq!(
+        (store.generation(), store.spec_digest(), store.as_of_us()),
+        (3, set.digest(), NOW_US)
+    );
+
+    let request = request(&set, AgeBand::AgeBand13plus);
+    let ads = [
+        ad(&set, "k1", "shoe", vec![]),
+        ad(&set, "k2", "coat", vec![]),
+    ];
+    let ads = [&ads[0], &ads[1]];
+    let states: HashMap<_, _> = store.read(&set.keys(&request, &ads)).unwrap();
+    let mut online = FeatureBatch::new(set.schema());
+    set.evaluate(&request, &ads, &states, NOW_US, &mut online);
+    let mut offline = FeatureBatch::new(set.schema());
+    set.evaluate(&request, &ads, &history, NOW_US, &mut offline);
+    assert_eq!(online, offline);
+}
+
+#[test]
+fn a_damaged_online_store_is_an_error() {
+    let root = tempfile::tempdir().unwrap();
+    let generation = online::publish(root.path(), &Aggregates::default(), "d", 0).unwrap();
+    let path = root.path().join(format!("{generation:012}/store.redb"));
+    std::fs::write(&path, b"not a store").unwrap();
+    assert!(matches!(
+        OnlineStore::open(root.path()),
+        Err(OnlineError::Store { .. })
+    ));
+    std::fs::write(root.path().join("CURRENT"), b"{}").unwrap();
+    assert!(matches!(
+        OnlineStore::open(root.path()),
+        Err(OnlineError::Pointer { .. })
+    ));
+}
