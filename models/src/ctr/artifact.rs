@@ -1,0 +1,594 @@
+//! A trained click model as files: `model.json`, `dense.safetensors`, `tables.safetensors`.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use burn::{
+    prelude::Backend,
+    tensor::{Tensor, TensorData},
+};
+use burn_store::{ModuleSnapshot, SafetensorsStore};
+use features::{FeatureBatch, Schema};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    dcn_v2::{DcnV2, DcnV2Config},
+    embedding::EmbeddingTable,
+};
+use crate::Cpu;
+
+/// Means and standard deviations of the dense features over the training rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Normalisation {
+    /// One per dense feature.
+    pub mean: Vec<f32>,
+    /// One per dense feature; never 0.
+    pub std: Vec<f32>,
+}
+
+impl Normalisation {
+    /// Mean and standard deviation of each column of `[rows, width]` values; a constant column
+    /// gets 1.
+    pub fn fit(values: &[f32], width: usize) -> Self {
+        let rows = (values.len() / width.max(1)).max(1) as f64;
+        let columns = |each: &dyn Fn(usize, f32) -> f64| -> Vec<f64> {
+            let mut sums = vec![0.0; width];
+            for row in values.chunks_exact(width.max(1)) {
+                for (at, value) in row.iter().enumerate() {
+                    sums[at] += each(at, *value);
+                }
+            }
+            sums.into_iter().map(|sum| sum / rows).collect()
+        };
+        let mean = columns(&|_, value| f64::from(value));
+        let variance = columns(&|at, value| (f64::from(value) - mean[at]).powi(2));
+        let deviation = |variance: &f64| {
+            if *variance > 1e-12 {
+                variance.sqrt() as f32
+            } else {
+                1.0
+            }
+        };
+        Self {
+            std: variance.iter().map(deviation).collect(),
+            mean: mean.into_iter().map(|mean| mean as f32).collect(),
+        }
+    }
+}
+
+/// Last correction of a logit: `scale × logit + offset` (Platt 1999).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// Above 1 sharpens.
+    pub scale: f32,
+    /// Shifts all predictions.
+    pub offset: f32,
+}
+
+impl Default for Calibration {
+    fn default() -> Self {
+        Self {
+            scale: 1.0,
+            offset: 0.0,
+        }
+    }
+}
+
+impl Calibration {
+    /// The probability of a logit.
+    pub fn probability(&self, logit: f32) -> f32 {
+        1.0 / (1.0 + (-(self.scale * logit + self.offset)).exp())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TableShape {
+    feature: String,
+    rows: usize,
+    dim: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelFile {
+    architecture: String,
+    config: DcnV2Config,
+    schema: Schema,
+    normalisation: Normalisation,
+    calibration: Calibration,
+    tables: Vec<TableShape>,
+}
+
+const ARCHITECTURE: &str = "dcn_v2";
+const MODEL_FILE: &str = "model.json";
+const DENSE_FILE: &str = "dense.safetensors";
+const TABLES_FILE: &str = "tables.safetensors";
+
+/// Why a click model could not be stored, loaded or used.
+#[derive(Debug, thiserror::Error)]
+pub enum CtrModelError {
+    /// The disk refused.
+    #[error("accessing model file {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// `model.json` is not one.
+    #[error("reading {}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why parsing stopped.
+        source: serde_json::Error,
+    },
+    /// Another architecture.
+    #[error("{} is a `{found}` model, wanted `{ARCHITECTURE}`", path.display())]
+    Architecture {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
+    /// Weights that are damaged or of another shape.
+    #[error("weights in {}: {what}", path.display())]
+    Weights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with them.
+        what: String,
+    },
+    /// A batch of other features than those the model was trained on.
+    #[error(
+        "the batch has {found_dense} dense and {found_sparse} sparse features, the model takes {wanted_dense} and {wanted_sparse}"
+    )]
+    Width {
+        /// Dense features of the batch.
+        found_dense: usize,
+        /// Sparse features of the batch.
+        found_sparse: usize,
+        /// Dense features of the model.
+        wanted_dense: usize,
+        /// Sparse features of the model.
+        wanted_sparse: usize,
+    },
+    /// A value that is not finite.
+    #[error("dense feature {feature} of row {row} is {value}")]
+    NotFinite {
+        /// The feature's name.
+        feature: String,
+        /// The row.
+        row: usize,
+        /// The value.
+        value: f32,
+    },
+}
+
+/// A click model that is ready to score.
+#[derive(Debug, Clone)]
+pub struct CtrModel<B: Backend = Cpu> {
+    config: DcnV2Config,
+    schema: Schema,
+    normalisation: Normalisation,
+    /// Correction of the logits.
+    pub calibration: Calibration,
+    tables: Vec<EmbeddingTable>,
+    network: DcnV2<B>,
+    device: B::Device,
+}
+
+impl<B: Backend> CtrModel<B> {
+    /// Joins the parts of a trained model. `tables` are in the order of the schema's sparse
+    /// features.
+    pub fn new(
+        config: DcnV2Config,
+        schema: Schema,
+        normalisation: Normalisation,
+        tables: Vec<EmbeddingTable>,
+        network: DcnV2<B>,
+        device: B::Device,
+    ) -> Self {
+        let calibration = Calibration::default();
+        Self {
+            config,
+            schema,
+            normalisation,
+            calibration,
+            tables,
+            network,
+            device,
+        }
+    }
+
+    /// The features that it takes.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Probability of a click for each row.
+    ///
+    /// # Errors
+    /// [`CtrModelError::Width`] or [`CtrModelError::NotFinite`] if the batch does not fit.
+    pub fn score(&self, batch: &FeatureBatch) -> Result<Vec<f32>, CtrModelError> {
+        let logits = self.logits(batch)?;
+        Ok(logits
+            .into_iter()
+            .map(|logit| self.calibration.probability(logit))
+            .collect())
+    }
+
+    /// Logit of each row, before calibration.
+    ///
+    /// # Errors
+    /// As [`Self::score`].
+    pub fn logits(&self, batch: &FeatureBatch) -> Result<Vec<f32>, CtrModelError> {
+        self.check(batch)?;
+        if batch.num_rows == 0 {
+            return Ok(Vec::new());
+        }
+        let dims: usize = self.tables.iter().map(|table| table.dim).sum();
+        let width = batch.num_dense + dims;
+        let mut input = vec![0.0; batch.num_rows * width];
+        write_dense(batch, &self.normalisation, &mut input, width);
+        let mut column = batch.num_dense;
+        for (table, bags) in self.tables.iter().zip(&batch.sparse) {
+            table.pool_mean(bags, 0, &mut input, width, column);
+            column += table.dim;
+        }
+        let input = Tensor::from_data(
+            TensorData::new(input, [batch.num_rows, width]),
+            &self.device,
+        );
+        let logits = self.network.forward(input).into_data().convert::<f32>();
+        // The network gives one f32 per row.
+        Ok(logits.to_vec().expect("the data were converted to f32"))
+    }
+
+    fn check(&self, batch: &FeatureBatch) -> Result<(), CtrModelError> {
+        if batch.num_dense != self.schema.dense.len()
+            || batch.sparse.len() != self.schema.sparse.len()
+        {
+            return Err(CtrModelError::Width {
+                found_dense: batch.num_dense,
+                found_sparse: batch.sparse.len(),
+                wanted_dense: self.schema.dense.len(),
+                wanted_sparse: self.schema.sparse.len(),
+            });
+        }
+        match batch.dense.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(at) => Err(CtrModelError::NotFinite {
+                feature: self.schema.dense[at % batch.num_dense].name.clone(),
+                row: at / batch.num_dense,
+                value: batch.dense[at],
+            }),
+        }
+    }
+
+    /// Writes the model's files into a folder.
+    ///
+    /// # Errors
+    /// [`CtrModelError`] if the disk refuses.
+    pub fn save(&self, dir: &Path) -> Result<(), CtrModelError> {
+        let io = |path: &Path, source| CtrModelError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        fs::create_dir_all(dir).map_err(|source| io(dir, source))?;
+        let shape = |table: &EmbeddingTable| TableShape {
+            feature: table.feature.clone(),
+            rows: table.rows,
+            dim: table.dim,
+        };
+        let file = ModelFile {
+            architecture: ARCHITECTURE.to_owned(),
+            config: self.config.clone(),
+            schema: self.schema.clone(),
+            normalisation: self.normalisation.clone(),
+            calibration: self.calibration,
+            tables: self.tables.iter().map(shape).collect(),
+        };
+        let path = dir.join(MODEL_FILE);
+        let text = serde_json::to_vec_pretty(&file).map_err(|source| CtrModelError::Json {
+            path: path.clone(),
+            source,
+        })?;
+        fs::write(&path, text).map_err(|source| io(&path, source))?;
+
+        let path = dir.join(DENSE_FILE);
+        let weights = |path: &Path, what: String| CtrModelError::Weights {
+            path: path.to_owned(),
+            what,
+        };
+        let mut store = SafetensorsStore::from_file(&path).overwrite(true);
+        self.network
+            .save_into(&mut store)
+            .map_err(|error| weights(&path, error.to_string()))?;
+
+        let path = dir.join(TABLES_FILE);
+        let bytes: Vec<Vec<u8>> = self
+            .tables
+            .iter()
+            .map(|table| table.weights.iter().flat_map(|w| w.to_le_bytes()).collect())
+            .collect();
+        let views: Result<Vec<_>, _> = self
+            .tables
+            .iter()
+            .zip(&bytes)
+            .map(|(table, bytes)| {
+                TensorView::new(Dtype::F32, vec![table.rows, table.dim], bytes)
+                    .map(|view| (&table.feature, view))
+            })
+            .collect();
+        let data = views
+            .and_then(|views| safetensors::serialize(views, None))
+            .map_err(|error| weights(&path, error.to_string()))?;
+        fs::write(&path, data).map_err(|source| io(&path, source))
+    }
+
+    /// Loads a model from its folder.
+    ///
+    /// # Errors
+    /// [`CtrModelError`] that names the file, if one is missing, damaged or of another shape.
+    pub fn load_on(dir: &Path, device: B::Device) -> Result<Self, CtrModelError> {
+        let path = dir.join(MODEL_FILE);
+        let text = fs::read(&path).map_err(|source| CtrModelError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let file: ModelFile =
+            serde_json::from_slice(&text).map_err(|source| CtrModelError::Json {
+                path: path.clone(),
+                source,
+            })?;
+        if file.architecture != ARCHITECTURE {
+            return Err(CtrModelError::Architecture {
+                path,
+                found: file.architecture,
+            });
+        }
+        let tables = load_tables(&dir.join(TABLES_FILE), &file.tables)?;
+        let dims: usize = tables.iter().map(|table| table.dim).sum();
+        let mut random = ChaCha8Rng::seed_from_u64(0);
+        let mut network = file
+            .config
+            .init(file.schema.dense.len() + dims, &mut random, &device);
+        let path = dir.join(DENSE_FILE);
+        let loaded = network.load_from(&mut SafetensorsStore::from_file(&path));
+        let weights = |what| CtrModelError::Weights {
+            path: path.clone(),
+            what,
+        };
+        let result = loaded.map_err(|error| weights(error.to_string()))?;
+        if !result.errors.is_empty() || !result.missing.is_empty() || !result.unused.is_empty() {
+            return Err(weights(format!("they do not fit the model: {result:?}")));
+        }
+        let ModelFile {
+            config,
+            schema,
+            normalisation,
+            calibration,
+            ..
+        } = file;
+        Ok(Self {
+            config,
+            schema,
+            normalisation,
+            calibration,
+            tables,
+            network,
+            device,
+        })
+    }
+}
+
+impl CtrModel<Cpu> {
+    /// Loads a model for the CPU.
+    ///
+    /// # Errors
+    /// As [`Self::load_on`].
+    pub fn load(dir: &Path) -> Result<Self, CtrModelError> {
+        Self::load_on(dir, Default::default())
+    }
+}
+
+/// Writes the standardised dense values to the first columns of `out` (`[rows, width]`).
+pub fn write_dense(
+    batch: &FeatureBatch,
+    normalisation: &Normalisation,
+    out: &mut [f32],
+    width: usize,
+) {
+    if batch.num_dense == 0 {
+        return;
+    }
+    for (row, values) in out
+        .chunks_exact_mut(width)
+        .zip(batch.dense.chunks_exact(batch.num_dense))
+    {
+        let parameters = normalisation.mean.iter().zip(&normalisation.std);
+        for ((target, value), (mean, std)) in row.iter_mut().zip(values).zip(parameters) {
+            *target = (value - mean) / std;
+        }
+    }
+}
+
+fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>, CtrModelError> {
+    let bytes = fs::read(path).map_err(|source| CtrModelError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let weights = |what: String| CtrModelError::Weights {
+        path: path.to_owned(),
+        what,
+    };
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| weights(error.to_string()))?;
+    shapes
+        .iter()
+        .map(|shape| {
+            let view = tensors
+                .tensor(&shape.feature)
+                .map_err(|error| weights(error.to_string()))?;
+            if view.dtype() != Dtype::F32
+                || view.shape() != [shape.rows, shape.dim]
+                || shape.rows == 0
+            {
+                return Err(weights(format!(
+                    "table `{}` is {:?} {:?}, wanted F32 {:?}",
+                    shape.feature,
+                    view.dtype(),
+                    view.shape(),
+                    [shape.rows, shape.dim]
+                )));
+            }
+            let values = view
+                .data()
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            Ok(EmbeddingTable {
+                feature: shape.feature.clone(),
+                rows: shape.rows,
+                dim: shape.dim,
+                weights: values.collect(),
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use features::Jagged;
+    use rand::Rng;
+
+    use super::*;
+
+    fn model() -> CtrModel {
+        let digest = "d".to_owned();
+        let schema: Schema = serde_json::from_value(serde_json::json!({
+            "digest": digest,
+            "dense": [{"name": "a"}, {"name": "b"}],
+            "sparse": [{"name": "s", "multi": false}, {"name": "m", "multi": true}],
+        }))
+        .unwrap();
+        let mut random = ChaCha8Rng::seed_from_u64(3);
+        let mut table = |feature: &str, rows: usize| EmbeddingTable {
+            feature: feature.into(),
+            rows,
+            dim: 4,
+            weights: (0..rows * 4)
+                .map(|_| random.random_range(-1.0..1.0))
+                .collect(),
+        };
+        let tables = vec![table("s", 10), table("m", 7)];
+        let config = DcnV2Config {
+            hidden: vec![8],
+            num_cross_layers: 1,
+            ..DcnV2Config::default()
+        };
+        let network = config.init(10, &mut random, &Default::default());
+        let normalisation = Normalisation {
+            mean: vec![0.5, 1.0],
+            std: vec![2.0, 0.5],
+        };
+        CtrModel::new(
+            config,
+            schema,
+            normalisation,
+            tables,
+            network,
+            Default::default(),
+        )
+    }
+
+    fn batch() -> FeatureBatch {
+        let mut sparse = vec![Jagged::default(); 2];
+        for row in 0..5u64 {
+            sparse[0].push_row(&[row * 1_000_003]);
+            sparse[1].push_row(&(0..row).collect::<Vec<_>>());
+        }
+        FeatureBatch {
+            num_rows: 5,
+            num_dense: 2,
+            dense: (0..10).map(|at| at as f32 * 0.1).collect(),
+            sparse,
+        }
+    }
+
+    #[test]
+    fn a_model_survives_its_files_bit_for_bit() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = model();
+        model.calibration = Calibration {
+            scale: 1.1,
+            offset: -0.2,
+        };
+        model.save(dir.path()).unwrap();
+        let loaded = CtrModel::load(dir.path()).unwrap();
+        let scores = model.score(&batch()).unwrap();
+        assert_eq!(loaded.score(&batch()).unwrap(), scores);
+        assert!(scores.iter().all(|score| (0.0..=1.0).contains(score)));
+        assert_ne!(scores[0], scores[1]);
+    }
+
+    #[test]
+    fn a_row_scores_the_same_alone_and_in_company() {
+        let (model, batch) = (model(), batch());
+        let together = model.score(&batch).unwrap();
+        for (row, score) in together.iter().enumerate() {
+            let alone = model.score(&batch.gather(&[row])).unwrap();
+            assert!((alone[0] - score).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn damaged_or_missing_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for (file, damage) in [(TABLES_FILE, 20), (DENSE_FILE, 20), (MODEL_FILE, 5)] {
+            model().save(dir.path()).unwrap();
+            let path = dir.path().join(file);
+            let bytes = fs::read(&path).unwrap();
+            fs::write(&path, &bytes[..bytes.len() - damage]).unwrap();
+            let error = CtrModel::<Cpu>::load(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(file), "{error}");
+            fs::remove_file(&path).unwrap();
+            let error = CtrModel::<Cpu>::load(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(file), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_batch_that_does_not_fit_is_refused() {
+        let model = model();
+        let mut nan = batch();
+        nan.dense[3] = f32::NAN;
+        let error = model.score(&nan).unwrap_err();
+        assert_eq!(error.to_string(), "dense feature b of row 1 is NaN");
+        let error = model.score(&FeatureBatch::with_widths(3, 2)).unwrap_err();
+        assert!(matches!(error, CtrModelError::Width { found_dense: 3, .. }));
+        assert_eq!(
+            model.score(&FeatureBatch::with_widths(2, 2)).unwrap(),
+            Vec::<f32>::new()
+        );
+    }
+
+    #[test]
+    fn normalisation_gives_mean_zero_and_deviation_one() {
+        let fitted = Normalisation::fit(&[1.0, 5.0, 3.0, 5.0], 2);
+        assert_eq!(
+            fitted,
+            Normalisation {
+                mean: vec![2.0, 5.0],
+                std: vec![1.0, 1.0]
+            }
+        );
+    }
+}

@@ -1,0 +1,81 @@
+//! Embedding tables and mean pooling.
+
+use features::Jagged;
+
+/// The rows of one feature's table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EmbeddingTable {
+    /// The feature it belongs to.
+    pub feature: String,
+    /// Number of rows; an id's row is `id % rows`.
+    pub rows: usize,
+    /// Length of a row.
+    pub dim: usize,
+    /// `[rows, dim]`, row-major.
+    pub weights: Vec<f32>,
+}
+
+impl EmbeddingTable {
+    /// The row of an id.
+    pub fn row_of(&self, id: u64) -> usize {
+        (id % self.rows as u64) as usize
+    }
+
+    /// Writes the mean of each bag's rows.
+    ///
+    /// # Shapes
+    /// - `bags`: the bags `first..` that `out` has room for
+    /// - `out`: rows of `stride` values; a bag's mean goes to `column..column + dim` of its row,
+    ///   an empty bag gives zeros
+    pub fn pool_mean(
+        &self,
+        bags: &Jagged,
+        first: usize,
+        out: &mut [f32],
+        stride: usize,
+        column: usize,
+    ) {
+        for (at, row) in out.chunks_exact_mut(stride).enumerate() {
+            let target = &mut row[column..column + self.dim];
+            let ids = bags.row(first + at);
+            if let [id] = ids {
+                target.copy_from_slice(self.row(*id));
+                continue;
+            }
+            target.fill(0.0);
+            let share = 1.0 / ids.len().max(1) as f32;
+            for id in ids {
+                for (sum, value) in target.iter_mut().zip(self.row(*id)) {
+                    *sum += share * value;
+                }
+            }
+        }
+    }
+
+    fn row(&self, id: u64) -> &[f32] {
+        let at = self.row_of(id) * self.dim;
+        &self.weights[at..at + self.dim]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bags_pool_to_their_mean_and_empty_ones_to_zero() {
+        let table = EmbeddingTable {
+            feature: "f".into(),
+            rows: 3,
+            dim: 2,
+            weights: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+        };
+        let mut bags = Jagged::default();
+        bags.push_row(&[4]);
+        bags.push_row(&[]);
+        bags.push_row(&[0, 2]);
+        let mut out = vec![9.0; 9];
+        table.pool_mean(&bags, 0, &mut out, 3, 1);
+        assert_eq!(out, [9.0, 3.0, 4.0, 9.0, 0.0, 0.0, 9.0, 3.0, 4.0]);
+    }
+}
