@@ -10,6 +10,8 @@
 
 pub mod ctr;
 pub mod metrics;
+pub mod prescorer;
+pub mod visual;
 
 /// The backend of programs without a GPU: burn's pure-Rust one.
 pub type Cpu = burn::backend::Flex;
