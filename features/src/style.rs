@@ -69,7 +69,12 @@ mod tests {
         let style = describe(&[255, 0, 0].repeat(12), 4, 3);
         assert!((style[0] - 0.2126).abs() < 1e-6);
         let rest = [0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0];
-        assert!(style[1..].iter().zip(rest).all(|(found, wanted)| (found - wanted).abs() < 1e-6));
+        assert!(
+            style[1..]
+                .iter()
+                .zip(rest)
+                .all(|(found, wanted)| (found - wanted).abs() < 1e-6)
+        );
     }
 
     #[test]

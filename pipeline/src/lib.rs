@@ -1,5 +1,16 @@
 //! From the event log to training tables and online features.
 //!
-//! [`world`] is the synthetic world with known truth: it makes events and plays the clients.
+//! Events come from the synthetic world with known truth ([`world`]), which also plays the
+//! clients of a running server; from foreign data ([`import`]); or from Marquee's own servers.
+//! [`process`] turns them, incrementally and exactly once, into the training table, the
+//! aggregates and the catalogue; [`feature_verbs`] publishes those to the online store and the
+//! registry. [`verbs`] is the command line.
+//!
+//! The heavy data libraries (Delta Lake, Parquet) live in this crate and the trainer's reader;
+//! nothing here knows a model.
 
+pub mod feature_verbs;
+pub mod import;
+pub mod process;
+pub mod verbs;
 pub mod world;

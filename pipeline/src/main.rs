@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use pipeline::world;
+use pipeline::{
+    verbs::{EventsVerb, FeaturesVerb, ImportVerb},
+    world,
+};
 
 #[derive(Parser)]
 #[command(name = "marquee-pipeline", version, about)]
@@ -11,6 +14,15 @@ enum Verb {
     /// The synthetic world with known truth
     #[command(subcommand)]
     World(world::cli::WorldArgs),
+    /// From the event log to the training table
+    #[command(subcommand)]
+    Events(EventsVerb),
+    /// Feature specs and the online store
+    #[command(subcommand)]
+    Features(FeaturesVerb),
+    /// Foreign data as events
+    #[command(subcommand)]
+    Import(ImportVerb),
 }
 
 fn main() -> ExitCode {
@@ -18,6 +30,18 @@ fn main() -> ExitCode {
         Verb::World(args) => {
             cli::init_logging(args.common().verbose);
             world::cli::run(args)
+        }
+        Verb::Events(verb) => {
+            cli::init_logging(verb.common().verbose);
+            verb.run()
+        }
+        Verb::Features(verb) => {
+            cli::init_logging(verb.common().verbose);
+            verb.run()
+        }
+        Verb::Import(verb) => {
+            cli::init_logging(verb.common().verbose);
+            verb.run()
         }
     })
 }

@@ -1,1 +1,18 @@
-//! Trains CTR, visual and pre-score models: sharded tables, training loop, evaluation
+//! Trains every model of the platform and says how good it is.
+//!
+//! A training verb reads the Delta table ([`table`]), splits it in time ([`split`]), trains one
+//! kind of model ([`ctr`], [`prescorer`], [`visual`]), measures it on rows that lie later in
+//! time, and publishes it with its lineage; every run keeps a folder ([`run`]). Embedding tables
+//! live outside automatic differentiation in [`sharding`], where they are split over ranks; with
+//! one rank every shard is local.
+//!
+//! This crate serves nothing and knows no query engine: it reads Delta and Parquet itself.
+
+pub mod ctr;
+pub mod plot;
+pub mod prescorer;
+pub mod run;
+pub mod sharding;
+pub mod split;
+pub mod table;
+pub mod visual;

@@ -1,1 +1,87 @@
-fn main() {}
+//! `marquee-trainer`: training and evaluation of every model.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{CommonArgs, load_config};
+use serde::{Deserialize, Serialize};
+use trainer::{
+    ctr::{self, CtrConfig, EvalArgs},
+    prescorer::{self, PreScorerConfig},
+    visual::{self, VisualTrainConfig},
+};
+
+#[derive(Parser)]
+#[command(
+    name = "marquee-trainer",
+    version,
+    about = "Trains and measures models"
+)]
+enum Verb {
+    /// Train the model that a configuration describes
+    Train {
+        #[command(flatten)]
+        common: CommonArgs,
+        /// Where the dense half runs: cpu, or cuda in a build with that feature
+        #[arg(long, default_value = "cpu")]
+        device: String,
+    },
+    /// Measure a registered click model
+    Eval(EvalArgs),
+}
+
+/// The one key that says which trainer a file is for.
+#[derive(Serialize, Deserialize)]
+struct KindOnly {
+    kind: String,
+    #[serde(flatten)]
+    _rest: toml::Table,
+}
+
+fn main() -> ExitCode {
+    cli::main(run)
+}
+
+fn run() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    match Verb::parse() {
+        Verb::Train { common, device } => {
+            cli::init_logging(common.verbose);
+            let kind = load_config::<KindOnly>(&common, None)?.config.kind;
+            match kind.as_str() {
+                "ctr" => {
+                    let loaded = load_config::<CtrConfig>(&common, None)?;
+                    if common.print(&loaded) {
+                        return Ok(());
+                    }
+                    runtime.block_on(ctr::run_train(&common, loaded, &device))
+                }
+                "prescorer" => {
+                    let loaded = load_config::<PreScorerConfig>(&common, None)?;
+                    if common.print(&loaded) {
+                        return Ok(());
+                    }
+                    runtime.block_on(prescorer::run_train(&common, loaded))
+                }
+                "visual" => {
+                    let loaded = load_config::<VisualTrainConfig>(&common, None)?;
+                    if common.print(&loaded) {
+                        return Ok(());
+                    }
+                    runtime.block_on(visual::run_train(&common, loaded))
+                }
+                other => anyhow::bail!("kind `{other}` is none of ctr, prescorer, visual"),
+            }
+        }
+        Verb::Eval(args) => {
+            cli::init_logging(args.common.verbose);
+            let loaded = load_config::<CtrConfig>(&args.common, Some("configs/ctr.toml"))?;
+            if args.common.print(&loaded) {
+                return Ok(());
+            }
+            runtime.block_on(ctr::run_eval(&args, &loaded.config))
+        }
+    }
+}

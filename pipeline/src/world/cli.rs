@@ -14,7 +14,10 @@ use super::{config::WorldConfig, drive, generate::generate, judge::judge, truth:
 
 /// What to do with the world.
 #[derive(Debug, clap::Subcommand)]
-#[allow(missing_docs, reason = "a comment on the shared flags would become each verb's help")]
+#[allow(
+    missing_docs,
+    reason = "a comment on the shared flags would become each verb's help"
+)]
 pub enum WorldArgs {
     /// Write a world's history to the event log
     Generate {

@@ -1,0 +1,317 @@
+"""Trains the click model in PyTorch on the same rows as `marquee train`: its peer in quality.
+
+Reads the Delta table that the pipeline wrote and the resolved configuration of a run
+(`config.resolved.toml` in its folder, or `marquee train CONFIG --print-config`), so that table,
+split and hyper-parameters are the same and no default stands here. Network, initial
+distributions, Adam, row-wise Adagrad, choice of the best epoch and calibration follow
+models/src/ctr and trainer/src/ctr; random numbers differ.
+
+    python dcnv2_movielens.py --table data/tables/impressions --config config.resolved.toml
+
+The last line on stdout is one JSON object with the mean test AUC over the seeds.
+
+Needs torch==2.11.*, numpy, deltalake, pyarrow.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from deltalake import DeltaTable
+from torch import nn
+from torch.nn import functional as F
+
+GRADIENT_NORM = 10.0  # of each dense parameter, as the trainer clips
+SCORE_BATCH = 4096
+
+
+@dataclass
+class Bags:
+    """Ids of one sparse feature: row i owns ids[starts[i] : starts[i] + lengths[i]]."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    ids: np.ndarray
+
+    def gather(self, rows):
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        ids = self.ids[np.repeat(self.starts[rows], lengths) + within]
+        return Batch(torch.from_numpy(ids), torch.from_numpy(offsets[:-1]), torch.from_numpy(lengths))
+
+
+@dataclass
+class Batch:
+    rows: torch.Tensor
+    offsets: torch.Tensor
+    lengths: torch.Tensor
+
+
+@dataclass
+class Data:
+    dense: np.ndarray
+    sparse: list[Bags]
+    clicks: np.ndarray
+    weights: np.ndarray
+    table_version: int
+
+
+def load(path, tables):
+    """Rows by rising (event time, impression id), ids already taken modulo the table's rows."""
+    delta = DeltaTable(path)
+    schema = json.loads(delta.metadata().configuration["marquee.schema"])
+    rows = delta.to_pyarrow_table().sort_by(
+        [("event_time_us", "ascending"), ("impression_id", "ascending")]
+    )
+
+    def floats(name):
+        return rows.column(name).combine_chunks().to_numpy(zero_copy_only=False).astype(np.float32)
+
+    def bags(field):
+        column = rows.column(f"s_{field['name']}").combine_chunks()
+        if field["multi"]:
+            lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+            ids = column.flatten()
+        else:
+            lengths, ids = np.ones(len(rows), np.int64), column
+        ids = ids.to_numpy(zero_copy_only=False).view(np.uint64)
+        num_rows = tables["rows_of"].get(field["name"], tables["rows"])
+        starts = np.cumsum(lengths) - lengths
+        return Bags(starts, lengths, (ids % np.uint64(num_rows)).astype(np.int64)), num_rows
+
+    sparse = [bags(field) for field in schema["sparse"]]
+    dense = [floats(f"d_{field['name']}") for field in schema["dense"]]
+    data = Data(
+        np.stack(dense, 1) if dense else np.zeros((len(rows), 0), np.float32),
+        [bags for bags, _ in sparse],
+        floats("click"),
+        floats("weight"),
+        delta.version(),
+    )
+    return data, [num_rows for _, num_rows in sparse]
+
+
+def split(config, rows):
+    if config["by"] != "fractions":
+        sys.exit(f"split.by is {config['by']}: this script splits by fractions only")
+
+    def at(share):
+        return min(int(rows * share + 0.5), rows)
+
+    first, second = at(config["train"]), at(config["train"] + config["valid"])
+    return np.arange(first), np.arange(first, second), np.arange(second, rows)
+
+
+def linear(inputs, outputs, bias=True):
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.uniform_(layer.weight, -(inputs**-0.5), inputs**-0.5)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class DcnV2(nn.Module):
+    def __init__(self, inputs, config):
+        super().__init__()
+        rank, widths = config["cross_rank"], [inputs, *config["hidden"]]
+
+        def cross():
+            if rank == 0:
+                return linear(inputs, inputs)
+            return nn.Sequential(linear(inputs, rank, bias=False), linear(rank, inputs))
+
+        self.cross = nn.ModuleList(cross() for _ in range(config["num_cross_layers"]))
+        self.hidden = nn.ModuleList(linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.dropout = nn.Dropout(config["net_dropout"])
+        self.stacked = config["structure"] == "stacked"
+        self.output = linear(widths[-1] + (0 if self.stacked else inputs), 1)
+
+    def forward(self, x0):
+        crossed = x0
+        for layer in self.cross:
+            crossed = x0 * layer(crossed) + crossed
+        deep = crossed if self.stacked else x0
+        for layer in self.hidden:
+            deep = self.dropout(F.relu(layer(deep)))
+        return self.output(deep if self.stacked else torch.cat([crossed, deep], 1)).squeeze(1)
+
+
+class Tables:
+    """Mean-pooled tables outside autograd with a touched-rows-only optimizer."""
+
+    def __init__(self, num_rows, config):
+        self.dim, self.optimizer = config["embedding_dim"], config["optimizer"]
+        self.weights = [torch.empty(n, self.dim).uniform_(-0.01, 0.01) for n in num_rows]
+        self.accumulators = [torch.zeros(n) for n in num_rows]
+
+    def lookup(self, batches):
+        pooled = [
+            F.embedding_bag(batch.rows, weights, batch.offsets, mode="mean")
+            for batch, weights in zip(batches, self.weights)
+        ]
+        return torch.cat(pooled, 1)
+
+    @torch.no_grad()
+    def update(self, batches, gradient):
+        columns = gradient.split(self.dim, 1)
+        for batch, g, weights, state in zip(batches, columns, self.weights, self.accumulators):
+            touched, inverse = torch.unique(batch.rows, return_inverse=True)
+            shares = (g / batch.lengths.clamp(min=1)[:, None]).repeat_interleave(batch.lengths, 0)
+            sums = torch.zeros(len(touched), self.dim).index_add_(0, inverse, shares)
+            sums += self.optimizer["weight_decay"] * weights[touched]
+            rate = torch.full((len(touched),), self.optimizer["learning_rate"])
+            if self.optimizer["kind"] == "rowwise_adagrad":
+                state[touched] += sums.square().mean(1)
+                rate /= state[touched].sqrt() + self.optimizer["eps"]
+            weights[touched] -= rate[:, None] * sums
+
+
+class Model:
+    def __init__(self, config, data, num_rows, train_rows):
+        self.data = data
+        dense = data.dense[train_rows].astype(np.float64)
+        variance = dense.var(0)
+        self.mean = dense.mean(0).astype(np.float32)
+        self.std = np.where(variance > 1e-12, np.sqrt(variance), 1).astype(np.float32)
+        self.tables = Tables(num_rows, config["tables"])
+        inputs = dense.shape[1] + len(num_rows) * self.tables.dim
+        self.network = DcnV2(inputs, config["model"])
+        training = config["training"]
+        self.adam = torch.optim.Adam(
+            self.network.parameters(),
+            lr=training["learning_rate"],
+            weight_decay=training["weight_decay"],
+        )
+
+    def input(self, rows):
+        batches = [bags.gather(rows) for bags in self.data.sparse]
+        dense = torch.from_numpy((self.data.dense[rows] - self.mean) / self.std)
+        return dense, batches, self.tables.lookup(batches)
+
+    def step(self, rows):
+        self.network.train()
+        dense, batches, pooled = self.input(rows)
+        pooled.requires_grad_()
+        labels, weights = (torch.from_numpy(v[rows]) for v in (self.data.clicks, self.data.weights))
+        logits = self.network(torch.cat([dense, pooled], 1))
+        losses = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
+        self.adam.zero_grad()
+        (losses / weights.sum()).backward()
+        self.tables.update(batches, pooled.grad)
+        for parameter in self.network.parameters():
+            nn.utils.clip_grad_norm_([parameter], GRADIENT_NORM)
+        self.adam.step()
+
+    @torch.no_grad()
+    def logits(self, rows):
+        self.network.eval()
+        scores = []
+        for start in range(0, len(rows), SCORE_BATCH):
+            dense, _, pooled = self.input(rows[start : start + SCORE_BATCH])
+            scores.append(self.network(torch.cat([dense, pooled], 1)).numpy())
+        return np.concatenate(scores).astype(np.float64)
+
+
+def fit_platt(x, y, w):
+    """Scale and offset of the logits by Newton's method."""
+    scale, offset = 1.0, 0.0
+    for _ in range(25):
+        p = 1 / (1 + np.exp(-(scale * x + offset)))
+        error, curvature = w * (p - y), w * p * (1 - p)
+        gradient = np.array([(error * x).sum(), error.sum()])
+        hessian = np.array(
+            [
+                [(curvature * x * x).sum(), (curvature * x).sum()],
+                [(curvature * x).sum(), curvature.sum()],
+            ]
+        )
+        scale, offset = np.array([scale, offset]) - np.linalg.solve(hessian, gradient)
+    return scale, offset
+
+
+def log_loss(x, y, w):
+    """Weighted log loss of logits."""
+    return (w * (np.logaddexp(0, x) - y * x)).sum() / w.sum()
+
+
+def auc(scores, labels):
+    """Exact, ties counting half: from mean ranks."""
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    mean_rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    positives = labels.sum()
+    negatives = len(labels) - positives
+    return (mean_rank[labels > 0.5].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def train(config, data, num_rows, seed):
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
+    train_rows, valid, test = split(config["split"], len(data.clicks))
+    model = Model(config, data, num_rows, train_rows)
+    labels = (data.clicks[valid].astype(np.float64), data.weights[valid].astype(np.float64))
+    best = (np.inf,)
+    for epoch in range(1, config["training"]["epochs"] + 1):
+        order = random.permutation(train_rows)
+        for start in range(0, len(order), config["training"]["batch_size"]):
+            model.step(order[start : start + config["training"]["batch_size"]])
+        logits = model.logits(valid)
+        scale, offset = fit_platt(logits, *labels)
+        loss = log_loss(scale * logits + offset, *labels)
+        print(f"seed {seed}, epoch {epoch}: valid AUC {auc(logits, labels[0]):.4f}, log loss {loss:.4f}", file=sys.stderr)
+        if loss < best[0]:
+            kept = copy.deepcopy((model.network.state_dict(), model.tables.weights))
+            best = (loss, epoch, scale, offset, kept)
+    _, epoch, scale, offset, (network, weights) = best
+    model.network.load_state_dict(network)
+    model.tables.weights = weights
+    logits, y, w = model.logits(test), data.clicks[test], data.weights[test]
+    calibrated = scale * logits + offset
+    return {
+        "seed": seed,
+        "epoch": epoch,
+        "auc": float(auc(logits, y)),
+        "log_loss": float(log_loss(calibrated, y, w)),
+        "calibration_ratio": float((w / (1 + np.exp(-calibrated))).sum() / (w * y).sum()),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", type=Path, required=True, help="folder of the Delta table")
+    parser.add_argument("--config", type=Path, required=True, help="resolved configuration (TOML)")
+    parser.add_argument("--seeds", default="1,2,3", help="seeds, joined by commas")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config = tomllib.loads(args.config.read_text())
+    try:
+        data, num_rows = load(args.table, config["tables"])
+        runs = [train(config, data, num_rows, int(seed)) for seed in args.seeds.split(",")]
+    except KeyError as key:
+        sys.exit(f"{args.config} or {args.table} has no key {key}: pass a run's config.resolved.toml")
+
+    def mean(key):
+        return float(np.mean([run[key] for run in runs]))
+
+    result = {
+        "auc": mean("auc"),
+        "log_loss": mean("log_loss"),
+        "calibration_ratio": mean("calibration_ratio"),
+        "runs": runs,
+        "table_version": data.table_version,
+        "peer_version": f"torch {torch.__version__}",
+        "threads": args.threads,
+        "n": len(runs),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+//! `marquee index publish`: the artifacts that serve together, as one bundle.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, bail};
+use cli::{CommonArgs, Layout, out, write_json};
+use features::FeatureSpec;
+use models::{ctr::CtrModel, prescorer::PreScorer};
+use registry::{Artifact, Digest, Draft, Kind, Registry, Target};
+use serde::Serialize;
+
+use crate::{index, vectors::Embeddings};
+
+/// Members of a bundle, in data-flow order.
+const MEMBERS: [Kind; 7] = [
+    Kind::Features,
+    Kind::Catalogue,
+    Kind::Ctr,
+    Kind::Prescorer,
+    Kind::Visual,
+    Kind::Embeddings,
+    Kind::Index,
+];
+
+#[derive(Serialize)]
+struct BundleFile {
+    members: BTreeMap<&'static str, Digest>,
+}
+
+/// Joins the newest artifact of each kind, checks that they belong together, and moves a channel
+/// to the bundle with all of its traffic.
+///
+/// # Errors
+/// If a kind is missing, two members do not fit, or someone else moved the channel meanwhile.
+pub async fn run(common: &CommonArgs, channel: &str) -> anyhow::Result<()> {
+    let layout = Layout::new(common);
+    let registry = Registry::open(&layout.registry())?;
+    let mut members: BTreeMap<Kind, Artifact> = BTreeMap::new();
+    for kind in MEMBERS {
+        members.insert(kind, registry.newest(kind).await?);
+    }
+    check(&registry, &members).await?;
+    let digests: BTreeMap<&'static str, Digest> = members
+        .iter()
+        .map(|(kind, artifact)| (kind.name(), artifact.digest.clone()))
+        .collect();
+    let dir = tempfile::tempdir().context("making a temporary folder")?;
+    write_json(
+        &dir.path().join("bundle.json"),
+        &BundleFile { members: digests },
+    )?;
+    let mut metrics = BTreeMap::new();
+    for (kind, figure) in [
+        (Kind::Ctr, "auc"),
+        (Kind::Index, "recall_at_100"),
+        (Kind::Visual, "recall_at_10"),
+    ] {
+        metrics.extend(
+            members[&kind]
+                .metrics
+                .get(figure)
+                .map(|value| (figure.to_owned(), *value)),
+        );
+    }
+    let parents = members
+        .into_values()
+        .map(|artifact| artifact.digest)
+        .collect();
+    let draft = Draft {
+        kind: Kind::Bundle,
+        dir: dir.path().to_owned(),
+        parents,
+        metrics,
+        labels: BTreeMap::new(),
+    };
+    let bundle = registry.publish(draft).await?;
+    let generation = registry
+        .channel(channel)
+        .await?
+        .map_or(0, |channel| channel.generation);
+    let targets = vec![Target {
+        bundle: bundle.digest.clone(),
+        share: 1.0,
+    }];
+    let moved = registry.advance(channel, generation, targets).await?;
+    if common.json {
+        out!("{}", serde_json::to_string(&moved)?);
+    } else {
+        out!(
+            "channel {channel} is at generation {}: bundle {}",
+            moved.generation,
+            bundle.digest.short()
+        );
+    }
+    Ok(())
+}
+
+/// Features, models, vectors and index of one bundle were made for each other.
+async fn check(registry: &Registry, members: &BTreeMap<Kind, Artifact>) -> anyhow::Result<()> {
+    let mut folders = BTreeMap::new();
+    for (kind, artifact) in members {
+        folders.insert(*kind, registry.fetch(&artifact.digest).await?);
+    }
+    let spec = FeatureSpec::load(&folders[&Kind::Features].join("features.toml"))?;
+    let same = |what: &str, found: &str, wanted: &str, mend: &str| {
+        if found == wanted {
+            return Ok(());
+        }
+        bail!("{what} is of {found}, wanted {wanted}: {mend}")
+    };
+    let ctr = CtrModel::load(&folders[&Kind::Ctr])?;
+    same(
+        "feature spec of the ctr model",
+        &ctr.schema().digest,
+        spec.digest(),
+        Kind::Ctr.origin(),
+    )?;
+    let prescorer = PreScorer::load(&folders[&Kind::Prescorer])?;
+    same(
+        "feature spec of the pre-scorer",
+        &prescorer.info().feature_digest,
+        spec.digest(),
+        Kind::Prescorer.origin(),
+    )?;
+    let embeddings = Embeddings::load(&folders[&Kind::Embeddings])?;
+    let visual = members[&Kind::Visual].digest.as_str();
+    same(
+        "visual model of the embeddings",
+        embeddings.model_digest.as_str(),
+        visual,
+        Kind::Embeddings.origin(),
+    )?;
+    let (_, info) = index::open(&folders[&Kind::Index])?;
+    let found = info.embeddings_digest.as_str();
+    same(
+        "embeddings of the index",
+        found,
+        members[&Kind::Embeddings].digest.as_str(),
+        Kind::Index.origin(),
+    )
+}

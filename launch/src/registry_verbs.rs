@@ -1,0 +1,266 @@
+//! `marquee registry list | show | channel`.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::{Context, bail, ensure};
+use cli::out;
+use comfy_table::{CellAlignment, Table, presets};
+use registry::{Artifact, Channel, Digest, Kind, Registry, Stage, block_on};
+use serde_json::json;
+
+use crate::{
+    args::LookArgs,
+    text::{bytes, grouped, time},
+};
+
+/// What to look at.
+#[derive(Debug, clap::Subcommand)]
+#[allow(
+    missing_docs,
+    reason = "a comment on the shared flags would become each verb's help"
+)]
+pub enum RegistryVerb {
+    /// Artifacts in the order of publishing, oldest first
+    List {
+        /// Only one kind: features, catalogue, ctr, prescorer, visual, embeddings, index, bundle
+        #[arg(long)]
+        kind: Option<Kind>,
+        #[command(flatten)]
+        look: LookArgs,
+    },
+    /// One artifact: files, figures, lineage
+    Show {
+        /// Digest, or its first digits
+        digest: String,
+        #[command(flatten)]
+        look: LookArgs,
+    },
+    /// What a channel serves
+    Channel {
+        /// Name of the channel
+        #[arg(default_value = "live")]
+        name: String,
+        #[command(flatten)]
+        look: LookArgs,
+    },
+}
+
+/// Runs one of the verbs.
+///
+/// # Errors
+/// If there is no registry, it is damaged, or what is asked for is not in it.
+pub fn run(verb: RegistryVerb) -> anyhow::Result<()> {
+    let look = match &verb {
+        RegistryVerb::List { look, .. }
+        | RegistryVerb::Show { look, .. }
+        | RegistryVerb::Channel { look, .. } => look.clone(),
+    };
+    cli::init_logging(look.verbose);
+    let registry = open(&look.layout().registry())?;
+    match verb {
+        RegistryVerb::List { kind, .. } => list(&registry, kind, look.json),
+        RegistryVerb::Show { digest, .. } => show(&registry, &digest, look.json),
+        RegistryVerb::Channel { name, .. } => channel(&registry, &name, look.json),
+    }
+}
+
+/// Opens a registry that is there; looking makes none.
+pub(crate) fn open(root: &Path) -> anyhow::Result<Registry> {
+    ensure!(
+        root.is_dir(),
+        "no registry at {}: name the data folder with --root, or fill it with `launch/quickstart`",
+        root.display()
+    );
+    Ok(Registry::open(root)?)
+}
+
+fn list(registry: &Registry, kind: Option<Kind>, as_json: bool) -> anyhow::Result<()> {
+    let artifacts = block_on(registry.list(kind))?;
+    if as_json {
+        out!("{}", serde_json::to_string(&artifacts)?);
+        return Ok(());
+    }
+    let mut table = new_table(&["kind", "digest", "published", "files", "size", "figures"]);
+    for artifact in &artifacts {
+        table.add_row([
+            artifact.kind.to_string(),
+            artifact.digest.short().to_owned(),
+            time(artifact.published_us),
+            artifact.files.len().to_string(),
+            bytes(artifact.bytes()),
+            figures(&artifact.metrics),
+        ]);
+    }
+    align_right(&mut table, &[3, 4]);
+    out!("{table}");
+    Ok(())
+}
+
+fn show(registry: &Registry, digest: &str, as_json: bool) -> anyhow::Result<()> {
+    let artifact = resolve(registry, digest)?;
+    let stage = block_on(registry.stage(&artifact.digest))?;
+    if as_json {
+        let mut value = serde_json::to_value(&artifact)?;
+        value["stage"] = serde_json::to_value(stage)?;
+        out!("{value}");
+        return Ok(());
+    }
+    out!("{} {}", artifact.kind, artifact.digest);
+    out!("published {}, stage {}", time(artifact.published_us), stage_name(stage)?);
+    let mut files = new_table(&["file", "size", "sha-256"]);
+    for (name, file) in &artifact.files {
+        files.add_row([name.clone(), bytes(file.bytes), file.sha256.short().to_owned()]);
+    }
+    align_right(&mut files, &[1]);
+    out!("{files}");
+    for (name, value) in &artifact.metrics {
+        out!("{name} = {value}");
+    }
+    for (name, value) in &artifact.labels {
+        out!("{name} = {value}");
+    }
+    for parent in &artifact.parents {
+        let kind = block_on(registry.get(parent))
+            .map_or_else(|_missing| "not in this registry".to_owned(), |parent| parent.kind.to_string());
+        out!("made from {} ({kind})", parent.short());
+    }
+    Ok(())
+}
+
+fn stage_name(stage: Stage) -> anyhow::Result<String> {
+    let name = serde_json::to_value(stage)?;
+    Ok(name.as_str().unwrap_or_default().to_owned())
+}
+
+/// The artifact whose digest starts with these digits.
+fn resolve(registry: &Registry, digits: &str) -> anyhow::Result<Artifact> {
+    if let Ok(digest) = digits.parse::<Digest>() {
+        return Ok(block_on(registry.get(&digest))?);
+    }
+    let fits = |artifact: &Artifact| artifact.digest.as_str().starts_with(digits);
+    let mut found: Vec<Artifact> = block_on(registry.list(None))?;
+    found.retain(fits);
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        0 => bail!("no artifact starts with `{digits}`: `marquee registry list` shows all"),
+        many => {
+            let shorts: Vec<&str> = found.iter().map(|artifact| artifact.digest.short()).collect();
+            bail!("`{digits}` fits {many} artifacts: {}", shorts.join(", "))
+        }
+    }
+}
+
+fn channel(registry: &Registry, name: &str, as_json: bool) -> anyhow::Result<()> {
+    let channel = block_on(registry.channel(name))?;
+    let channel = channel.with_context(|| {
+        format!("channel `{name}` has never been moved: `marquee index publish --channel {name}` does it")
+    })?;
+    if as_json {
+        out!("{}", serde_json::to_string(&channel)?);
+        return Ok(());
+    }
+    print_channel(registry, &channel)
+}
+
+fn print_channel(registry: &Registry, channel: &Channel) -> anyhow::Result<()> {
+    let (generation, moved) = (channel.generation, time(channel.updated_us));
+    out!("channel {}: generation {generation}, moved {moved}", channel.name);
+    let mut table = new_table(&["share", "bundle", "made of", "digest"]);
+    for target in &channel.targets {
+        let bundle = block_on(registry.get(&target.bundle))?;
+        for (at, parent) in bundle.parents.iter().enumerate() {
+            let kind = block_on(registry.get(parent))?.kind.to_string();
+            let (share, name) = match at {
+                0 => (format!("{:.0} %", 100.0 * target.share), target.bundle.short()),
+                _ => (String::new(), ""),
+            };
+            table.add_row([share, name.to_owned(), kind, parent.short().to_owned()]);
+        }
+    }
+    align_right(&mut table, &[0]);
+    out!("{table}");
+    Ok(())
+}
+
+/// Figures in one cell; whole numbers without decimals.
+pub(crate) fn figures(metrics: &BTreeMap<String, f64>) -> String {
+    let one = |(name, value): (&String, &f64)| {
+        if value.fract() == 0.0 && value.abs() >= 10.0 {
+            format!("{name} {}", grouped(value.abs() as u64))
+        } else {
+            format!("{name} {value:.4}")
+        }
+    };
+    metrics.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(header);
+    table
+}
+
+fn align_right(table: &mut Table, columns: &[usize]) {
+    for &column in columns {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// The record of a bundle or index as JSON, without opening more than needed.
+pub(crate) fn members(registry: &Registry, bundle: &Digest) -> BTreeMap<String, Digest> {
+    let parents = block_on(registry.get(bundle)).map_or_else(|_missing| Vec::new(), |found| found.parents);
+    parents
+        .into_iter()
+        .filter_map(|parent| block_on(registry.get(&parent)).ok())
+        .map(|artifact| (json!(artifact.kind).as_str().unwrap_or_default().to_owned(), artifact.digest))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use registry::Draft;
+
+    use super::*;
+
+    fn publish(registry: &Registry, text: &str) -> Artifact {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("features.toml"), text).unwrap();
+        let draft = Draft {
+            kind: Kind::Features,
+            dir: dir.path().to_owned(),
+            parents: Vec::new(),
+            metrics: BTreeMap::new(),
+            labels: BTreeMap::new(),
+        };
+        block_on(registry.publish(draft)).unwrap()
+    }
+
+    #[test]
+    fn first_digits_are_enough_when_they_fit_one_artifact() {
+        let root = tempfile::tempdir().unwrap();
+        let registry = Registry::open(root.path()).unwrap();
+        let (one, other) = (publish(&registry, "a"), publish(&registry, "b"));
+        let check = |digits: &str, expected: &Artifact| {
+            assert_eq!(resolve(&registry, digits).unwrap(), *expected);
+        };
+        check(one.digest.short(), &one);
+        check(other.digest.as_str(), &other);
+        let error = resolve(&registry, "").unwrap_err().to_string();
+        assert!(error.contains("fits 2 artifacts"), "{error}");
+        let error = resolve(&registry, "xyz").unwrap_err().to_string();
+        assert!(error.contains("no artifact starts with `xyz`"), "{error}");
+    }
+
+    #[test]
+    fn looking_at_a_missing_registry_makes_none() {
+        let root = tempfile::tempdir().unwrap();
+        let missing = root.path().join("registry");
+        assert!(open(&missing).unwrap_err().to_string().contains("no registry at"));
+        assert!(!missing.exists());
+    }
+}

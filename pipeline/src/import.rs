@@ -1,0 +1,3 @@
+//! Foreign data as events of the log.
+
+pub mod movielens;

@@ -1,0 +1,195 @@
+//! What attribution must remember between events: impressions that wait for their labels,
+//! events that wait for their impression, and what was seen lately.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use features::{RequestFacts, hash};
+use serde::{Deserialize, Serialize};
+use wire::events::{Event, ImpressionServed};
+
+use super::{
+    ads::Ads,
+    config::Windows,
+    counters::Counters,
+    deduplication::HashedMap,
+    protobuf::Encoded,
+    timer::{Kind, Timer, Timers},
+};
+
+pub(crate) const DAY_US: i64 = 24 * 3_600_000_000;
+
+/// Everything that a commit must keep, but the dedup set and the aggregates, which have compact
+/// forms of their own.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Book {
+    /// Newest event time so far.
+    pub(crate) max_event_us: i64,
+    /// Newest ingest time so far.
+    pub(crate) max_ingest_us: i64,
+    pub(crate) counters: Counters,
+    pub(crate) ads: Ads,
+    /// Impressions whose row is not written, by hash of the impression id.
+    pub(crate) impressions: HashedMap<Box<Pending>>,
+    /// Views and clicks whose impression has not come, by hash of the impression id.
+    pub(crate) waiting: HashedMap<Vec<Waiting>>,
+    /// Conversions that wait for the watermark, by hash of the event id.
+    pub(crate) conversions: HashedMap<PendingConversion>,
+    /// Viewed impressions that a conversion may still be attributed to, by hash of the
+    /// impression id.
+    pub(crate) viewed: HashedMap<Viewed>,
+    /// Days with rows whose labels may still change.
+    pub(crate) open_days: BTreeSet<i32>,
+    /// Label changes of written rows, by day and hash of the impression id.
+    pub(crate) mends: BTreeMap<i32, BTreeMap<u64, Mend>>,
+}
+
+/// An impression that waits for its labels.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Pending {
+    pub(crate) user_id: String,
+    pub(crate) age_band: i32,
+    pub(crate) served_us: i64,
+    pub(crate) category: String,
+    /// The event without candidates; its snapshot holds the features, from wherever they came.
+    #[serde(with = "super::protobuf")]
+    pub(crate) served: ImpressionServed,
+    pub(crate) view_us: Option<i64>,
+    pub(crate) click_us: Option<i64>,
+    pub(crate) conversions: u32,
+    pub(crate) conversion_micros: i64,
+    /// Facts of the request, bound once; bound again after a restart.
+    #[serde(skip)]
+    pub(crate) request: Option<RequestFacts>,
+}
+
+/// A view or click whose impression has not come.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Waiting {
+    pub(crate) partition: String,
+    pub(crate) offset: u64,
+    pub(crate) event_time_us: i64,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// A conversion that waits for the watermark.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct PendingConversion {
+    pub(crate) event_time_us: i64,
+    /// [`pair`] of user and campaign.
+    pub(crate) pair: u64,
+    pub(crate) value_micros: i64,
+}
+
+/// A viewed impression that a conversion may still be attributed to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Viewed {
+    /// [`pair`] of user and campaign.
+    pub(crate) pair: u64,
+    pub(crate) day: i32,
+    pub(crate) viewed_us: i64,
+    pub(crate) click_us: Option<i64>,
+    /// User, age, ad and context, for counting a late click or a conversion; empty while the
+    /// impression is pending.
+    pub(crate) about: Encoded<Event>,
+}
+
+/// Changes to the labels of a written row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Mend {
+    pub(crate) clicked: bool,
+    pub(crate) conversions: u32,
+    pub(crate) conversion_micros: i64,
+}
+
+impl Pending {
+    /// When it came into view: by evidence, or by a click if that was earlier.
+    pub(crate) fn viewed_us(&self) -> Option<i64> {
+        match (self.view_us, self.click_us) {
+            (Some(view), Some(click)) => Some(view.min(click)),
+            (view, click) => view.or(click),
+        }
+    }
+
+    /// When the watermark closes it.
+    pub(crate) fn deadline_us(&self, windows: &Windows) -> i64 {
+        self.viewed_us()
+            .map_or(self.served_us + windows.view_us, |viewed| {
+                viewed + windows.click_us
+            })
+    }
+
+    pub(crate) fn day(&self) -> i32 {
+        day(self.served_us)
+    }
+}
+
+impl Waiting {
+    /// When the watermark gives it up.
+    pub(crate) fn deadline_us(&self, windows: &Windows) -> i64 {
+        self.event_time_us + windows.click_us
+    }
+}
+
+impl Viewed {
+    /// When the watermark passes the last conversion that could be attributed to it.
+    pub(crate) fn deadline_us(&self, windows: &Windows) -> i64 {
+        self.viewed_us.max(self.click_us.unwrap_or(i64::MIN)) + windows.conversion_us
+    }
+}
+
+/// When the labels of all rows of a day are final.
+pub(crate) fn day_deadline_us(day: i32, windows: &Windows) -> i64 {
+    let end = (i64::from(day) + 1) * DAY_US;
+    end + windows.skew_us + windows.view_us + windows.click_us + windows.conversion_us
+}
+
+impl Book {
+    /// The impressions of each user and campaign that a conversion may be attributed to.
+    pub(crate) fn touches(&self) -> HashedMap<Vec<u64>> {
+        let mut touches: HashedMap<Vec<u64>> = HashedMap::default();
+        for (&impression, viewed) in &self.viewed {
+            touches.entry(viewed.pair).or_default().push(impression);
+        }
+        touches
+    }
+
+    /// A timer for everything that waits.
+    pub(crate) fn timers(&self, windows: &Windows) -> Timers {
+        let timer = |deadline_us, kind, key| Timer {
+            deadline_us,
+            kind,
+            key,
+        };
+        let impressions = self.impressions.iter();
+        let impressions =
+            impressions.map(|(key, it)| timer(it.deadline_us(windows), Kind::Impression, *key));
+        let waiting = self.waiting.iter().flat_map(|(key, items)| {
+            let deadlines = items.iter().map(|item| item.deadline_us(windows));
+            deadlines.map(|deadline_us| timer(deadline_us, Kind::Waiting, *key))
+        });
+        let conversions = self.conversions.iter();
+        let conversions =
+            conversions.map(|(key, it)| timer(it.event_time_us, Kind::Conversion, *key));
+        let viewed = self.viewed.iter();
+        let viewed = viewed.map(|(key, it)| timer(it.deadline_us(windows), Kind::Viewed, *key));
+        let days = self.open_days.iter();
+        let days = days.map(|day| timer(day_deadline_us(*day, windows), Kind::Day, *day as u64));
+        impressions
+            .chain(waiting)
+            .chain(conversions)
+            .chain(viewed)
+            .chain(days)
+            .collect()
+    }
+}
+
+/// Days since the Unix epoch.
+pub(crate) fn day(time_us: i64) -> i32 {
+    // Times were checked to lie between 1970 and 2200.
+    i32::try_from(time_us.div_euclid(DAY_US)).unwrap_or(0)
+}
+
+/// Names a user and a campaign together.
+pub(crate) fn pair(user_id: &str, campaign_id: &str) -> u64 {
+    hash::chain_text(hash::hash_text(user_id), campaign_id)
+}

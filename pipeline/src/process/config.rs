@@ -1,0 +1,266 @@
+//! Configuration of `marquee events process`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+const SECOND_US: i64 = 1_000_000;
+const HOUR_US: i64 = 3_600 * SECOND_US;
+
+/// How events become rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PipelineConfig {
+    /// The feature spec. A table and its state belong to one spec: another one needs another
+    /// `table` or another `--root`.
+    pub features: PathBuf,
+    /// Name of the training table under the data folder.
+    pub table: String,
+    /// Events per commit: larger commits cost less per event and lose more work in a crash.
+    pub batch_events: usize,
+    /// A commit also ends after this much input, in MiB, whatever the number of events.
+    pub batch_mib: usize,
+    /// What an event must look like.
+    pub validation: ValidationConfig,
+    /// How long event ids are remembered.
+    pub deduplication: DeduplicationConfig,
+    /// How long to wait for late events.
+    pub watermark: WatermarkConfig,
+    /// What counts as seen.
+    pub viewability: ViewabilityConfig,
+    /// What counts as caused by an ad.
+    pub attribution: AttributionConfig,
+}
+
+impl Default for PipelineConfig {
+    fn default() -> Self {
+        Self {
+            features: PathBuf::from("configs/features.toml"),
+            table: "impressions".to_owned(),
+            batch_events: 100_000,
+            batch_mib: 256,
+            validation: ValidationConfig::default(),
+            deduplication: DeduplicationConfig::default(),
+            watermark: WatermarkConfig::default(),
+            viewability: ViewabilityConfig::default(),
+            attribution: AttributionConfig::default(),
+        }
+    }
+}
+
+/// What an event must look like.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ValidationConfig {
+    /// How far a sender's clock may run ahead of the platform's. Higher admits more senders, and
+    /// lets one wrong clock push the watermark further.
+    pub max_clock_skew_seconds: u32,
+    /// Pictures above this many pixels are refused before they are decoded.
+    pub max_picture_pixels: u64,
+}
+
+impl Default for ValidationConfig {
+    fn default() -> Self {
+        Self {
+            max_clock_skew_seconds: 300,
+            max_picture_pixels: 1 << 24,
+        }
+    }
+}
+
+/// How long event ids are remembered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeduplicationConfig {
+    /// By event time. Older events are refused, since they could be duplicates; each remembered
+    /// id takes about 20 bytes.
+    pub window_hours: u32,
+}
+
+impl Default for DeduplicationConfig {
+    fn default() -> Self {
+        Self { window_hours: 168 }
+    }
+}
+
+/// How long to wait for late events.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WatermarkConfig {
+    /// The watermark runs this far behind the newest event time. Higher catches more late events
+    /// before a window closes, and writes rows later.
+    pub allowed_lateness_seconds: u32,
+}
+
+impl Default for WatermarkConfig {
+    fn default() -> Self {
+        Self {
+            allowed_lateness_seconds: 600,
+        }
+    }
+}
+
+/// What counts as seen: the display rule of the Media Rating Council.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ViewabilityConfig {
+    /// Least share of the ad's pixels that must be visible, occlusion taken off.
+    pub min_visible_share: f32,
+    /// Least continuous time, in milliseconds.
+    pub min_duration_ms: u32,
+}
+
+impl Default for ViewabilityConfig {
+    fn default() -> Self {
+        Self {
+            min_visible_share: 0.5,
+            min_duration_ms: 1_000,
+        }
+    }
+}
+
+/// What counts as caused by an ad.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AttributionConfig {
+    /// How long after serving an ad may come into view.
+    pub view_window_seconds: u32,
+    /// How long after the view a click counts; the row is written when it has passed.
+    pub click_window_seconds: u32,
+    /// How long after a click or view a conversion counts; then labels are final.
+    pub conversion_window_hours: u32,
+}
+
+impl Default for AttributionConfig {
+    fn default() -> Self {
+        Self {
+            view_window_seconds: 1_800,
+            click_window_seconds: 1_800,
+            conversion_window_hours: 168,
+        }
+    }
+}
+
+/// Two settings that do not go together, or one that makes no sense.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[error("`{key}` is {found}, wanted {wanted}")]
+pub struct SettingError {
+    /// The key.
+    pub key: &'static str,
+    /// Its value.
+    pub found: String,
+    /// What would do.
+    pub wanted: String,
+}
+
+/// The configured times in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Windows {
+    pub(crate) skew_us: i64,
+    pub(crate) deduplication_us: i64,
+    pub(crate) lateness_us: i64,
+    pub(crate) view_us: i64,
+    pub(crate) click_us: i64,
+    pub(crate) conversion_us: i64,
+}
+
+impl PipelineConfig {
+    /// Checks relations between keys.
+    ///
+    /// # Errors
+    /// [`SettingError`] names the key, its value and what would do.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let fail = |key, found: String, wanted: &str| {
+            Err(SettingError {
+                key,
+                found,
+                wanted: wanted.to_owned(),
+            })
+        };
+        let windows = self.windows();
+        let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+        if self.table.is_empty() || !self.table.chars().all(valid) {
+            return fail(
+                "table",
+                format!("\"{}\"", self.table),
+                "lower-case letters, digits, `-` and `_`",
+            );
+        }
+        if self.batch_events == 0 {
+            return fail("batch_events", "0".to_owned(), "at least 1");
+        }
+        if self.batch_mib == 0 {
+            return fail("batch_mib", "0".to_owned(), "at least 1");
+        }
+        if !(0.0..=1.0).contains(&self.viewability.min_visible_share) {
+            return fail(
+                "viewability.min_visible_share",
+                self.viewability.min_visible_share.to_string(),
+                "0 to 1",
+            );
+        }
+        if windows.conversion_us < windows.click_us {
+            return fail(
+                "attribution.conversion_window_hours",
+                self.attribution.conversion_window_hours.to_string(),
+                "at least as long as `attribution.click_window_seconds`",
+            );
+        }
+        if windows.deduplication_us < windows.lateness_us {
+            return fail(
+                "deduplication.window_hours",
+                self.deduplication.window_hours.to_string(),
+                "at least as long as `watermark.allowed_lateness_seconds`",
+            );
+        }
+        Ok(())
+    }
+
+    pub(crate) fn windows(&self) -> Windows {
+        let seconds = |value: u32| i64::from(value) * SECOND_US;
+        let hours = |value: u32| i64::from(value) * HOUR_US;
+        Windows {
+            skew_us: seconds(self.validation.max_clock_skew_seconds),
+            deduplication_us: hours(self.deduplication.window_hours),
+            lateness_us: seconds(self.watermark.allowed_lateness_seconds),
+            view_us: seconds(self.attribution.view_window_seconds),
+            click_us: seconds(self.attribution.click_window_seconds),
+            conversion_us: hours(self.attribution.conversion_window_hours),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused_key(change: impl FnOnce(&mut PipelineConfig)) -> &'static str {
+        let mut config = PipelineConfig::default();
+        change(&mut config);
+        config.check().unwrap_err().key
+    }
+
+    #[test]
+    fn defaults_go_together() {
+        assert_eq!(PipelineConfig::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_name_their_key() {
+        assert_eq!(refused_key(|c| c.table = "a/b".to_owned()), "table");
+        assert_eq!(refused_key(|c| c.batch_events = 0), "batch_events");
+        assert_eq!(refused_key(|c| c.batch_mib = 0), "batch_mib");
+        assert_eq!(
+            refused_key(|c| c.viewability.min_visible_share = f32::NAN),
+            "viewability.min_visible_share"
+        );
+        assert_eq!(
+            refused_key(|c| c.attribution.conversion_window_hours = 0),
+            "attribution.conversion_window_hours"
+        );
+        assert_eq!(
+            refused_key(|c| c.deduplication.window_hours = 0),
+            "deduplication.window_hours"
+        );
+    }
+}

@@ -1,0 +1,400 @@
+//! Impressions, and the views and clicks that belong to them.
+//!
+//! Views and clicks may come in any order and before their impression; what comes of them is the
+//! same. A click counts as a view: nobody clicks what is not in view.
+
+use features::{RequestFacts, SourceEvent};
+use prost::Message;
+use wire::events::{Context, Event, ImpressionServed, ImpressionViewed, event::Payload};
+
+use super::{
+    book::{Pending, Viewed, Waiting, pair},
+    config::ViewabilityConfig,
+    processor::{About, Applied, Processor, bind_request, key},
+    protobuf::Encoded,
+    refusal::Refusal,
+    timer::Kind,
+};
+
+/// What happened to an impression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    View,
+    Click,
+}
+
+impl Outcome {
+    fn name(self) -> &'static str {
+        match self {
+            Self::View => "view",
+            Self::Click => "click",
+        }
+    }
+}
+
+impl Processor {
+    /// Takes an impression in, with its features as of now, and what has waited for it.
+    pub(super) fn serve(
+        &mut self,
+        event: Event,
+        mut served: ImpressionServed,
+    ) -> Result<Applied, Refusal> {
+        let key = key(&served.impression_id);
+        if self.book.impressions.contains_key(&key) || self.book.viewed.contains_key(&key) {
+            return Err(Refusal::RepeatedImpression {
+                impression_id: served.impression_id,
+            });
+        }
+        let category = self
+            .book
+            .ads
+            .creative(&served.creative_id)?
+            .0
+            .category
+            .clone();
+        let request = self.take_features(&event, &mut served)?;
+        served.candidates = Vec::new();
+        let pending = Pending {
+            user_id: event.user_id,
+            age_band: event.age_band,
+            served_us: event.event_time_us,
+            category,
+            served,
+            view_us: None,
+            click_us: None,
+            conversions: 0,
+            conversion_micros: 0,
+            request,
+        };
+        let deadline_us = pending.deadline_us(&self.windows);
+        self.timers.push(deadline_us, Kind::Impression, key);
+        self.book.impressions.insert(key, Box::new(pending));
+        self.book.counters.impressions_served += 1;
+        for waiting in self.book.waiting.remove(&key).unwrap_or_default() {
+            self.apply_waiting(&waiting);
+        }
+        Ok(Applied::Done)
+    }
+
+    /// Sees to it that the snapshot holds the features of this spec: as sent, or else computed
+    /// from what is known now. Gives the request's facts if they were needed.
+    fn take_features(
+        &mut self,
+        event: &Event,
+        served: &mut ImpressionServed,
+    ) -> Result<Option<RequestFacts>, Refusal> {
+        self.clear_scratch();
+        if let Some(snapshot) = &mut served.snapshot
+            && snapshot.spec_digest == self.set.digest()
+        {
+            let fits = self.scratch.push_snapshot(snapshot);
+            fits.map_err(Refusal::BadSnapshot)?;
+            // Every row has the same digest: the table's.
+            snapshot.spec_digest.clear();
+            self.book.counters.snapshots_used += 1;
+            return Ok(None);
+        }
+        let context = served.context.get_or_insert_default();
+        let request = bind_request(&self.set, &self.book.ads, About::of(event, context));
+        let (_, ad) = self.book.ads.creative(&served.creative_id)?;
+        let now_us = event.event_time_us;
+        let counts =
+            self.set
+                .evaluate(&request, &[ad], &self.aggregates, now_us, &mut self.scratch);
+        let counters = &mut self.book.counters;
+        counters.features_missing += counts.missing;
+        counters.features_not_finite += counts.not_finite;
+        counters.features_clamped += counts.clamped;
+        counters.features_withheld += counts.withheld;
+        served.snapshot = Some(self.scratch.snapshot(0, ""));
+        Ok(Some(request))
+    }
+
+    fn clear_scratch(&mut self) {
+        self.scratch.num_rows = 0;
+        self.scratch.dense.clear();
+        for column in &mut self.scratch.sparse {
+            column.ids.clear();
+            column.offsets.truncate(1);
+        }
+    }
+
+    /// Applies a view or click, or says which impression it waits for.
+    pub(super) fn apply_outcome(&mut self, event: &Event) -> Result<Applied, Refusal> {
+        let (impression_id, outcome) = match &event.payload {
+            Some(Payload::ImpressionViewed(viewed)) => (&viewed.impression_id, Outcome::View),
+            Some(Payload::Click(click)) => (&click.impression_id, Outcome::Click),
+            _ => return Ok(Applied::Done),
+        };
+        let key = key(impression_id);
+        if self.book.impressions.contains_key(&key) {
+            self.check_pending(key, event, impression_id, outcome)?;
+        } else if self.book.viewed.contains_key(&key) {
+            self.check_written(key, event, impression_id, outcome)?;
+        } else {
+            return Ok(Applied::Waits(key));
+        }
+        if let Some(Payload::ImpressionViewed(evidence)) = &event.payload
+            && !is_viewable(evidence, &self.viewability)
+        {
+            self.book.counters.views_not_viewable += 1;
+            return Ok(Applied::Done);
+        }
+        if self.book.impressions.contains_key(&key) {
+            self.mark_pending(key, outcome, event.event_time_us);
+        } else {
+            self.mark_written(key, outcome, event.event_time_us);
+        }
+        Ok(Applied::Done)
+    }
+
+    fn check_pending(
+        &self,
+        key: u64,
+        event: &Event,
+        impression_id: &str,
+        outcome: Outcome,
+    ) -> Result<(), Refusal> {
+        let pending = &self.book.impressions[&key];
+        check_user(&pending.user_id, event, impression_id)?;
+        let windows = &self.windows;
+        let (since, since_us, most_us) = match (outcome, pending.viewed_us()) {
+            (Outcome::View, _) => ("serving", pending.served_us, windows.view_us),
+            (Outcome::Click, None) => {
+                let most_us = windows.view_us + windows.click_us;
+                ("serving", pending.served_us, most_us)
+            }
+            (Outcome::Click, Some(viewed_us)) => {
+                // The click may be older than the view that it is measured from.
+                let since_us = viewed_us.min(event.event_time_us.max(pending.served_us));
+                ("the view", since_us, windows.click_us)
+            }
+        };
+        self.check_window(event, outcome, since, since_us, most_us)
+    }
+
+    fn check_written(
+        &self,
+        key: u64,
+        event: &Event,
+        impression_id: &str,
+        outcome: Outcome,
+    ) -> Result<(), Refusal> {
+        let viewed = &self.book.viewed[&key];
+        let about = viewed.about.decode();
+        check_user(&about.user_id, event, impression_id)?;
+        match outcome {
+            Outcome::View => Ok(()),
+            Outcome::Click => {
+                let served_us = about.event_time_us;
+                let since_us = viewed.viewed_us.min(event.event_time_us.max(served_us));
+                let most_us = self.windows.click_us;
+                self.check_window(event, outcome, "the view", since_us, most_us)
+            }
+        }
+    }
+
+    fn check_window(
+        &self,
+        event: &Event,
+        outcome: Outcome,
+        since: &'static str,
+        since_us: i64,
+        most_us: i64,
+    ) -> Result<(), Refusal> {
+        let after_us = event.event_time_us - since_us;
+        let least_us = -self.windows.skew_us;
+        if (least_us..=most_us).contains(&after_us) {
+            return Ok(());
+        }
+        Err(Refusal::OutsideWindow {
+            what: outcome.name(),
+            since,
+            after_us,
+            least_us,
+            most_us,
+        })
+    }
+
+    fn mark_pending(&mut self, key: u64, outcome: Outcome, time_us: i64) {
+        let Some(pending) = self.book.impressions.get_mut(&key) else {
+            return;
+        };
+        let was_viewed = pending.viewed_us().is_some();
+        let time = match outcome {
+            Outcome::View => &mut pending.view_us,
+            Outcome::Click => &mut pending.click_us,
+        };
+        let repeated = time.is_some();
+        *time = Some(time.map_or(time_us, |known| known.min(time_us)));
+
+        let counters = &mut self.book.counters;
+        match outcome {
+            Outcome::View => counters.views_repeated += u64::from(repeated),
+            Outcome::Click if repeated => counters.clicks_repeated += 1,
+            Outcome::Click => counters.clicks += 1,
+        }
+        counters.impressions_viewed += u64::from(!was_viewed);
+        let deadline_us = pending.deadline_us(&self.windows);
+        self.timers.push(deadline_us, Kind::Impression, key);
+        self.remember_viewed(key);
+        if !was_viewed {
+            self.count_pending(key, SourceEvent::Impression, 0.0, time_us);
+        }
+        if outcome == Outcome::Click && !repeated {
+            self.count_pending(key, SourceEvent::Click, 0.0, time_us);
+        }
+    }
+
+    /// Marks an impression whose row is written: its labels are mended when its day matures.
+    fn mark_written(&mut self, key: u64, outcome: Outcome, time_us: i64) {
+        let Some(viewed) = self.book.viewed.get_mut(&key) else {
+            return;
+        };
+        let counters = &mut self.book.counters;
+        match (outcome, viewed.click_us) {
+            (Outcome::View, _) => counters.views_repeated += 1,
+            (Outcome::Click, Some(_)) => counters.clicks_repeated += 1,
+            (Outcome::Click, None) => {
+                counters.clicks += 1;
+                counters.clicks_late += 1;
+                viewed.click_us = Some(time_us);
+                let day = viewed.day;
+                let deadline_us = viewed.deadline_us(&self.windows);
+                self.timers.push(deadline_us, Kind::Viewed, key);
+                self.mend(day, key).clicked = true;
+                self.count_written(key, SourceEvent::Click, 0.0, time_us);
+            }
+        }
+    }
+
+    /// Brings `viewed` up to date with a pending impression that is in view.
+    fn remember_viewed(&mut self, key: u64) {
+        let pending = &self.book.impressions[&key];
+        let Some(viewed_us) = pending.viewed_us() else {
+            return;
+        };
+        let click_us = pending.click_us;
+        let viewed = self.book.viewed.entry(key).or_insert_with(|| {
+            let pair = pair(&pending.user_id, &pending.served.campaign_id);
+            self.touches.entry(pair).or_default().push(key);
+            Viewed {
+                pair,
+                day: pending.day(),
+                viewed_us,
+                click_us,
+                about: Encoded::default(),
+            }
+        });
+        viewed.viewed_us = viewed_us;
+        viewed.click_us = click_us;
+        let deadline_us = viewed.deadline_us(&self.windows);
+        self.timers.push(deadline_us, Kind::Viewed, key);
+    }
+
+    /// Counts something that happened to an impression whose row is not written.
+    pub(super) fn count_pending(
+        &mut self,
+        key: u64,
+        source: SourceEvent,
+        value: f64,
+        time_us: i64,
+    ) {
+        let Some(pending) = self.book.impressions.get_mut(&key) else {
+            return;
+        };
+        if pending.request.is_none() {
+            let about = About {
+                user_id: &pending.user_id,
+                age_band: pending.age_band,
+                context: pending.served.context.get_or_insert_default(),
+                time_us: pending.served_us,
+            };
+            pending.request = Some(bind_request(&self.set, &self.book.ads, about));
+        }
+        if let Some(request) = &pending.request {
+            let ad = self.book.ads.facts(&pending.served.creative_id);
+            self.aggregates
+                .apply(&self.set, source, request, ad, value, time_us);
+        }
+    }
+
+    /// Counts something that happened to an impression whose row is written.
+    pub(super) fn count_written(
+        &mut self,
+        key: u64,
+        source: SourceEvent,
+        value: f64,
+        time_us: i64,
+    ) {
+        let Some(viewed) = self.book.viewed.get(&key) else {
+            return;
+        };
+        let event = viewed.about.decode();
+        let Some(Payload::ImpressionServed(served)) = &event.payload else {
+            return;
+        };
+        let none = Context::default();
+        let context = served.context.as_ref().unwrap_or(&none);
+        let request = bind_request(&self.set, &self.book.ads, About::of(&event, context));
+        let ad = self.book.ads.facts(&served.creative_id);
+        self.aggregates
+            .apply(&self.set, source, &request, ad, value, time_us);
+    }
+
+    fn apply_waiting(&mut self, waiting: &Waiting) {
+        // It was decoded when it came.
+        let Ok(event) = Event::decode(waiting.payload.as_slice()) else {
+            return;
+        };
+        if let Err(refusal) = self.apply_outcome(&event) {
+            let Waiting {
+                partition,
+                offset,
+                payload,
+                ..
+            } = waiting;
+            self.refuse(partition, *offset, payload, &refusal);
+        }
+    }
+}
+
+fn check_user(served_to: &str, event: &Event, impression_id: &str) -> Result<(), Refusal> {
+    if served_to == event.user_id {
+        return Ok(());
+    }
+    Err(Refusal::OtherUser {
+        impression_id: impression_id.to_owned(),
+        user_id: event.user_id.clone(),
+    })
+}
+
+/// Evidence within the rule: enough pixels, occlusion taken off, for long enough.
+fn is_viewable(evidence: &ImpressionViewed, rule: &ViewabilityConfig) -> bool {
+    let visible_share = evidence.viewport_share * (1.0 - evidence.occluded_share);
+    visible_share >= rule.min_visible_share && evidence.duration_ms >= rule.min_duration_ms
+}
+
+/// What [`Processor::count_written`] needs to know of an impression.
+pub(super) fn about(pending: &mut Pending) -> Encoded<Event> {
+    // Lent to the message while it is encoded, and not copied.
+    let mut event = Event {
+        event_time_us: pending.served_us,
+        user_id: std::mem::take(&mut pending.user_id),
+        age_band: pending.age_band,
+        ..Event::default()
+    };
+    let served = ImpressionServed {
+        creative_id: std::mem::take(&mut pending.served.creative_id),
+        context: pending.served.context.take(),
+        ..ImpressionServed::default()
+    };
+    event.payload = Some(Payload::ImpressionServed(served));
+    let encoded = Encoded::new(&event);
+    pending.user_id = event.user_id;
+    if let Some(Payload::ImpressionServed(served)) = event.payload {
+        pending.served.creative_id = served.creative_id;
+        pending.served.context = served.context;
+    }
+    encoded
+}

@@ -1,0 +1,384 @@
+//! From the log to the table, one durable batch after the other.
+//!
+//! A batch happens when the table's commit names it. Everything else of it (dead letters,
+//! pictures, data files, state) is written and synced before, under names that carry the batch's
+//! number; a start deletes what carries a number above the committed one. So a crash anywhere
+//! leaves the last committed batch and nothing else.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use cli::Layout;
+use features::{FeatureSet, SpecError};
+use wire::{
+    catalogue::{CatalogueError, Pictures},
+    log::LogError,
+};
+
+use super::{
+    config::{PipelineConfig, SettingError},
+    counters::EventsReport,
+    dead_letter::DeadLetterWriter,
+    fault::Fault,
+    processor::Processor,
+    progress::Progress,
+    source::MergedLog,
+    state::{self, StateError, StateHeader},
+    table::{TableError, TrainingTable},
+};
+
+/// States of this many batches are kept.
+const KEPT_STATES: u64 = 2;
+
+/// Why processing stopped. What was committed stays committed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// A setting that makes no sense.
+    #[error("in the pipeline's configuration")]
+    Setting(#[from] SettingError),
+    /// The feature spec.
+    #[error("loading the feature spec")]
+    Spec(#[from] SpecError),
+    /// The event log.
+    #[error("reading the event log")]
+    Log(#[from] LogError),
+    /// The state.
+    #[error("in the pipeline's state")]
+    State(#[from] StateError),
+    /// The training table.
+    #[error("in the training table")]
+    Table(#[from] TableError),
+    /// Pictures of the catalogue.
+    #[error("writing new pictures")]
+    Pictures(#[from] CatalogueError),
+    /// The state was made with other features.
+    #[error(
+        "the state in {} has features of spec {found}, the configuration names spec {wanted}: give the new spec another `table` or another --root", path.display()
+    )]
+    OtherFeatures {
+        /// The state's folder.
+        path: PathBuf,
+        /// Digest in the state.
+        found: String,
+        /// Digest in use.
+        wanted: String,
+    },
+    /// Two processors on one state.
+    #[error("another process works on {}: wait for it, or stop it", path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The disk refused.
+    #[error("accessing {}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl ProcessError {
+    pub(crate) fn io(path: &Path) -> impl Fn(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            path: path.clone(),
+            source,
+        }
+    }
+}
+
+/// What to do when the log has been read to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtEnd {
+    /// Keep what waits for its windows: more events will come.
+    Wait,
+    /// Close all windows but those of conversions, and write what waited.
+    Flush,
+}
+
+/// Processes what the log holds beyond the last commit.
+///
+/// # Errors
+/// [`ProcessError`]; what was committed stays, and a later call goes on from there.
+pub fn run(
+    config: &PipelineConfig,
+    layout: &Layout,
+    at_end: AtEnd,
+    fault: &Fault,
+    progress: &Progress,
+) -> Result<EventsReport, ProcessError> {
+    config.check()?;
+    let mut run = Run::open(config, layout, fault)?;
+    let mut log = MergedLog::open(&layout.log(), &run.header.position)?;
+    loop {
+        let read = run.read_batch(&mut log, progress)?;
+        let at_the_end = read == Read::ToTheEnd;
+        let closed = match at_end {
+            AtEnd::Flush if at_the_end => run.processor.close(),
+            AtEnd::Flush | AtEnd::Wait => 0,
+        };
+        if run.uncommitted > 0 || closed > 0 {
+            run.commit()?;
+        }
+        if at_the_end {
+            break;
+        }
+    }
+    progress.finish(run.events);
+    Ok(run.report())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Read {
+    ABatch,
+    ToTheEnd,
+}
+
+struct Run<'a> {
+    config: &'a PipelineConfig,
+    layout: &'a Layout,
+    fault: &'a Fault,
+    _lock: File,
+    table: TrainingTable,
+    processor: Processor,
+    /// Of the batch that is being made, or of the last one.
+    header: StateHeader,
+    dead_letters: DeadLetterWriter,
+    /// Events since the last commit.
+    uncommitted: u64,
+    /// Events since the start.
+    events: u64,
+    started: Instant,
+    /// How much of the time is in the header already.
+    accounted: Duration,
+}
+
+impl<'a> Run<'a> {
+    fn open(
+        config: &'a PipelineConfig,
+        layout: &'a Layout,
+        fault: &'a Fault,
+    ) -> Result<Self, ProcessError> {
+        let started = Instant::now();
+        let set = FeatureSet::load(&config.features)?;
+        let lock = lock(&layout.state())?;
+        let table = TrainingTable::open(&layout.table(&config.table), set.schema())?;
+        let committed = table.committed_batch()?;
+        table.remove_leftovers(committed)?;
+        remove_leftovers(layout, committed)?;
+        let (header, processor) = if committed == 0 {
+            let header = StateHeader {
+                feature_digest: set.digest().to_owned(),
+                ..StateHeader::default()
+            };
+            (header, Processor::new(config, set))
+        } else {
+            let wanted = set.digest().to_owned();
+            let (header, processor) = state::load(&layout.state(), committed, config, set)?;
+            if header.feature_digest != wanted {
+                return Err(ProcessError::OtherFeatures {
+                    path: layout.state(),
+                    found: header.feature_digest,
+                    wanted,
+                });
+            }
+            (header, processor)
+        };
+        Ok(Self {
+            dead_letters: DeadLetterWriter::new(&layout.dead_letters(), committed + 1),
+            config,
+            layout,
+            fault,
+            _lock: lock,
+            table,
+            processor,
+            header,
+            uncommitted: 0,
+            events: 0,
+            started,
+            accounted: Duration::ZERO,
+        })
+    }
+
+    fn read_batch(
+        &mut self,
+        log: &mut MergedLog,
+        progress: &Progress,
+    ) -> Result<Read, ProcessError> {
+        let most_bytes = self.config.batch_mib << 20;
+        let mut bytes = 0;
+        for _ in 0..self.config.batch_events {
+            if bytes >= most_bytes {
+                break;
+            }
+            let Some(record) = log.next_record()? else {
+                return Ok(Read::ToTheEnd);
+            };
+            bytes += record.payload.len();
+            progress.read(record.payload.len());
+            let partition = &*record.partition;
+            match self.header.position.get_mut(partition) {
+                Some(next) => *next = record.offset + 1,
+                None => {
+                    let next = record.offset + 1;
+                    self.header.position.insert(partition.to_owned(), next);
+                }
+            }
+            self.processor.apply(record);
+            self.uncommitted += 1;
+            self.events += 1;
+        }
+        Ok(Read::ABatch)
+    }
+
+    fn commit(&mut self) -> Result<(), ProcessError> {
+        let batch = self.header.batch + 1;
+        let outputs = self.processor.take_outputs();
+        self.fault.point("read");
+
+        let folder = self.layout.dead_letters();
+        for letter in &outputs.dead_letters {
+            let written = self.dead_letters.write(letter);
+            written.map_err(ProcessError::io(&folder))?;
+        }
+        let finished = self.dead_letters.finish();
+        finished.map_err(ProcessError::io(&folder))?;
+        self.fault.point("dead-letters");
+
+        let pictures = self.processor.ads().take_new_pictures();
+        write_pictures(&self.layout.state(), batch, &pictures)?;
+        self.fault.point("pictures");
+
+        let staged = self.table.stage(batch, &outputs.rows, &outputs.matured)?;
+        self.fault.point("rows");
+
+        self.header.batch = batch;
+        self.header.as_of_us = self.processor.as_of_us();
+        let spent = self.started.elapsed();
+        self.header.seconds += (spent - self.accounted).as_secs_f64();
+        self.accounted = spent;
+        let bytes = state::encode(&self.header, &self.processor);
+        state::write_partial(&self.layout.state(), batch, &bytes)?;
+        self.fault.point("state-partial");
+        state::publish(&self.layout.state(), batch)?;
+        self.fault.point("state");
+
+        self.table.commit(batch, staged)?;
+        self.fault.point("committed");
+
+        self.dead_letters = DeadLetterWriter::new(&folder, batch + 1);
+        self.uncommitted = 0;
+        if let Some(old) = batch.checked_sub(KEPT_STATES) {
+            remove(&state::file_of_batch(&self.layout.state(), old))?;
+        }
+        self.fault.point("cleaned");
+        Ok(())
+    }
+
+    fn report(&self) -> EventsReport {
+        let spent = self.started.elapsed();
+        EventsReport {
+            counters: self.processor.counters().clone(),
+            impressions_pending: self.processor.impressions_pending() as u64,
+            batches: self.header.batch,
+            seconds: self.header.seconds + (spent - self.accounted).as_secs_f64(),
+            events_per_second: self.events as f64 / spent.as_secs_f64().max(1e-9),
+        }
+    }
+}
+
+/// Folder of the pictures that came with a batch.
+pub(crate) fn pictures_of_batch(state: &Path, batch: u64) -> PathBuf {
+    pictures_folder(state).join(format!("{batch:06}"))
+}
+
+pub(crate) fn pictures_folder(state: &Path) -> PathBuf {
+    state.join("pictures")
+}
+
+fn write_pictures(state: &Path, batch: u64, pictures: &Pictures) -> Result<(), ProcessError> {
+    if pictures.is_empty() {
+        return Ok(());
+    }
+    let folder = pictures_of_batch(state, batch);
+    fs::create_dir_all(&folder).map_err(ProcessError::io(&folder))?;
+    pictures.save(&folder)?;
+    let entries = fs::read_dir(&folder).map_err(ProcessError::io(&folder))?;
+    for entry in entries {
+        let path = entry.map_err(ProcessError::io(&folder))?.path();
+        let synced = File::open(&path).and_then(|file| file.sync_all());
+        synced.map_err(ProcessError::io(&path))?;
+    }
+    for folder in [folder.clone(), pictures_folder(state), state.to_owned()] {
+        let synced = File::open(&folder).and_then(|folder| folder.sync_all());
+        synced.map_err(ProcessError::io(&folder))?;
+    }
+    Ok(())
+}
+
+fn lock(folder: &Path) -> Result<File, ProcessError> {
+    fs::create_dir_all(folder).map_err(ProcessError::io(folder))?;
+    let path = folder.join("processor.lock");
+    let file = File::create(&path).map_err(ProcessError::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(ProcessError::Locked { path }),
+        Err(TryLockError::Error(source)) => Err(ProcessError::Io { path, source }),
+    }
+}
+
+/// Deletes what batches that were never committed left behind, and states too old to go back to.
+fn remove_leftovers(layout: &Layout, committed: u64) -> Result<(), ProcessError> {
+    let state = layout.state();
+    for path in entries(&state)? {
+        let Some(batch) = batch_of(&path) else {
+            continue;
+        };
+        if batch > committed || batch + KEPT_STATES <= committed {
+            remove(&path)?;
+        }
+    }
+    for path in entries(&layout.dead_letters())? {
+        if batch_of(&path).is_some_and(|batch| batch > committed) {
+            remove(&path)?;
+        }
+    }
+    for path in entries(&pictures_folder(&state))? {
+        if batch_of(&path).is_some_and(|batch| batch > committed) {
+            fs::remove_dir_all(&path).map_err(ProcessError::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Paths in a folder; a missing folder has none.
+pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>, ProcessError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(ProcessError::io(folder)(error)),
+    };
+    let paths: Result<Vec<_>, _> = entries.map(|entry| entry.map(|it| it.path())).collect();
+    let mut paths = paths.map_err(ProcessError::io(folder))?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// The batch that a file's name carries, if it is one of ours.
+pub(crate) fn batch_of(path: &Path) -> Option<u64> {
+    let stem = path.file_stem()?.to_str()?;
+    stem.parse().ok()
+}
+
+fn remove(path: &Path) -> Result<(), ProcessError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ProcessError::io(path)(error)),
+        _ => Ok(()),
+    }
+}

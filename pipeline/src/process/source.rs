@@ -1,0 +1,167 @@
+//! All partitions of the log as one stream, in the order of arrival.
+
+use std::{cmp::Reverse, collections::BinaryHeap, path::Path, sync::Arc};
+
+use prost::Message;
+use wire::{
+    events::Event,
+    log::{self, LogError, Position, SegmentReader},
+};
+
+/// One record of the log.
+#[derive(Debug, Clone)]
+pub struct SourceRecord {
+    /// Partition it stands in.
+    pub partition: Arc<str>,
+    /// Its number there.
+    pub offset: u64,
+    /// What was appended.
+    pub payload: Vec<u8>,
+    /// The payload as an event.
+    pub event: Result<Event, prost::DecodeError>,
+}
+
+/// Merges partitions by ingest time; ties go by partition name. A partition's own order is never
+/// changed, and what cannot be decoded comes as soon as it is its partition's turn, so that the
+/// order depends on nothing but the log and the position to start from.
+#[derive(Debug)]
+pub struct MergedLog {
+    readers: Vec<(Arc<str>, SegmentReader)>,
+    heads: BinaryHeap<Reverse<Head>>,
+    waiting: Vec<Option<SourceRecord>>,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Head {
+    ingest_time_us: i64,
+    /// Partitions are sorted by name.
+    partition: usize,
+}
+
+impl MergedLog {
+    /// Opens every partition below `root` at `position`; a partition not named there is read
+    /// from its start.
+    ///
+    /// # Errors
+    /// As [`SegmentReader::open`].
+    pub fn open(root: &Path, position: &Position) -> Result<Self, LogError> {
+        let mut readers = Vec::new();
+        for name in log::partitions(root)? {
+            let from = position.get(&name).copied().unwrap_or(0);
+            let reader = SegmentReader::open(root, &name, from)?;
+            readers.push((Arc::from(name), reader));
+        }
+        let mut merged = Self {
+            heads: BinaryHeap::new(),
+            waiting: readers.iter().map(|_| None).collect(),
+            readers,
+        };
+        for partition in 0..merged.readers.len() {
+            merged.advance(partition)?;
+        }
+        Ok(merged)
+    }
+
+    /// The next record, or `None` at the end of every partition.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`] if the log is damaged; [`LogError::Io`].
+    pub fn next_record(&mut self) -> Result<Option<SourceRecord>, LogError> {
+        let Some(Reverse(head)) = self.heads.pop() else {
+            return Ok(None);
+        };
+        let record = self.waiting[head.partition].take();
+        self.advance(head.partition)?;
+        Ok(record)
+    }
+
+    fn advance(&mut self, partition: usize) -> Result<(), LogError> {
+        let (name, reader) = &mut self.readers[partition];
+        let Some(record) = reader.next().transpose()? else {
+            return Ok(());
+        };
+        let event = Event::decode(record.payload.as_slice());
+        let ingest_time_us = event
+            .as_ref()
+            .map_or(i64::MIN, |event| event.ingest_time_us);
+        self.heads.push(Reverse(Head {
+            ingest_time_us,
+            partition,
+        }));
+        self.waiting[partition] = Some(SourceRecord {
+            partition: Arc::clone(name),
+            offset: record.offset,
+            payload: record.payload,
+            event,
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::log::SegmentWriter;
+
+    use super::*;
+
+    fn write(root: &Path, partition: &str, ingest_times: &[i64]) {
+        let mut writer = SegmentWriter::open(root, partition).unwrap();
+        for (at, &ingest_time_us) in ingest_times.iter().enumerate() {
+            let event = Event {
+                event_id: format!("{partition}{at}"),
+                ingest_time_us,
+                ..Event::default()
+            };
+            writer.append_event(&event).unwrap();
+        }
+        writer.sync().unwrap();
+    }
+
+    fn ids(root: &Path, position: &Position) -> Vec<String> {
+        let mut merged = MergedLog::open(root, position).unwrap();
+        let mut ids = Vec::new();
+        while let Some(record) = merged.next_record().unwrap() {
+            ids.push(record.event.unwrap().event_id);
+        }
+        ids
+    }
+
+    #[test]
+    fn partitions_merge_by_ingest_time_and_then_by_name() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "b", &[1, 5, 5]);
+        write(root.path(), "a", &[2, 5, 9]);
+        let expected = ["b0", "a0", "a1", "b1", "b2", "a2"];
+        assert_eq!(ids(root.path(), &Position::new()), expected);
+    }
+
+    #[test]
+    fn reading_on_from_any_position_gives_the_rest_in_the_same_order() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "a", &[2, 5, 3, 9]);
+        write(root.path(), "b", &[1, 5, 5]);
+        let all = ids(root.path(), &Position::new());
+        let mut merged = MergedLog::open(root.path(), &Position::new()).unwrap();
+        let mut position = Position::new();
+        for taken in 1..=all.len() {
+            let record = merged.next_record().unwrap().unwrap();
+            position.insert(record.partition.to_string(), record.offset + 1);
+            assert_eq!(ids(root.path(), &position), all[taken..]);
+        }
+    }
+
+    #[test]
+    fn a_torn_tail_is_not_yet_written() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "a", &[1, 2]);
+        let folder = root.path().join("a");
+        let segment = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "seg"))
+            .unwrap();
+        let bytes = std::fs::read(&segment).unwrap();
+        std::fs::write(&segment, &bytes[..bytes.len() - 1]).unwrap();
+        assert_eq!(ids(root.path(), &Position::new()), ["a0"]);
+    }
+}

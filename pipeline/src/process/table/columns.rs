@@ -1,0 +1,184 @@
+//! Columns of the training table, and rows as Arrow arrays.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, Float32Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray},
+    buffer::OffsetBuffer,
+    datatypes::{DataType as ArrowType, Field, Schema as ArrowSchema, SchemaRef},
+    error::ArrowError,
+};
+use deltalake_core::kernel::{ArrayType, DataType, StructField};
+use features::{FeatureBatch, Schema};
+use wire::events::AgeBand;
+
+use super::super::{book::Pending, processor::Row};
+
+/// The partition column: the day of the impression as `YYYY-MM-DD`.
+pub const DAY: &str = "day";
+
+/// `label_state` of a row whose labels may still change.
+pub const PENDING: &str = "pending";
+/// `label_state` of a row whose labels are final.
+pub const MATURED: &str = "matured";
+
+type Text = fn(&Pending) -> &str;
+
+const TEXTS: [(&str, Text); 11] = [
+    ("impression_id", |it| &it.served.impression_id),
+    ("request_id", |it| &it.served.request_id),
+    ("user_id", |it| &it.user_id),
+    ("creative_id", |it| &it.served.creative_id),
+    ("campaign_id", |it| &it.served.campaign_id),
+    ("category", |it| &it.category),
+    ("experience_id", |it| it.context(|c| &c.experience_id)),
+    ("scene_id", |it| it.context(|c| &c.scene_id)),
+    ("genre", |it| it.context(|c| &c.genre)),
+    ("format", |it| it.context(|c| &c.format)),
+    ("device", |it| it.context(|c| &c.device)),
+];
+
+impl Pending {
+    fn context(&self, field: fn(&wire::events::Context) -> &String) -> &str {
+        self.served.context.as_ref().map_or("", |it| field(it))
+    }
+}
+
+/// All columns in order, the partition column last.
+pub(super) fn delta_fields(schema: &Schema) -> Vec<StructField> {
+    let column = |name: &str, kind: DataType| StructField::not_null(name, kind);
+    let mut fields: Vec<StructField> = TEXTS
+        .iter()
+        .map(|(name, _)| column(name, DataType::STRING))
+        .collect();
+    fields.extend([
+        column("age_band", DataType::STRING),
+        column("event_time_us", DataType::LONG),
+        column("slot", DataType::INTEGER),
+        column("click", DataType::FLOAT),
+        column("conversion", DataType::FLOAT),
+        column("conversion_value", DataType::FLOAT),
+        column("label_state", DataType::STRING),
+        column("weight", DataType::FLOAT),
+    ]);
+    for field in &schema.dense {
+        fields.push(column(&dense_name(&field.name), DataType::FLOAT));
+    }
+    for field in &schema.sparse {
+        let ids: DataType = ArrayType::new(DataType::LONG, false).into();
+        let kind = if field.multi { ids } else { DataType::LONG };
+        fields.push(column(&sparse_name(&field.name), kind));
+    }
+    fields.push(column(DAY, DataType::STRING));
+    fields
+}
+
+/// The columns of a file: all but the partition column.
+pub(super) fn file_schema(schema: &Schema) -> SchemaRef {
+    let fields = delta_fields(schema);
+    let of_file = fields.iter().filter(|field| field.name() != DAY);
+    let arrow = of_file.map(|field| {
+        let kind = match field.data_type() {
+            &DataType::STRING => ArrowType::Utf8,
+            &DataType::LONG => ArrowType::Int64,
+            &DataType::INTEGER => ArrowType::Int32,
+            &DataType::FLOAT => ArrowType::Float32,
+            _ => ArrowType::List(id_field()),
+        };
+        Field::new(field.name(), kind, false)
+    });
+    Arc::new(ArrowSchema::new(arrow.collect::<Vec<_>>()))
+}
+
+fn id_field() -> Arc<Field> {
+    Arc::new(Field::new("element", ArrowType::Int64, false))
+}
+
+/// The column of a dense feature.
+pub fn dense_name(feature: &str) -> String {
+    format!("d_{feature}")
+}
+
+/// The column of a sparse feature.
+pub fn sparse_name(feature: &str) -> String {
+    format!("s_{feature}")
+}
+
+/// Rows of one day as one batch in the columns of [`file_schema`].
+pub(super) fn to_batch(
+    rows: &[&Row],
+    schema: &Schema,
+    file_schema: &SchemaRef,
+) -> Result<RecordBatch, ArrowError> {
+    let of = |it: &dyn Fn(&Row) -> f32| -> ArrayRef {
+        Arc::new(Float32Array::from_iter_values(
+            rows.iter().map(|row| it(row)),
+        ))
+    };
+    let texts = |it: &dyn for<'a> Fn(&'a Row) -> &'a str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(
+            rows.iter().map(|row| it(row)),
+        ))
+    };
+    let mut columns: Vec<ArrayRef> = TEXTS
+        .iter()
+        .map(|(_, text)| texts(&|row| text(&row.impression)))
+        .collect();
+    let times = rows.iter().map(|row| row.impression.served_us);
+    let slots = rows.iter().map(|row| slot(&row.impression));
+    columns.extend([
+        texts(&|row| age_band(&row.impression)),
+        Arc::new(Int64Array::from_iter_values(times)),
+        Arc::new(Int32Array::from_iter_values(slots)),
+        of(&|row| f32::from(u8::from(row.impression.click_us.is_some()))),
+        of(&|row| f32::from(u8::from(row.impression.conversions > 0))),
+        of(&|row| (row.impression.conversion_micros as f64 / 1e6) as f32),
+        texts(&|row| if row.matured { MATURED } else { PENDING }),
+        of(&|_| 1.0),
+    ]);
+    columns.extend(feature_columns(rows, schema));
+    RecordBatch::try_new(Arc::clone(file_schema), columns)
+}
+
+fn slot(impression: &Pending) -> i32 {
+    i32::try_from(impression.served.slot).unwrap_or(i32::MAX)
+}
+
+fn age_band(impression: &Pending) -> &'static str {
+    match AgeBand::try_from(impression.age_band) {
+        Ok(AgeBand::Under13) => "under13",
+        Ok(AgeBand::AgeBand13plus) => "13plus",
+        Ok(AgeBand::Unknown | AgeBand::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+fn feature_columns(rows: &[&Row], schema: &Schema) -> Vec<ArrayRef> {
+    let mut batch = FeatureBatch::new(schema);
+    for row in rows {
+        let snapshot = row.impression.served.snapshot.as_ref();
+        let pushed = snapshot.map(|snapshot| batch.push_snapshot(snapshot));
+        assert!(
+            matches!(pushed, Some(Ok(()))),
+            "an impression that was taken in has the features of the spec"
+        );
+    }
+    let num_dense = schema.dense.len();
+    let dense = (0..num_dense).map(|column| -> ArrayRef {
+        let values = batch.dense.iter().skip(column).step_by(num_dense.max(1));
+        Arc::new(Float32Array::from_iter_values(values.copied()))
+    });
+    let sparse = schema.sparse.iter().zip(&batch.sparse);
+    let sparse = sparse.map(|(field, column)| -> ArrayRef {
+        let ids = Int64Array::from_iter_values(column.ids.iter().map(|id| id.cast_signed()));
+        if !field.multi {
+            return Arc::new(ids);
+        }
+        let lengths = column
+            .offsets
+            .windows(2)
+            .map(|pair| (pair[1] - pair[0]) as usize);
+        let offsets = OffsetBuffer::from_lengths(lengths);
+        Arc::new(ListArray::new(id_field(), offsets, Arc::new(ids), None))
+    });
+    dense.chain(sparse).collect()
+}

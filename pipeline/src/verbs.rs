@@ -1,0 +1,302 @@
+//! The verbs of `marquee events`, `marquee features` and `marquee import`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Subcommand, error::ErrorKind};
+use cli::{CommonArgs, Layout, out};
+use features::FeatureSpec;
+
+use crate::{
+    feature_verbs,
+    import::movielens::{self, MovielensConfig},
+    process::{self, AtEnd, EventsReport, PipelineConfig, ProcessError, Progress, fault, show},
+};
+
+const PIPELINE_CONFIG: &str = "configs/pipeline.toml";
+const MOVIELENS_CONFIG: &str = "configs/movielens/import.toml";
+const FEATURES: &str = "configs/features.toml";
+
+/// `marquee events`
+#[derive(Debug, Subcommand)]
+pub enum EventsVerb {
+    /// Turn new events into rows of the training table, aggregates and a catalogue
+    Process(ProcessArgs),
+    /// Print events of the log
+    Show(ShowArgs),
+}
+
+/// `marquee features`
+#[derive(Debug, Subcommand)]
+pub enum FeaturesVerb {
+    /// Check a feature spec
+    Lint(CommonArgs),
+    /// Print the features of a spec
+    Show(CommonArgs),
+    /// Publish the processed state: online store, feature spec and catalogue
+    Materialize(CommonArgs),
+}
+
+/// `marquee import`
+#[derive(Debug, Subcommand)]
+pub enum ImportVerb {
+    /// MovieLens-100K as events with its real timestamps
+    Movielens(MovielensArgs),
+}
+
+/// `marquee events process`
+#[derive(Debug, Args)]
+pub struct ProcessArgs {
+    /// Close all click windows at the end of the log: nothing more will come
+    #[arg(long)]
+    flush: bool,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// `marquee events show`
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// One partition; all of them by default
+    #[arg(long, value_name = "NAME")]
+    partition: Option<String>,
+    /// First offset
+    #[arg(long, value_name = "OFFSET", default_value_t = 0)]
+    from: u64,
+    /// At most this many of each partition
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    limit: usize,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// `marquee import movielens`
+#[derive(Debug, Args)]
+pub struct MovielensArgs {
+    /// Folder with the ml-100k files; overrides the configuration's `from`
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+impl EventsVerb {
+    /// Flags that every verb has.
+    pub fn common(&self) -> &CommonArgs {
+        match self {
+            Self::Process(args) => &args.common,
+            Self::Show(args) => &args.common,
+        }
+    }
+
+    /// Runs the verb.
+    ///
+    /// # Errors
+    /// Whatever stopped it.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Process(args) => process(&args),
+            Self::Show(args) => show(args),
+        }
+    }
+}
+
+impl FeaturesVerb {
+    /// Flags that every verb has.
+    pub fn common(&self) -> &CommonArgs {
+        match self {
+            Self::Lint(common) | Self::Show(common) | Self::Materialize(common) => common,
+        }
+    }
+
+    /// Runs the verb.
+    ///
+    /// # Errors
+    /// Whatever stopped it.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Lint(common) => lint(&common),
+            Self::Show(common) => show_features(&common),
+            Self::Materialize(common) => materialize(&common),
+        }
+    }
+}
+
+impl ImportVerb {
+    /// Flags that every verb has.
+    pub fn common(&self) -> &CommonArgs {
+        match self {
+            Self::Movielens(args) => &args.common,
+        }
+    }
+
+    /// Runs the verb.
+    ///
+    /// # Errors
+    /// Whatever stopped it.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Movielens(args) => import_movielens(args),
+        }
+    }
+}
+
+fn process(args: &ProcessArgs) -> anyhow::Result<()> {
+    let common = &args.common;
+    let loaded = cli::load_config::<PipelineConfig>(common, Some(PIPELINE_CONFIG))?;
+    if common.print(&loaded) {
+        return Ok(());
+    }
+    let layout = Layout::new(common);
+    let log = layout.log();
+    let progress = if common.json {
+        Progress::hidden()
+    } else {
+        Progress::over(&log, cli::progress(0, "events"))
+    };
+    let fault = fault_of_environment()?;
+    let at_end = if args.flush {
+        AtEnd::Flush
+    } else {
+        AtEnd::Wait
+    };
+    let report = process::run(&loaded.config, &layout, at_end, &fault, &progress);
+    let report = report.map_err(as_usage)?;
+    let path = layout.reports().join("events.json");
+    cli::write_json(&path, &report).with_context(|| format!("writing {}", path.display()))?;
+    print_report(common, &report)
+}
+
+/// Tests of crash safety say in the environment where to stop.
+fn fault_of_environment() -> anyhow::Result<fault::Fault> {
+    match std::env::var(fault::VARIABLE) {
+        Ok(text) => Ok(text.parse()?),
+        Err(_) => Ok(fault::Fault::default()),
+    }
+}
+
+/// A setting that makes no sense ends the program as a wrong flag does.
+fn as_usage(error: ProcessError) -> anyhow::Error {
+    match error {
+        ProcessError::Setting(setting) => {
+            let usage = clap::Error::raw(ErrorKind::ValueValidation, setting);
+            anyhow::Error::from(usage).context("in the pipeline's configuration")
+        }
+        other => other.into(),
+    }
+}
+
+fn print_report(common: &CommonArgs, report: &EventsReport) -> anyhow::Result<()> {
+    if common.json {
+        out!("{}", serde_json::to_string(report)?);
+    } else {
+        out!("{}", report.table());
+    }
+    Ok(())
+}
+
+fn show(args: ShowArgs) -> anyhow::Result<()> {
+    let layout = Layout::new(&args.common);
+    let selection = show::Selection {
+        partition: args.partition,
+        from: args.from,
+        limit: args.limit,
+    };
+    let records = show::select(&layout.log(), &selection)?;
+    if args.common.json {
+        for record in records {
+            out!("{record}");
+        }
+    } else {
+        out!("{}", show::table(&records));
+    }
+    Ok(())
+}
+
+fn spec(common: &CommonArgs) -> anyhow::Result<(PathBuf, FeatureSpec)> {
+    let path = common
+        .config_path()
+        .map_or(PathBuf::from(FEATURES), PathBuf::from);
+    let spec = FeatureSpec::load(&path)?;
+    Ok((path, spec))
+}
+
+fn lint(common: &CommonArgs) -> anyhow::Result<()> {
+    let (path, spec) = spec(common)?;
+    let (features, digest) = (spec.features.len(), spec.digest());
+    if common.json {
+        let result = serde_json::json!({ "features": features, "digest": digest });
+        out!("{result}");
+    } else {
+        out!("{}: {features} features, digest {digest}", path.display());
+    }
+    Ok(())
+}
+
+fn show_features(common: &CommonArgs) -> anyhow::Result<()> {
+    let (_, spec) = spec(common)?;
+    if common.json {
+        out!("{}", serde_json::to_string(&spec.features)?);
+    } else {
+        out!("{}", feature_verbs::table(&spec));
+    }
+    Ok(())
+}
+
+fn materialize(common: &CommonArgs) -> anyhow::Result<()> {
+    let loaded = cli::load_config::<PipelineConfig>(common, Some(PIPELINE_CONFIG))?;
+    if common.print(&loaded) {
+        return Ok(());
+    }
+    let done = feature_verbs::materialize(&loaded.config, &Layout::new(common))?;
+    if common.json {
+        out!("{}", serde_json::to_string(&done)?);
+        return Ok(());
+    }
+    out!(
+        "published batch {} as of {}",
+        done.batch,
+        show::time_text(done.as_of_us)
+    );
+    out!(
+        "  online store  generation {}, {} entities",
+        done.online_generation,
+        done.entities
+    );
+    out!("  features      {}", done.features);
+    out!("  catalogue     {}", done.catalogue);
+    out!(
+        "                {} campaigns, {} creatives, {} scenes, {} pictures",
+        done.campaigns,
+        done.creatives,
+        done.scenes,
+        done.pictures
+    );
+    Ok(())
+}
+
+fn import_movielens(args: MovielensArgs) -> anyhow::Result<()> {
+    let mut common = args.common;
+    let from = args.from.map(|from| format!("from={}", from.display()));
+    common.overrides.extend(from);
+    let loaded = cli::load_config::<MovielensConfig>(&common, Some(MOVIELENS_CONFIG))?;
+    if common.print(&loaded) {
+        return Ok(());
+    }
+    let layout = Layout::new(&common);
+    let done = movielens::import(&loaded.config, &layout.log())?;
+    if common.json {
+        out!("{}", serde_json::to_string(&done)?);
+        return Ok(());
+    }
+    out!(
+        "{} ratings of {} people and {} movies: {} events ({} new), {} clicks",
+        done.impressions,
+        done.users,
+        done.movies,
+        done.events,
+        done.written,
+        done.clicks
+    );
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! The server over loopback, on bundles made by hand.
+
+mod answers;
+mod degradation;
+mod fixture;
+mod limits;
+mod swaps;
