@@ -10,6 +10,8 @@
 //! Ensembles of Regression Trees", SIGIR 2015, and "Exploiting CPU SIMD Extensions to Speed-up
 //! Document Scoring with Tree Ensembles", SIGIR 2016.
 
+use std::collections::BTreeMap;
+
 use super::tree::{Child, Missing, Tree};
 
 /// Rows that go side by side: one register of 512 bits, or two of 256.
@@ -58,7 +60,6 @@ leaf_set!(u64);
 /// All tests of one feature, by rising threshold.
 #[derive(Debug, Clone, PartialEq)]
 struct Tests<S> {
-    feature: usize,
     /// The largest 32-bit number that does not fail.
     thresholds: Vec<f32>,
     trees: Vec<u32>,
@@ -69,6 +70,9 @@ struct Tests<S> {
 /// Trees as tests and leaf values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BitForest<S> {
+    /// Features that are tested, by number.
+    features: Vec<usize>,
+    /// Of each of these.
     tests: Vec<Tests<S>>,
     /// [`LeafSet::CAPACITY`] per tree, from left to right; the rest is 0.
     leaf_values: Vec<f64>,
@@ -78,7 +82,7 @@ pub struct BitForest<S> {
 impl<S: LeafSet> BitForest<S> {
     /// Takes trees apart. `None` if one has more leaves than a set holds, or treats zeros as
     /// missing: those must be followed branch by branch.
-    pub fn new(trees: &[Tree], num_features: usize) -> Option<Self> {
+    pub fn new(trees: &[Tree]) -> Option<Self> {
         let fits = |tree: &Tree| {
             tree.leaf_values().len() <= S::CAPACITY
                 && tree
@@ -89,7 +93,7 @@ impl<S: LeafSet> BitForest<S> {
         if !trees.iter().all(fits) {
             return None;
         }
-        let mut by_feature: Vec<Vec<(f32, u32, S)>> = vec![Vec::new(); num_features];
+        let mut by_feature: BTreeMap<usize, Vec<(f32, u32, S)>> = BTreeMap::new();
         let mut leaf_values = vec![0.0; trees.len() * S::CAPACITY];
         for (number, tree) in trees.iter().enumerate() {
             let order = tree.leaves_left_to_right();
@@ -105,25 +109,29 @@ impl<S: LeafSet> BitForest<S> {
                     number as u32,
                     !S::range(start, count),
                 );
-                by_feature[node.feature].push(test);
+                by_feature.entry(node.feature).or_default().push(test);
             }
         }
-        let tests = by_feature.into_iter().enumerate();
-        let tests = tests.filter(|(_, tests)| !tests.is_empty());
-        let tests = tests.map(|(feature, mut tests)| {
+        let features = by_feature.keys().copied().collect();
+        let tests = by_feature.into_values().map(|mut tests| {
             tests.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
             Tests {
-                feature,
                 thresholds: tests.iter().map(|test| test.0).collect(),
                 trees: tests.iter().map(|test| test.1).collect(),
                 kept: tests.iter().map(|test| test.2).collect(),
             }
         });
         Some(Self {
+            features,
             tests: tests.collect(),
             leaf_values,
             num_trees: trees.len(),
         })
+    }
+
+    /// Features whose values [`Self::score`] takes, in its order.
+    pub fn features(&self) -> &[usize] {
+        &self.features
     }
 
     /// Scratch space for [`Self::score`].
@@ -134,7 +142,7 @@ impl<S: LeafSet> BitForest<S> {
     /// Scores of [`LANES`] rows, none of which has NaN.
     ///
     /// # Shapes
-    /// - `columns`: `[num_features]` lanes
+    /// - `columns`: one lane for each of [`Self::features`]
     /// - `scratch`: `[num_trees]` lanes, from [`Self::scratch`]
     pub fn score(&self, columns: &[Lane<f32>], scratch: &mut [Lane<S>]) -> Lane<f64> {
         #[cfg(target_arch = "x86_64")]
@@ -169,8 +177,7 @@ impl<S: LeafSet> BitForest<S> {
     #[inline(always)]
     fn score_portable(&self, columns: &[Lane<f32>], scratch: &mut [Lane<S>]) -> Lane<f64> {
         scratch.fill([S::ALL; LANES]);
-        for tests in &self.tests {
-            let values = &columns[tests.feature];
+        for (tests, values) in self.tests.iter().zip(columns) {
             let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let failed = tests.thresholds.iter().zip(&tests.trees).zip(&tests.kept);
             for ((threshold, tree), kept) in failed {

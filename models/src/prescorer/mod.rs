@@ -1,9 +1,15 @@
-//! The pre-scorer: gradient-boosted trees that LightGBM trained, compiled into flat arrays.
+//! The pre-scorer: boosted trees that thin out hundreds of candidates in well under a
+//! millisecond.
 //!
-//! [`trees`] reads LightGBM's text format and predicts as LightGBM does; [`PreScorer`] is the
-//! artifact: `model.txt`, and `prescorer.json` with the dense features in the order that the
-//! trees know them by.
+//! LightGBM trains them and writes its text format. [`model_text`] reads it without LightGBM,
+//! [`tree`] follows one row through one tree as LightGBM does, [`bits`] takes many rows through
+//! all trees at once with the same result, bit for bit, and [`trees`] chooses between the two.
+//! [`PreScorer`] is the artifact: `model.txt`, and `prescorer.json` with the dense features in
+//! the order that the trees know them by.
 
+pub mod bits;
+pub mod model_text;
+pub mod tree;
 pub mod trees;
 
 use std::{
@@ -14,7 +20,8 @@ use std::{
 use features::FeatureBatch;
 use serde::{Deserialize, Serialize};
 
-pub use trees::{Trees, TreesError};
+pub use model_text::TreesError;
+pub use trees::Trees;
 
 const MODEL_FILE: &str = "model.txt";
 const INFO_FILE: &str = "prescorer.json";
@@ -157,5 +164,68 @@ impl PreScorer {
             .into_iter()
             .map(|score| score as f32)
             .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = include_str!("testdata/small.txt");
+
+    fn saved(names: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let info = PreScorerInfo {
+            feature_digest: "d".to_owned(),
+            dense: names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        PreScorer::save(dir.path(), &info, SMALL).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_pre_scorer_survives_its_folder_and_scores() {
+        let scorer = PreScorer::load(saved(&["age", "rate", "bid"]).path()).unwrap();
+        let mut batch = FeatureBatch::with_widths(3, 0);
+        batch.dense = vec![0.2, 0.0, 0.0, 0.9, 0.0, 0.0];
+        batch.num_rows = 2;
+        let sigmoid = |x: f64| (1.0 / (1.0 + (-x).exp())) as f32;
+        let expected = [sigmoid(-0.25 + 0.125), sigmoid(0.5 + 0.125)];
+        assert_eq!(scorer.score(&batch).unwrap(), expected);
+    }
+
+    #[test]
+    fn another_number_of_features_is_refused() {
+        let loaded = PreScorer::load(saved(&["age", "rate"]).path());
+        assert!(matches!(
+            loaded,
+            Err(PreScorerError::Width {
+                found: 2,
+                wanted: 3,
+                ..
+            })
+        ));
+        let scorer = PreScorer::load(saved(&["age", "rate", "bid"]).path()).unwrap();
+        let error = scorer.score(&FeatureBatch::with_widths(2, 0)).unwrap_err();
+        assert!(error.to_string().starts_with("the batch has 2"), "{error}");
+    }
+
+    #[test]
+    fn damaged_files_are_named_with_the_line() {
+        let dir = saved(&["age", "rate", "bid"]);
+        let path = dir.path().join(MODEL_FILE);
+        let damaged = SMALL.replace("threshold=0.5 0.25", "threshold=0.5");
+        fs::write(&path, damaged).unwrap();
+        let error = PreScorer::load(dir.path()).unwrap_err();
+        let PreScorerError::Trees { source, .. } = &error else {
+            panic!("{error}");
+        };
+        assert!(source.to_string().starts_with("line 18"), "{source}");
+        fs::write(&path, [0xff, 0xfe]).unwrap();
+        let error = PreScorer::load(dir.path()).unwrap_err();
+        assert!(matches!(error, PreScorerError::Trees { .. }), "{error}");
+        fs::remove_file(&path).unwrap();
+        let error = PreScorer::load(dir.path()).unwrap_err();
+        assert!(matches!(error, PreScorerError::Io { .. }), "{error}");
     }
 }
