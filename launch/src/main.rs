@@ -63,7 +63,10 @@ fn run(args: &[OsString]) -> ExitCode {
 }
 
 /// Ends the program as a wrong command line does.
-#[expect(clippy::print_stderr, reason = "the last words of the program are for a person")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the last words of the program are for a person"
+)]
 fn refuse(error: &dispatch::DispatchError) -> ExitCode {
     eprintln!("error: {error}");
     ExitCode::from(cli::exit::USAGE)

@@ -6,7 +6,6 @@ use anyhow::{Context, bail, ensure};
 use cli::out;
 use comfy_table::{CellAlignment, Table, presets};
 use registry::{Artifact, Channel, Digest, Kind, Registry, Stage, block_on};
-use serde_json::json;
 
 use crate::{
     args::LookArgs,
@@ -106,10 +105,18 @@ fn show(registry: &Registry, digest: &str, as_json: bool) -> anyhow::Result<()> 
         return Ok(());
     }
     out!("{} {}", artifact.kind, artifact.digest);
-    out!("published {}, stage {}", time(artifact.published_us), stage_name(stage)?);
+    out!(
+        "published {}, stage {}",
+        time(artifact.published_us),
+        stage_name(stage)?
+    );
     let mut files = new_table(&["file", "size", "sha-256"]);
     for (name, file) in &artifact.files {
-        files.add_row([name.clone(), bytes(file.bytes), file.sha256.short().to_owned()]);
+        files.add_row([
+            name.clone(),
+            bytes(file.bytes),
+            file.sha256.short().to_owned(),
+        ]);
     }
     align_right(&mut files, &[1]);
     out!("{files}");
@@ -120,8 +127,10 @@ fn show(registry: &Registry, digest: &str, as_json: bool) -> anyhow::Result<()> 
         out!("{name} = {value}");
     }
     for parent in &artifact.parents {
-        let kind = block_on(registry.get(parent))
-            .map_or_else(|_missing| "not in this registry".to_owned(), |parent| parent.kind.to_string());
+        let kind = block_on(registry.get(parent)).map_or_else(
+            |_missing| "not in this registry".to_owned(),
+            |parent| parent.kind.to_string(),
+        );
         out!("made from {} ({kind})", parent.short());
     }
     Ok(())
@@ -144,7 +153,10 @@ fn resolve(registry: &Registry, digits: &str) -> anyhow::Result<Artifact> {
         1 => Ok(found.remove(0)),
         0 => bail!("no artifact starts with `{digits}`: `marquee registry list` shows all"),
         many => {
-            let shorts: Vec<&str> = found.iter().map(|artifact| artifact.digest.short()).collect();
+            let shorts: Vec<&str> = found
+                .iter()
+                .map(|artifact| artifact.digest.short())
+                .collect();
             bail!("`{digits}` fits {many} artifacts: {}", shorts.join(", "))
         }
     }
@@ -164,14 +176,20 @@ fn channel(registry: &Registry, name: &str, as_json: bool) -> anyhow::Result<()>
 
 fn print_channel(registry: &Registry, channel: &Channel) -> anyhow::Result<()> {
     let (generation, moved) = (channel.generation, time(channel.updated_us));
-    out!("channel {}: generation {generation}, moved {moved}", channel.name);
+    out!(
+        "channel {}: generation {generation}, moved {moved}",
+        channel.name
+    );
     let mut table = new_table(&["share", "bundle", "made of", "digest"]);
     for target in &channel.targets {
         let bundle = block_on(registry.get(&target.bundle))?;
         for (at, parent) in bundle.parents.iter().enumerate() {
             let kind = block_on(registry.get(parent))?.kind.to_string();
             let (share, name) = match at {
-                0 => (format!("{:.0} %", 100.0 * target.share), target.bundle.short()),
+                0 => (
+                    format!("{:.0} %", 100.0 * target.share),
+                    target.bundle.short(),
+                ),
                 _ => (String::new(), ""),
             };
             table.add_row([share, name.to_owned(), kind, parent.short().to_owned()]);
@@ -207,16 +225,6 @@ fn align_right(table: &mut Table, columns: &[usize]) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-}
-
-/// The record of a bundle or index as JSON, without opening more than needed.
-pub(crate) fn members(registry: &Registry, bundle: &Digest) -> BTreeMap<String, Digest> {
-    let parents = block_on(registry.get(bundle)).map_or_else(|_missing| Vec::new(), |found| found.parents);
-    parents
-        .into_iter()
-        .filter_map(|parent| block_on(registry.get(&parent)).ok())
-        .map(|artifact| (json!(artifact.kind).as_str().unwrap_or_default().to_owned(), artifact.digest))
-        .collect()
 }
 
 #[cfg(test)]
@@ -260,7 +268,12 @@ mod tests {
     fn looking_at_a_missing_registry_makes_none() {
         let root = tempfile::tempdir().unwrap();
         let missing = root.path().join("registry");
-        assert!(open(&missing).unwrap_err().to_string().contains("no registry at"));
+        assert!(
+            open(&missing)
+                .unwrap_err()
+                .to_string()
+                .contains("no registry at")
+        );
         assert!(!missing.exists());
     }
 }

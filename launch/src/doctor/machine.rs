@@ -58,7 +58,11 @@ fn disk(root: &Path) -> Check {
         Check::ok(name, found)
     } else {
         let found = format!("{found}, wanted {}", bytes(DISK_BYTES));
-        Check::missing(name, found, "free some space, or name another folder with --root")
+        Check::missing(
+            name,
+            found,
+            "free some space, or name another folder with --root",
+        )
     }
 }
 
@@ -76,7 +80,10 @@ fn ports(config: &Path) -> Vec<Check> {
         .and_then(|text| text.parse::<toml::Table>().ok())
         .unwrap_or_default();
     let port = |name, key: &str, default: &str| {
-        let address = table.get(key).and_then(toml::Value::as_str).unwrap_or(default);
+        let address = table
+            .get(key)
+            .and_then(toml::Value::as_str)
+            .unwrap_or(default);
         is_free(name, key, address)
     };
     vec![
@@ -98,14 +105,26 @@ fn is_free(name: &'static str, key: &str, address: &str) -> Check {
 
 fn gpu() -> Check {
     let name = "gpu";
-    let query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"];
+    let query = [
+        "--query-gpu=name,memory.total,driver_version",
+        "--format=csv,noheader",
+    ];
     let told = Command::new("nvidia-smi").args(query).output().ok();
     let told = told.filter(|output| output.status.success());
-    let text = told.map(|output| String::from_utf8_lossy(&output.stdout).trim().replace('\n', "; "));
-    let library = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/wsl/lib", "/usr/local/nvidia/lib64"]
-        .map(|folder| Path::new(folder).join("libcuda.so.1"))
-        .into_iter()
-        .find(|path| path.exists());
+    let text = told.map(|output| {
+        String::from_utf8_lossy(&output.stdout)
+            .trim()
+            .replace('\n', "; ")
+    });
+    let library = [
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib64",
+        "/usr/lib/wsl/lib",
+        "/usr/local/nvidia/lib64",
+    ]
+    .map(|folder| Path::new(folder).join("libcuda.so.1"))
+    .into_iter()
+    .find(|path| path.exists());
     match (text.filter(|text| !text.is_empty()), library) {
         (Some(text), _) => Check::ok(name, text),
         (None, Some(library)) => Check::ok(name, library.display().to_string()),

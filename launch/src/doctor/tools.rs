@@ -14,7 +14,9 @@ const CMAKE: (u32, u32) = (3, 28);
 const PHOTOS: &str = "/usr/share/datasets/fashion-mnist";
 
 pub(super) fn checks() -> Vec<Check> {
-    let checkout = env::current_dir().ok().and_then(|here| checkout_around(&here));
+    let checkout = env::current_dir()
+        .ok()
+        .and_then(|here| checkout_around(&here));
     let mut checks = vec![programs()];
     match &checkout {
         Some(checkout) => checks.extend([
@@ -111,14 +113,37 @@ fn cmake(checkout: &Path) -> Check {
 
 fn libclang() -> Check {
     let name = "libclang";
-    let mut folders: Vec<PathBuf> = env::var_os("LIBCLANG_PATH").into_iter().map(PathBuf::from).collect();
-    folders.extend(children(Path::new("/usr/lib")).into_iter().map(|folder| folder.join("lib")));
-    folders.extend(["/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"].map(PathBuf::from));
+    let mut folders: Vec<PathBuf> = env::var_os("LIBCLANG_PATH")
+        .into_iter()
+        .map(PathBuf::from)
+        .collect();
+    folders.extend(
+        children(Path::new("/usr/lib"))
+            .into_iter()
+            .map(|folder| folder.join("lib")),
+    );
+    folders.extend(
+        [
+            "/usr/lib",
+            "/usr/lib64",
+            "/usr/local/lib",
+            "/usr/lib/x86_64-linux-gnu",
+            "/usr/lib/aarch64-linux-gnu",
+        ]
+        .map(PathBuf::from),
+    );
     let is_library = |path: &PathBuf| {
-        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         file.starts_with("libclang.so") || file.starts_with("libclang-") && file.contains(".so")
     };
-    let found = folders.iter().flat_map(|folder| children(folder)).find(is_library);
+    let found = folders
+        .iter()
+        .flat_map(|folder| children(folder))
+        .find(is_library);
     found.map_or_else(
         || Check::missing(name, "no libclang.so", "apt-get install libclang-dev"),
         |path| Check::ok(name, path.display().to_string()),

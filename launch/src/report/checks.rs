@@ -65,8 +65,16 @@ pub struct Check {
 impl Check {
     /// In one line.
     pub fn told(&self) -> String {
-        let Self { name, wanted, because, .. } = self;
-        format!("{name} is {}, wanted {wanted} ({because})", figure(self.found))
+        let Self {
+            name,
+            wanted,
+            because,
+            ..
+        } = self;
+        format!(
+            "{name} is {}, wanted {wanted} ({because})",
+            figure(self.found)
+        )
     }
 }
 
@@ -222,7 +230,12 @@ fn serving(steps: &Steps, bounds: &Bounds, checks: &mut Vec<Check>) {
         return;
     };
     let none = "the server answers every request";
-    checks.push(within("failed requests", drive.errors as f64, 0.0..=0.0, none));
+    checks.push(within(
+        "failed requests",
+        drive.errors as f64,
+        0.0..=0.0,
+        none,
+    ));
     checks.push(within(
         "fill rate",
         drive.fill_rate,
@@ -303,7 +316,11 @@ mod tests {
 
     fn failed(steps: &Steps) -> Vec<&'static str> {
         let checks = all(steps, &Bounds::default());
-        checks.iter().filter(|check| !check.holds).map(|check| check.name).collect()
+        checks
+            .iter()
+            .filter(|check| !check.holds)
+            .map(|check| check.name)
+            .collect()
     }
 
     #[test]
@@ -318,14 +335,35 @@ mod tests {
             break_it(&mut steps);
             assert_eq!(failed(&steps), [expected]);
         };
-        check(|s| s.events.as_mut().unwrap().events_dead = 4, "events refused");
-        check(|s| s.events.as_mut().unwrap().rows_written = 801, "rows of the training table");
-        check(|s| s.events.as_mut().unwrap().clicks = 106, "clicks attributed");
-        check(|s| s.judge.as_mut().unwrap().way = 1.01, "way to the best possible AUC");
-        check(|s| s.judge.as_mut().unwrap().calibration_ratio = f64::NAN, "calibration ratio");
-        check(|s| s.judge.as_mut().unwrap().auc_best = 0.78, "best possible AUC on the test rows");
+        check(
+            |s| s.events.as_mut().unwrap().events_dead = 4,
+            "events refused",
+        );
+        check(
+            |s| s.events.as_mut().unwrap().rows_written = 801,
+            "rows of the training table",
+        );
+        check(
+            |s| s.events.as_mut().unwrap().clicks = 106,
+            "clicks attributed",
+        );
+        check(
+            |s| s.judge.as_mut().unwrap().way = 1.01,
+            "way to the best possible AUC",
+        );
+        check(
+            |s| s.judge.as_mut().unwrap().calibration_ratio = f64::NAN,
+            "calibration ratio",
+        );
+        check(
+            |s| s.judge.as_mut().unwrap().auc_best = 0.78,
+            "best possible AUC on the test rows",
+        );
         check(|s| s.drive.as_mut().unwrap().errors = 1, "failed requests");
-        check(|s| s.drive.as_mut().unwrap().value_ratio = 1.1, "value of the winners");
+        check(
+            |s| s.drive.as_mut().unwrap().value_ratio = 1.1,
+            "value of the winners",
+        );
     }
 
     #[test]

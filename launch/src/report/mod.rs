@@ -26,6 +26,9 @@ pub struct ReportArgs {
     /// End with exit code 3 if a figure is out of its bounds or a step is missing
     #[arg(long)]
     check: bool,
+    /// Least share of the way to the best possible AUC; short for --set bounds.way_min
+    #[arg(long, value_name = "SHARE")]
+    min_way: Option<f64>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -45,7 +48,10 @@ pub struct ReportConfig {
 pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let common = &args.common;
     cli::init_logging(common.verbose);
-    let loaded = load_config::<ReportConfig>(common, Some("configs/report.toml"))?;
+    let mut loaded = load_config::<ReportConfig>(common, Some("configs/report.toml"))?;
+    if let Some(way) = args.min_way {
+        loaded.config.bounds.way_min = way;
+    }
     if common.print(&loaded) {
         return Ok(());
     }
@@ -63,7 +69,10 @@ pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
         summary: &summary,
         artifacts: &gallery::Artifacts::read(&layout.registry()),
     });
-    let (json, html) = (layout.reports().join("report.json"), layout.reports().join("report.html"));
+    let (json, html) = (
+        layout.reports().join("report.json"),
+        layout.reports().join("report.html"),
+    );
     write_json(&json, &summary).with_context(|| format!("writing {}", json.display()))?;
     write_text(&html, &page).with_context(|| format!("writing {}", html.display()))?;
     if common.json {
@@ -85,7 +94,11 @@ pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
 }
 
 fn gate(summary: &Summary) -> anyhow::Result<()> {
-    let failed = summary.checks.iter().filter(|check| !check.holds).map(Check::told);
+    let failed = summary
+        .checks
+        .iter()
+        .filter(|check| !check.holds)
+        .map(Check::told);
     let reasons: Vec<String> = summary.missing.iter().cloned().chain(failed).collect();
     if reasons.is_empty() {
         return Ok(());

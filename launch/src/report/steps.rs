@@ -279,9 +279,24 @@ impl Steps {
         let mut steps = Self {
             world: read(folder, "world", "marquee world generate", &mut missing),
             events: read(folder, "events", "marquee events process", &mut missing),
-            ctr: read(folder, "ctr", "marquee train configs/ctr.toml", &mut missing),
-            prescorer: read(folder, "prescorer", "marquee train configs/prescorer.toml", &mut missing),
-            visual: read(folder, "visual", "marquee train configs/visual.toml", &mut missing),
+            ctr: read(
+                folder,
+                "ctr",
+                "marquee train configs/ctr.toml",
+                &mut missing,
+            ),
+            prescorer: read(
+                folder,
+                "prescorer",
+                "marquee train configs/prescorer.toml",
+                &mut missing,
+            ),
+            visual: read(
+                folder,
+                "visual",
+                "marquee train configs/visual.toml",
+                &mut missing,
+            ),
             embed: read(folder, "embed", "marquee embed", &mut missing),
             index: read(folder, "index", "marquee index build", &mut missing),
             drive: read(folder, "drive", "marquee world drive", &mut missing),
@@ -320,7 +335,9 @@ fn read<T: DeserializeOwned>(
     match serde_json::from_str(&text) {
         Ok(step) => Some(step),
         Err(error) => {
-            missing.push(format!("{file} is damaged ({error}); `{command}` writes it anew"));
+            missing.push(format!(
+                "{file} is damaged ({error}); `{command}` writes it anew"
+            ));
             None
         }
     }
@@ -334,14 +351,19 @@ mod tests {
     fn missing_and_damaged_files_are_told_with_their_command_and_the_rest_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
-        write("index.json", r#"{"recall_at_100": 0.99, "count": 7, "further": "keys"}"#);
+        write(
+            "index.json",
+            r#"{"recall_at_100": 0.99, "count": 7, "further": "keys"}"#,
+        );
         write("judge.json", r#"{"auc": "#);
         let steps = Steps::read(folder.path());
         assert_eq!(steps.index.as_ref().unwrap().count, 7);
         assert!(steps.judge.is_none());
         assert_eq!(steps.missing.len(), 9);
         let told = |part: &str| steps.missing.iter().any(|line| line.contains(part));
-        assert!(told("drive.json is not there; `marquee world drive` writes it"));
+        assert!(told(
+            "drive.json is not there; `marquee world drive` writes it"
+        ));
         assert!(told("judge.json is damaged"));
         assert!(!steps.is_empty());
     }

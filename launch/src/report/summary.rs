@@ -87,10 +87,22 @@ mod tests {
     fn the_keys_that_others_rely_on_come_first_and_in_order() {
         let text = serde_json::to_string(&Summary::new(&Steps::default(), Vec::new())).unwrap();
         let keys = [
-            "auc", "auc_best", "calibration_ratio", "recall_at_100", "get_ads_p50_ms",
-            "get_ads_p99_ms", "fill_rate", "revenue_ratio", "events_in", "events_dead", "seconds",
+            "auc",
+            "auc_best",
+            "calibration_ratio",
+            "recall_at_100",
+            "get_ads_p50_ms",
+            "get_ads_p99_ms",
+            "fill_rate",
+            "revenue_ratio",
+            "events_in",
+            "events_dead",
+            "seconds",
         ];
         let wanted: Vec<String> = keys.iter().map(|key| format!("\"{key}\":null")).collect();
-        assert!(text.starts_with(&format!("{{{},", wanted.join(","))), "{text}");
+        assert!(
+            text.starts_with(&format!("{{{},", wanted.join(","))),
+            "{text}"
+        );
     }
 }

@@ -14,21 +14,63 @@ pub fn table(summary: &Summary) -> Table {
         value.map_or("-".to_owned(), |value| format!("{value:.digits$}"))
     };
     let count = |value: Option<u64>| value.map_or("-".to_owned(), grouped);
-    let way = summary.way.map(|way| format!("{:.1} % of the way from chance", 100.0 * way));
+    let way = summary
+        .way
+        .map(|way| format!("{:.1} % of the way from chance", 100.0 * way));
     let seconds = summary.seconds.map_or("-".to_owned(), duration);
     let compile = summary
         .compile_seconds
         .map(|seconds| format!("and {} of setup and compiling", duration(seconds)));
     let rows = [
-        ("AUC", number(summary.auc, 4), number(summary.auc_best, 4), way),
-        ("calibration ratio", number(summary.calibration_ratio, 3), "1".to_owned(), None),
-        ("recall@100", number(summary.recall_at_100, 4), "1".to_owned(), None),
-        ("GetAds p50, ms", number(summary.get_ads_p50_ms, 2), String::new(), None),
-        ("GetAds p99, ms", number(summary.get_ads_p99_ms, 2), String::new(), None),
-        ("fill rate", number(summary.fill_rate, 3), "1".to_owned(), None),
-        ("revenue ratio", number(summary.revenue_ratio, 3), "1".to_owned(), None),
+        (
+            "AUC",
+            number(summary.auc, 4),
+            number(summary.auc_best, 4),
+            way,
+        ),
+        (
+            "calibration ratio",
+            number(summary.calibration_ratio, 3),
+            "1".to_owned(),
+            None,
+        ),
+        (
+            "recall@100",
+            number(summary.recall_at_100, 4),
+            "1".to_owned(),
+            None,
+        ),
+        (
+            "GetAds p50, ms",
+            number(summary.get_ads_p50_ms, 2),
+            String::new(),
+            None,
+        ),
+        (
+            "GetAds p99, ms",
+            number(summary.get_ads_p99_ms, 2),
+            String::new(),
+            None,
+        ),
+        (
+            "fill rate",
+            number(summary.fill_rate, 3),
+            "1".to_owned(),
+            None,
+        ),
+        (
+            "revenue ratio",
+            number(summary.revenue_ratio, 3),
+            "1".to_owned(),
+            None,
+        ),
         ("events in", count(summary.events_in), String::new(), None),
-        ("events dead", count(summary.events_dead), String::new(), None),
+        (
+            "events dead",
+            count(summary.events_dead),
+            String::new(),
+            None,
+        ),
         ("time", seconds, String::new(), compile),
     ];
     for (name, found, best, note) in rows {
@@ -57,10 +99,19 @@ mod tests {
         };
         let text = table(&summary).to_string();
         let line = |name: &str| {
-            let found = text.lines().find(|line| line.trim_start().starts_with(name));
-            found.unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+            let found = text
+                .lines()
+                .find(|line| line.trim_start().starts_with(name));
+            found
+                .unwrap()
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ")
         };
-        assert_eq!(line("AUC"), "AUC 0.6912 0.7034 94.0 % of the way from chance");
+        assert_eq!(
+            line("AUC"),
+            "AUC 0.6912 0.7034 94.0 % of the way from chance"
+        );
         assert_eq!(line("events in"), "events in 1,234,567");
         assert_eq!(line("fill rate"), "fill rate - 1");
     }
