@@ -483,7 +483,7 @@ mod tests {
             "num_leaves=99999999999999999999",
             "a number",
         );
-        check("end of trees", "", "truncated");
+        check("end of trees", "", "the next tree or `end of trees`");
         check("objective", "average_output\nobjective", "averaged output");
     }
 
