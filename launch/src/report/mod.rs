@@ -26,9 +26,6 @@ pub struct ReportArgs {
     /// End with exit code 3 if a figure is out of its bounds or a step is missing
     #[arg(long)]
     check: bool,
-    /// Least share of the way to the best possible AUC; short for --set bounds.way_min
-    #[arg(long, value_name = "SHARE")]
-    min_way: Option<f64>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -48,10 +45,7 @@ pub struct ReportConfig {
 pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let common = &args.common;
     cli::init_logging(common.verbose);
-    let mut loaded = load_config::<ReportConfig>(common, Some("configs/report.toml"))?;
-    if let Some(way) = args.min_way {
-        loaded.config.bounds.way_min = way;
-    }
+    let loaded = load_config::<ReportConfig>(common, Some("configs/report.toml"))?;
     if common.print(&loaded) {
         return Ok(());
     }
@@ -105,4 +99,17 @@ fn gate(summary: &Summary) -> anyhow::Result<()> {
     }
     let reason = reasons.join("; ");
     Err(GateRefused { reason }.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_configuration_says_what_the_defaults_are() {
+        let text = include_str!("../../../configs/report.toml");
+        let (config, _) =
+            cli::parse_config::<ReportConfig>(text, "configs/report.toml", &[]).unwrap();
+        assert_eq!(config, ReportConfig::default());
+    }
 }

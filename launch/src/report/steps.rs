@@ -18,6 +18,8 @@ pub struct World {
     pub clicks: u64,
     /// Records written a second time.
     pub duplicates: u64,
+    /// Records that arrive hours late.
+    pub late: u64,
     /// Broken records by what is wrong with them.
     pub broken: BTreeMap<String, u64>,
     /// AUC to expect of the true probabilities over all viewed impressions.
@@ -237,7 +239,7 @@ pub struct Quickstart {
     pub cores: u64,
     /// When it began, microseconds since the Unix epoch.
     pub started_us: i64,
-    /// `small` in continuous integration.
+    /// Configuration of the world.
     pub world: String,
     /// Revision of the code.
     pub revision: String,

@@ -83,7 +83,7 @@ fn header(content: &Content<'_>) -> String {
         chips.push(time(run.started_us));
         chips.push(format!("{} cores", run.cores));
         if !run.world.is_empty() {
-            chips.push(format!("{} world", run.world));
+            chips.push(format!("configs/{}.toml", run.world));
         }
         if !run.revision.is_empty() {
             chips.push(format!("revision {}", run.revision));

@@ -1,0 +1,111 @@
+//! Configuration as every verb treats it: files, overrides, hints, exit codes.
+
+use std::fs;
+
+use marquee_tests::{Bench, checkout};
+
+/// Each shipped configuration and the verb that reads it.
+const CONFIGS: [(&[&str], &str); 11] = [
+    (&["world", "generate"], "configs/world.toml"),
+    (&["world", "generate"], "configs/world-small.toml"),
+    (&["world", "generate"], "configs/world-procedural.toml"),
+    (&["events", "process"], "configs/pipeline.toml"),
+    (&["import", "movielens"], "configs/movielens/import.toml"),
+    (&["train"], "configs/ctr.toml"),
+    (&["train"], "configs/prescorer.toml"),
+    (&["train"], "configs/visual.toml"),
+    (&["embed"], "configs/embed.toml"),
+    (&["index", "build"], "configs/index.toml"),
+    (&["serve"], "configs/serving.toml"),
+];
+
+#[test]
+fn what_print_config_shows_is_a_configuration_that_shows_itself() {
+    let bench = Bench::default();
+    let copy = bench.root.path().join("copy.toml");
+    let copy = copy.to_str().unwrap();
+    for (verb, config) in CONFIGS {
+        let shown = bench
+            .run(&[verb, &[config, "--print-config"]].concat())
+            .ok()
+            .stdout;
+        shown
+            .parse::<toml::Table>()
+            .unwrap_or_else(|error| panic!("{config}: {error}"));
+        fs::write(copy, &shown).unwrap();
+        let again = bench
+            .run(&[verb, &["--config", copy, "--print-config"]].concat())
+            .ok()
+            .stdout;
+        assert_eq!(again, shown, "{config}");
+    }
+}
+
+#[test]
+fn every_shipped_configuration_is_looked_at_here() {
+    let listed = |name: &str| CONFIGS.iter().any(|(_, path)| path.ends_with(name));
+    for entry in fs::read_dir(checkout().join("configs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let other = ["features.toml", "report.toml"].contains(&name.as_str());
+        assert!(!name.ends_with(".toml") || other || listed(&name), "{name}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_refused_by_every_verb() {
+    let bench = Bench::default();
+    for (verb, config) in CONFIGS {
+        let args = [verb, &[config, "--set", "no_such_key=1"]].concat();
+        bench.run(&args).refused(2, &["no_such_key"]);
+    }
+}
+
+#[test]
+fn a_misspelt_key_is_told_with_file_line_and_the_nearest_one() {
+    let bench = Bench::default();
+    let path = bench.root.path().join("mine.toml");
+    fs::write(&path, "seed = 7\nusres = 30\n").unwrap();
+    let told = ["mine.toml, line 2", "did you mean `users`?"];
+    bench
+        .run(&["world", "generate", path.to_str().unwrap()])
+        .refused(2, &told);
+    bench
+        .run(&["index", "build", "--set", "conectivity=8"])
+        .refused(2, &["did you mean `connectivity`?"]);
+}
+
+#[test]
+fn a_missing_file_is_told_by_name() {
+    let bench = Bench::default();
+    for verb in [
+        &["train"][..],
+        &["serve"],
+        &["events", "process"],
+        &["report"],
+    ] {
+        let args = [verb, &["nowhere.toml"]].concat();
+        bench
+            .run(&args)
+            .refused(2, &["reading configuration nowhere.toml"]);
+    }
+}
+
+#[test]
+fn an_override_wins_over_the_file() {
+    let bench = Bench::default();
+    let args = [
+        "train",
+        "configs/ctr.toml",
+        "--set",
+        "training.batch_size=77",
+        "--seed",
+        "9",
+    ];
+    let shown = bench
+        .run(&[&args[..], &["--print-config"]].concat())
+        .ok()
+        .stdout;
+    let config: toml::Table = shown.parse().unwrap();
+    assert_eq!(config["training"]["batch_size"].as_integer(), Some(77));
+    assert_eq!(config["seed"].as_integer(), Some(9));
+}
