@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Content, escape};
+use super::Content;
 use crate::text::grouped;
 
 struct Card {
@@ -148,23 +148,16 @@ fn revenue(content: &Content<'_>) -> Card {
 
 fn events(content: &Content<'_>) -> Card {
     let events = content.steps.events.as_ref();
-    let broken = content
-        .steps
-        .world
-        .as_ref()
-        .map(|world| world.broken.values().sum::<u64>());
+    let world = content.steps.world.as_ref();
+    let broken = world.map(|world| world.broken.values().sum::<u64>());
     Card {
         name: "Events",
         value: events.map(|events| grouped(events.events_in)),
         best: events.map_or_else(String::new, |events| {
             let injected = broken.map_or_else(String::new, |broken| {
-                format!(" of {} broken on purpose", grouped(broken))
+                format!("; the world broke {} on purpose", grouped(broken))
             });
-            format!(
-                "<b>{}</b> refused{}",
-                grouped(events.events_dead),
-                escape(&injected)
-            )
+            format!("<b>{}</b> refused{injected}", grouped(events.events_dead))
         }),
         means: "Refused events are kept with the reason. None is lost, none counted twice.".into(),
         share: None,

@@ -116,7 +116,7 @@ fn headline(steps: &Steps) -> String {
     }
     if let Some(judge) = &steps.judge {
         parts.push(format!(
-            "a click model <em>{:.1} %</em> of the way to the best possible",
+            "a click model <em>{:.1} %</em> of the way to the best possible ranking",
             100.0 * judge.way
         ));
     }
@@ -253,7 +253,7 @@ mod tests {
         };
         assert_eq!(
             headline(&steps),
-            "In 95 s: a click model <em>96.1 %</em> of the way to the best possible, and ads \
+            "In 95 s: a click model <em>96.1 %</em> of the way to the best possible ranking, and ads \
              auctioned in <em>2.3 ms</em> at <em>94 %</em> of the best possible revenue."
         );
     }
