@@ -220,20 +220,20 @@ class Model:
 
 
 def fit_platt(x, y, w):
-    """Scale and offset of the logits by Newton's method."""
+    """Scale and offset of the logits by Newton's method; no correction where that fails."""
     scale, offset = 1.0, 0.0
     for _ in range(25):
-        p = 1 / (1 + np.exp(-(scale * x + offset)))
+        with np.errstate(over="ignore"):
+            p = 1 / (1 + np.exp(-(scale * x + offset)))
         error, curvature = w * (p - y), w * p * (1 - p)
         gradient = np.array([(error * x).sum(), error.sum()])
-        hessian = np.array(
-            [
-                [(curvature * x * x).sum(), (curvature * x).sum()],
-                [(curvature * x).sum(), curvature.sum()],
-            ]
-        )
+        mixed = (curvature * x).sum()
+        hessian = np.array([[(curvature * x * x).sum(), mixed], [mixed, curvature.sum()]])
+        hessian += 1e-9 * np.eye(2)
+        if abs(np.linalg.det(hessian)) < 1e-12:
+            return 1.0, 0.0
         scale, offset = np.array([scale, offset]) - np.linalg.solve(hessian, gradient)
-    return scale, offset
+    return (scale, offset) if scale > 0 and np.isfinite(scale + offset) else (1.0, 0.0)
 
 
 def log_loss(x, y, w):
