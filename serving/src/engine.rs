@@ -243,7 +243,7 @@ impl Page<'_> {
         Event {
             event_id: format!("served-{}", win.impression_id),
             event_time_us: request.time_us,
-            ingest_time_us: now_us(),
+            ingest_time_us: request.time_us,
             user_id,
             age_band: request.age_band.into(),
             schema_version: wire::SCHEMA_VERSION,

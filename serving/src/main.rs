@@ -15,7 +15,7 @@ enum Verb {
         common: CommonArgs,
     },
     /// Ask a running server for ads, and show how it decided
-    Ask(ask::AskArgs),
+    Ask(Box<ask::AskArgs>),
 }
 
 fn main() -> ExitCode {
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         runtime.block_on(async {
             match verb {
                 Verb::Serve { common } => serve::run(&common).await,
-                Verb::Ask(args) => ask::run(args).await,
+                Verb::Ask(args) => ask::run(*args).await,
             }
         })
     })

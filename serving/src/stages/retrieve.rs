@@ -12,13 +12,11 @@ use crate::{
     degradation::{Fallback, Why},
 };
 
-/// Candidates and how many they were chosen from.
+/// What retrieval found.
 #[derive(Debug)]
 pub struct Retrieved {
     /// Best first.
     pub candidates: Vec<Near>,
-    /// Ads that the request may see.
-    pub num_eligible: usize,
 }
 
 /// Finds candidates by the scene's vector; without index, or with one that is late or failing,
@@ -43,10 +41,7 @@ pub fn retrieve(scope: &Scope<'_>, assembled: &Assembled, until: Instant) -> Sta
         }
     };
     Staged {
-        output: Retrieved {
-            candidates,
-            num_eligible: eligible.len() as usize,
-        },
+        output: Retrieved { candidates },
         fallbacks,
     }
 }

@@ -275,3 +275,35 @@ async fn an_answer_prints_as_a_table_and_as_json() {
         answer.winners[0].creative_id
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reflection_names_the_services() {
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let world = World::empty();
+    let (server, _client) = start(&world, config()).await;
+    let address = format!("http://{}", server.addresses().grpc);
+    let channel = Endpoint::from_shared(address).unwrap().connect().await;
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut answers = ServerReflectionClient::new(channel.unwrap())
+        .server_reflection_info(futures::stream::iter([request]))
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.message().await.unwrap().unwrap();
+    let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+        panic!("wanted a list, found {answer:?}");
+    };
+    let names: Vec<&str> = list
+        .service
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
+    assert!(names.contains(&"marquee.ads.v1.AdService"), "{names:?}");
+    assert!(names.contains(&"grpc.health.v1.Health"), "{names:?}");
+}
