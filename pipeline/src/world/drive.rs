@@ -13,13 +13,17 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::{Channel, Endpoint};
 use wire::{
     ads::{GetAdsRequest, GetAdsResponse, Placement, ad_service_client::AdServiceClient},
+    events::Event,
     log::SegmentWriter,
 };
 
 use super::{
-    generate::play,
+    generate::{DAY_US, play},
     truth::{Moment, World, stream},
 };
+
+/// Simulated time between two requests: 2,000 of them fill most of a day.
+const REQUEST_INTERVAL_US: i64 = 30_000_000;
 
 /// What the clients saw.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -106,28 +110,34 @@ pub async fn drive(
             plan.server
         )
     })?;
-    let writer = Arc::new(Mutex::new(SegmentWriter::open(log, "clients")?));
+    let mut writer = SegmentWriter::open(log, "clients")?;
+    let sent: Arc<Mutex<Vec<Event>>> = Arc::default();
     let tally = Arc::new(Mutex::new(Tally::default()));
     let started = Instant::now();
     let mut clients = tokio::task::JoinSet::new();
     for client in 0..plan.clients.max(1) {
-        let (world, writer, tally, bar) =
-            (world.clone(), writer.clone(), tally.clone(), bar.clone());
+        let (world, sent, tally, bar) =
+            (world.clone(), sent.clone(), tally.clone(), bar.clone());
         let numbers =
             (plan.first + client..plan.first + plan.requests).step_by(plan.clients.max(1) as usize);
         let service = AdServiceClient::new(channel.clone());
         clients.spawn(async move {
             for number in numbers {
-                one(&world, service.clone(), number, &writer, &tally).await?;
+                one(&world, service.clone(), number, &sent, &tally).await;
                 bar.inc(1);
             }
-            anyhow::Ok(())
         });
     }
     while let Some(client) = clients.join_next().await {
-        client.context("a client panicked")??;
+        client.context("a client panicked")?;
     }
-    lock(&writer).sync()?;
+    // In the order of arrival, as the log of a real door would have them.
+    let mut events = std::mem::take(&mut *lock(&sent));
+    events.sort_by(|a, b| (a.ingest_time_us, &a.event_id).cmp(&(b.ingest_time_us, &b.event_id)));
+    for event in &events {
+        writer.append_event(event)?;
+    }
+    writer.sync()?;
     let tally = std::mem::take(&mut *lock(&tally));
     Ok(finish(tally, started.elapsed().as_secs_f64()))
 }
@@ -143,7 +153,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 fn request(world: &World, number: u64) -> (Moment, GetAdsRequest, ChaCha8Rng) {
     let mut random = stream(world.config.seed, &format!("request {number}"));
     let day = world.config.first_day + world.config.days as i64;
-    let moment = world.moment(day, &mut random);
+    let mut moment = world.moment(day, &mut random);
+    // Time rises with the number, so that clients and server tell one story.
+    moment.time_us = day * DAY_US + number as i64 * REQUEST_INTERVAL_US;
     let user = &world.users[moment.user];
     let request = GetAdsRequest {
         request_id: format!("d{number:08}"),
@@ -167,13 +179,13 @@ async fn one(
     world: &World,
     mut service: AdServiceClient<Channel>,
     number: u64,
-    writer: &Mutex<SegmentWriter>,
+    sent: &Mutex<Vec<Event>>,
     tally: &Mutex<Tally>,
-) -> anyhow::Result<()> {
+) {
     let (moment, request, mut random) = request(world, number);
-    let sent = Instant::now();
+    let started = Instant::now();
     let answer = service.get_ads(request).await;
-    let latency_ms = sent.elapsed().as_secs_f64() * 1e3;
+    let latency_ms = started.elapsed().as_secs_f64() * 1e3;
     let best = best_auction(world, &moment);
     let mut tally = lock(tally);
     tally.driven.requests += 1;
@@ -184,7 +196,7 @@ async fn one(
         Err(status) => {
             tracing::warn!(%status, number, "request failed");
             tally.driven.errors += 1;
-            return Ok(());
+            return;
         }
     };
     tally.latencies_ms.push(latency_ms);
@@ -206,12 +218,8 @@ async fn one(
         tally.driven.views += u64::from(outcome.viewed);
         tally.driven.clicks += u64::from(outcome.clicked);
         tally.driven.conversions += u64::from(outcome.converted);
-        let mut writer = lock(writer);
-        for event in outcome.events {
-            writer.append_event(&event)?;
-        }
+        lock(sent).extend(outcome.events);
     }
-    Ok(())
 }
 
 fn note_stages(tally: &mut Tally, answer: &GetAdsResponse) {

@@ -45,6 +45,8 @@ pub struct Generated {
     pub duplicates: u64,
     /// Records that arrive hours late.
     pub late: u64,
+    /// Records that would arrive after the last day, and are not in the log.
+    pub after_end: u64,
     /// Broken records by what is wrong with them.
     pub broken: BTreeMap<String, u64>,
     /// The AUC to expect of the true probabilities over viewed impressions.
@@ -93,6 +95,13 @@ pub fn generate(
         mail.prompt(event);
     }
     let mut writer = SegmentWriter::open(log, "world")?;
+    if writer.next_offset() > 0 {
+        anyhow::bail!(
+            "partition `world` in {} holds {} records already: choose another --root, or remove it",
+            log.display(),
+            writer.next_offset()
+        );
+    }
     for day in 0..config.days as i64 {
         let day = config.first_day + day;
         for user in 0..world.users.len() {
@@ -126,7 +135,8 @@ pub fn generate(
         }
         mail.deliver(&mut writer, (day + 1) * DAY_US)?;
     }
-    mail.deliver(&mut writer, i64::MAX)?;
+    // What would arrive later lies after this history: its clock must not run ahead of the drive.
+    generated.after_end = mail.waiting.len() as u64;
     writer.sync()?;
     truth.flush()?;
     generated.records = mail.delivered;

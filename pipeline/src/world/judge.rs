@@ -97,7 +97,13 @@ fn rows<'a>(text: &'a str, path: &Path) -> anyhow::Result<Vec<(usize, [&'a str; 
     Ok(rows)
 }
 
+/// A probability or a label: 0 to 1.
 fn number(text: &str, path: &Path, line: usize) -> anyhow::Result<f64> {
-    text.parse()
-        .with_context(|| format!("{} line {line}: `{text}` is not a number", path.display()))
+    match text.parse() {
+        Ok(number) if (0.0..=1.0).contains(&number) => Ok(number),
+        _ => bail!(
+            "{} line {line}: `{text}` is not a number from 0 to 1",
+            path.display()
+        ),
+    }
 }

@@ -29,7 +29,7 @@ fn weighted_auc(scores: &[f64], positives: &[f64], negatives: &[f64]) -> Option<
     while at < order.len() {
         let same = order[at..]
             .iter()
-            .take_while(|other| scores[**other] == scores[order[at]])
+            .take_while(|other| scores[**other].total_cmp(&scores[order[at]]).is_eq())
             .count();
         let tied = &order[at..at + same];
         let positive: f64 = tied.iter().map(|at| positives[*at]).sum();

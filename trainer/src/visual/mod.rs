@@ -111,14 +111,28 @@ pub fn fit<B: AutodiffBackend>(
     let mut random = ChaCha8Rng::seed_from_u64(config.seed);
     B::seed(device, config.seed);
     let mut tower = config.model.init::<B>(&mut random, device)?;
-    let mut optimizer = AdamWConfig::new().with_weight_decay(config.weight_decay).init();
+    let mut optimizer = AdamWConfig::new()
+        .with_weight_decay(config.weight_decay)
+        .init();
     let prepare = |pictures: &[models::visual::Picture]| -> Vec<Vec<f32>> {
-        pictures.iter().map(|picture| config.model.patches(picture)).collect()
+        pictures
+            .iter()
+            .map(|picture| config.model.patches(picture))
+            .collect()
     };
-    let (scene_patches, creative_patches) = (prepare(&gallery.scene_pictures), prepare(&gallery.creative_pictures));
-    let (tokens, width) = (config.model.vit.num_patches(), config.model.vit.patch_values());
+    let (scene_patches, creative_patches) = (
+        prepare(&gallery.scene_pictures),
+        prepare(&gallery.creative_pictures),
+    );
+    let (tokens, width) = (
+        config.model.vit.num_patches(),
+        config.model.vit.patch_values(),
+    );
     let stack = |patches: &[Vec<f32>], ids: &[usize]| {
-        let values: Vec<f32> = ids.iter().flat_map(|id| patches[*id].iter().copied()).collect();
+        let values: Vec<f32> = ids
+            .iter()
+            .flat_map(|id| patches[*id].iter().copied())
+            .collect();
         Tensor::<B, 3>::from_data(TensorData::new(values, [ids.len(), tokens, width]), device)
     };
     let correction = log_frequency(&pairs.creatives, gallery.creative_pictures.len());
@@ -133,12 +147,19 @@ pub fn fit<B: AutodiffBackend>(
         {
             let (scenes, scene_rows) = distinct(chunk.iter().map(|at| pairs.scenes[*at]));
             let (creatives, creative_rows) = distinct(chunk.iter().map(|at| pairs.creatives[*at]));
-            let correction: Vec<f32> = chunk.iter().map(|at| correction[pairs.creatives[*at]]).collect();
+            let correction: Vec<f32> = chunk
+                .iter()
+                .map(|at| correction[pairs.creatives[*at]])
+                .collect();
             let loss = info_nce(
                 tower.creatives(stack(&creative_patches, &creatives)),
                 tower.scenes(stack(&scene_patches, &scenes)),
                 tower.scale(),
-                ContrastBatch { creatives: &creative_rows, scenes: &scene_rows, correction: &correction },
+                ContrastBatch {
+                    creatives: &creative_rows,
+                    scenes: &scene_rows,
+                    correction: &correction,
+                },
             );
             let gradients = GradientsParams::from_grads(loss.backward(), &tower);
             tower = optimizer.step(config.learning_rate, tower, gradients);
@@ -183,7 +204,9 @@ fn distinct(ids: impl Iterator<Item = usize>) -> (Vec<usize>, Vec<usize>) {
 fn log_frequency(creatives: &[usize], count: usize) -> Vec<f32> {
     let mut seen = vec![0u32; count];
     creatives.iter().for_each(|creative| seen[*creative] += 1);
-    seen.into_iter().map(|seen| (seen.max(1) as f32 / creatives.len().max(1) as f32).ln()).collect()
+    seen.into_iter()
+        .map(|seen| (seen.max(1) as f32 / creatives.len().max(1) as f32).ln())
+        .collect()
 }
 
 /// Trains the visual model, measures it on clicks of the test rows and publishes it.
