@@ -116,8 +116,7 @@ pub async fn drive(
     let started = Instant::now();
     let mut clients = tokio::task::JoinSet::new();
     for client in 0..plan.clients.max(1) {
-        let (world, sent, tally, bar) =
-            (world.clone(), sent.clone(), tally.clone(), bar.clone());
+        let (world, sent, tally, bar) = (world.clone(), sent.clone(), tally.clone(), bar.clone());
         let numbers =
             (plan.first + client..plan.first + plan.requests).step_by(plan.clients.max(1) as usize);
         let service = AdServiceClient::new(channel.clone());

@@ -88,7 +88,8 @@ pub fn generate(
     writeln!(truth, "impression_id,p_click,p_conversion")?;
 
     let mut random = stream(config.seed, "history");
-    let mut mail = Mail::new(&config.delivery, stream(config.seed, "delivery"));
+    let end_us = (config.first_day + config.days as i64) * DAY_US;
+    let mut mail = Mail::new(&config.delivery, stream(config.seed, "delivery"), end_us);
     let mut viewed_truth = Vec::new();
     let mut generated = Generated::default();
     for event in catalogue_events(world) {
@@ -135,8 +136,6 @@ pub fn generate(
         }
         mail.deliver(&mut writer, (day + 1) * DAY_US)?;
     }
-    // What would arrive later lies after this history: its clock must not run ahead of the drive.
-    generated.after_end = mail.waiting.len() as u64;
     writer.sync()?;
     truth.flush()?;
     generated.records = mail.delivered;
@@ -364,6 +363,8 @@ struct Mail<'a> {
     delivery: &'a Delivery,
     random: ChaCha8Rng,
     delay: Exp<f64>,
+    /// What would arrive from here on lies after this history and is not in it.
+    end_us: i64,
     /// By arrival, then by sending.
     waiting: BTreeMap<(i64, u64), Vec<u8>>,
     sent: u64,
@@ -371,12 +372,13 @@ struct Mail<'a> {
 }
 
 impl<'a> Mail<'a> {
-    fn new(delivery: &'a Delivery, random: ChaCha8Rng) -> Self {
+    fn new(delivery: &'a Delivery, random: ChaCha8Rng, end_us: i64) -> Self {
         let rate = 1.0 / delivery.mean_delay_seconds.max(1e-3);
         let delay = Exp::new(rate).expect("the rate is above zero");
         Self {
             delivery,
             random,
+            end_us,
             delay,
             waiting: BTreeMap::new(),
             sent: 0,
@@ -393,16 +395,22 @@ impl<'a> Mail<'a> {
     fn send(&mut self, mut event: Event, generated: &mut Generated) {
         let late = self.random.random_bool(self.delivery.late_share);
         event.ingest_time_us = event.event_time_us + self.draw_delay(late);
+        if event.ingest_time_us >= self.end_us {
+            generated.after_end += 1;
+            return;
+        }
         generated.late += u64::from(late);
         self.post(event.ingest_time_us, event.encode_to_vec());
         if self.random.random_bool(self.delivery.duplicate_share) {
             let again = event.ingest_time_us + self.draw_delay(false);
-            let copy = Event {
-                ingest_time_us: again,
-                ..event.clone()
-            };
-            self.post(again, copy.encode_to_vec());
-            generated.duplicates += 1;
+            if again < self.end_us {
+                let copy = Event {
+                    ingest_time_us: again,
+                    ..event.clone()
+                };
+                self.post(again, copy.encode_to_vec());
+                generated.duplicates += 1;
+            }
         }
         if self.random.random_bool(self.delivery.broken_share) {
             let (kind, bytes) = self.broken(&event);

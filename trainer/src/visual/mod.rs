@@ -365,13 +365,18 @@ mod tests {
     }
 
     fn config() -> VisualTrainConfig {
-        let model = VisualConfig {
+        let vit = VitConfig {
             image_size: 8,
             patch_size: 4,
             dim: 16,
             depth: 1,
-            heads: 2,
-            mlp_ratio: 2,
+            num_heads: 2,
+            ..VitConfig::default()
+        };
+        let model = VisualConfig {
+            vit,
+            projection_hidden: 16,
+            ..VisualConfig::default()
         };
         VisualTrainConfig {
             model,
