@@ -3,7 +3,10 @@
 use models::ctr::Calibration;
 
 /// Newton steps; the problem is convex in two unknowns and settles within a few.
-const STEPS: usize = 25;
+const STEPS: usize = 100;
+
+/// Longest step of either unknown.
+const MAX_STEP: f64 = 0.2;
 
 /// Fits `scale × logit + offset` to labels by logistic regression (Platt 1999), which makes the
 /// weighted sum of predictions equal that of the labels on these rows. Falls back to no
@@ -27,8 +30,19 @@ pub fn fit_calibration(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calib
         if determinant.abs() < 1e-12 {
             return Calibration::default();
         }
-        scale -= (hbb * ga - hab * gb) / determinant;
-        offset -= (haa * gb - hab * ga) / determinant;
+        let step = [
+            (hbb * ga - hab * gb) / determinant,
+            (haa * gb - hab * ga) / determinant,
+        ];
+        // Far from the solution the curvature says little: keep each step short.
+        let size = step[0].abs().max(step[1].abs());
+        let share = if size > MAX_STEP {
+            MAX_STEP / size
+        } else {
+            1.0
+        };
+        scale -= share * step[0];
+        offset -= share * step[1];
     }
     let found = Calibration {
         scale: scale as f32,

@@ -348,17 +348,10 @@ mod tests {
 
     /// Scenes and creatives of four shades; a scene goes with the creative of the next shade.
     fn toy() -> (Gallery, Pairs) {
-        let shade = |at: usize| Picture {
-            width: 8,
-            height: 8,
-            rgb: vec![(at * 60) as u8; 192],
-        };
-        let gallery = Gallery {
-            scene_pictures: (0..4).map(shade).collect(),
-            creative_pictures: (0..4).map(shade).collect(),
-            creative_formats: vec!["billboard".into(); 4],
-            ..Gallery::default()
-        };
+        let shade = |at: usize| Picture::new(8, 8, vec![(at * 60) as u8; 192]).unwrap();
+        let pictures: Vec<Picture> = (0..4).map(shade).collect();
+        let gallery =
+            Gallery::from_pictures(pictures.clone(), pictures, vec!["billboard".into(); 4]);
         let scenes: Vec<usize> = (0..200).map(|at| at % 4).collect();
         let creatives = scenes.iter().map(|scene| (scene + 1) % 4).collect();
         (gallery, Pairs { scenes, creatives })
@@ -412,7 +405,8 @@ mod tests {
         assert_eq!(recall_at_k(&found, 1), 1.0);
         let (scenes, creatives) = pixel_average_vectors(&gallery);
         let baseline = ranks(&gallery, &pairs, &scenes, &creatives, baseline::PIXEL_DIM);
-        assert_eq!(recall_at_k(&baseline, 1), 0.0);
+        // No better than chance among four.
+        assert!(recall_at_k(&baseline, 1) <= 0.25);
     }
 
     #[test]

@@ -84,6 +84,21 @@ impl Gallery {
         Ok(gallery)
     }
 
+    /// A gallery without ids: its pairs are made by hand.
+    #[cfg(test)]
+    pub(super) fn from_pictures(
+        scene_pictures: Vec<Picture>,
+        creative_pictures: Vec<Picture>,
+        creative_formats: Vec<String>,
+    ) -> Self {
+        Self {
+            scene_pictures,
+            creative_pictures,
+            creative_formats,
+            ..Self::default()
+        }
+    }
+
     /// The clicked rows of a range whose scene and creative have pictures.
     pub fn pairs(&self, rows: &Examples, range: Range<usize>) -> Pairs {
         let mut pairs = Pairs::default();
