@@ -50,6 +50,15 @@ pub struct Tile {
     pub sums: [f32; NUM_SOURCES],
 }
 
+/// What happened to an entity in a window.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct WindowSums {
+    /// Events by [`SourceEvent`].
+    pub counts: [u64; NUM_SOURCES],
+    /// Sums of their values by [`SourceEvent`].
+    pub sums: [f64; NUM_SOURCES],
+}
+
 /// What is known of one entity.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct EntityState {
@@ -92,21 +101,22 @@ pub struct DecodeError {
 }
 
 impl EntityState {
-    /// Count and sum of a source over the hours of a window that ends with the hour of `now_us`.
-    pub fn window(&self, source: SourceEvent, window_hours: u32, now_us: i64) -> (u64, f64) {
+    /// Counts and sums over the hours of a window that ends with the hour of `now_us`.
+    pub fn window(&self, window_hours: u32, now_us: i64) -> WindowSums {
         let now = hour(now_us);
         let from = now.saturating_sub(window_hours.saturating_sub(1));
         let start = self.tiles.partition_point(|tile| tile.hour < from);
         let inside = self.tiles[start..]
             .iter()
             .take_while(|tile| tile.hour <= now);
-        inside.fold((0, 0.0), |(count, sum), tile| {
-            let at = source as usize;
-            (
-                count + u64::from(tile.counts[at]),
-                sum + f64::from(tile.sums[at]),
-            )
-        })
+        let mut found = WindowSums::default();
+        for tile in inside {
+            for at in 0..NUM_SOURCES {
+                found.counts[at] += u64::from(tile.counts[at]);
+                found.sums[at] += f64::from(tile.sums[at]);
+            }
+        }
+        found
     }
 
     /// The most recent values of a slot before `now_us`, newest first.
@@ -358,10 +368,10 @@ mod tests {
             state.add(SourceEvent::Click, 2.0, hour * HOUR_US + 5);
         }
         let check = |window, now_hour: i64, expected| {
-            assert_eq!(
-                state.window(SourceEvent::Click, window, now_hour * HOUR_US + 9),
-                expected
-            );
+            let found = state.window(window, now_hour * HOUR_US + 9);
+            let click = SourceEvent::Click as usize;
+            assert_eq!((found.counts[click], found.sums[click]), expected);
+            assert_eq!(found.counts.iter().sum::<u64>(), expected.0);
         };
         check(24, 25, (3, 6.0));
         check(1, 25, (1, 2.0));

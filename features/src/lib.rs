@@ -22,7 +22,9 @@ mod set;
 pub mod spec;
 pub mod style;
 
-pub use aggregates::{Aggregates, EntityKey, EntityState, NoState, SourceEvent, StateSource};
+pub use aggregates::{
+    Aggregates, EntityKey, EntityState, NoState, SourceEvent, StateSource, WindowSums,
+};
 pub use batch::{FeatureBatch, Jagged, SnapshotError};
 pub use facts::{Fact, Facts};
 pub use set::{

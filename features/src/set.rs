@@ -1,11 +1,14 @@
 //! A compiled spec: from facts and aggregates to rows of values.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    aggregates::{EntityKey, EntityState, SourceEvent, StateSource, entity_key},
+    aggregates::{EntityKey, EntityState, SourceEvent, StateSource, WindowSums, entity_key},
     batch::FeatureBatch,
     expression::{BoundFact, Compiled, ResultType, Value},
     facts::{AD_FACTS, Fact, Facts, PERSONAL},
@@ -85,6 +88,8 @@ pub(crate) struct Group {
     /// No feature of the group may be used for children: then nothing is stored for them either.
     pub(crate) personal: bool,
     pub(crate) recent: Vec<Recent>,
+    /// Lengths in hours of the windows that some feature of the group looks at.
+    windows: Vec<u32>,
 }
 
 /// A fact that an entity remembers.
@@ -99,16 +104,16 @@ enum Source {
     Expression(Compiled),
     Window {
         group: usize,
+        window: usize,
         aggregation: Aggregation,
         source: SourceEvent,
-        hours: u32,
     },
     Rate {
         group: usize,
+        window: usize,
         source: SourceEvent,
         over: SourceEvent,
         prior: [f64; 2],
-        hours: u32,
     },
     Recent {
         group: usize,
@@ -116,6 +121,14 @@ enum Source {
         last: usize,
         hours: u32,
     },
+}
+
+/// What is known of a group's entity at one time.
+#[derive(Debug, Clone, Default)]
+struct Known<'a> {
+    state: Option<&'a EntityState>,
+    /// One per window of the group; none if the entity is unknown.
+    windows: Vec<WindowSums>,
 }
 
 #[derive(Debug, Clone)]
@@ -240,42 +253,51 @@ impl FeatureSet {
     /// A missing value takes the feature's default; so does one that is not finite, and, unless
     /// the request allows personal features, every feature that is not `child_safe`. A missing
     /// id is [`hash::MISSING_ID`], or no id in a multi-valued column.
-    pub fn evaluate(
+    pub fn evaluate<'a>(
         &self,
         request: &RequestFacts,
         ads: &[&AdFacts],
-        states: &impl StateSource,
+        states: &'a impl StateSource,
         now_us: i64,
         out: &mut FeatureBatch,
     ) -> EvaluationCounts {
         let mut counts = EvaluationCounts::default();
-        let mut found: Vec<Option<&EntityState>> = self
-            .groups
-            .iter()
-            .map(|group| {
-                let fixed = !group.needs_ad && (!group.personal || request.personal);
-                fixed
-                    .then(|| states.state(self.entity_key(group, request, None)))
-                    .flatten()
-            })
-            .collect();
+        // Many ads share an entity, and many features a window: each is summed once.
+        let mut known = vec![Known::default()];
+        let mut of_key: HashMap<EntityKey, usize> = HashMap::new();
+        let mut of_groups = vec![0; self.groups.len()];
+        let mut look = |group: &Group, ad: Option<&AdFacts>, known: &mut Vec<Known<'a>>| {
+            *of_key
+                .entry(self.entity_key(group, request, ad))
+                .or_insert_with_key(|key| {
+                    known.push(group.known(states.state(*key), now_us));
+                    known.len() - 1
+                })
+        };
+        let allowed = |group: &Group| !group.personal || request.personal;
+        for (group, at) in self.groups.iter().zip(&mut of_groups) {
+            if !group.needs_ad && allowed(group) {
+                *at = look(group, None, &mut known);
+            }
+        }
         out.dense.reserve(ads.len() * self.schema.dense.len());
         for ad in ads {
-            for (group, state) in self.groups.iter().zip(&mut found) {
-                if group.needs_ad && (!group.personal || request.personal) {
-                    *state = states.state(self.entity_key(group, request, Some(ad)));
+            for (group, at) in self.groups.iter().zip(&mut of_groups) {
+                if group.needs_ad && allowed(group) {
+                    *at = look(group, Some(ad), &mut known);
                 }
             }
-            self.row(request, ad, &found, now_us, out, &mut counts);
+            let of_group = |group: usize| &known[of_groups[group]];
+            self.row(request, ad, &of_group, now_us, out, &mut counts);
         }
         counts
     }
 
-    fn row(
+    fn row<'a>(
         &self,
         request: &RequestFacts,
         ad: &AdFacts,
-        states: &[Option<&EntityState>],
+        known: &impl Fn(usize) -> &'a Known<'a>,
         now_us: i64,
         out: &mut FeatureBatch,
         counts: &mut EvaluationCounts,
@@ -287,14 +309,14 @@ impl FeatureSet {
             match column.kind {
                 Kind::Dense if withheld => out.dense.push(column.default as f32),
                 Kind::Dense => {
-                    let value = column.source.number(request, ad, states, now_us);
+                    let value = column.source.number(request, ad, known, now_us);
                     out.dense.push(column.finish(value, counts));
                 }
                 Kind::Sparse => {
                     let ids = &mut out.sparse[sparse];
                     sparse += 1;
                     if !withheld {
-                        column.source.ids(request, ad, states, now_us, &mut ids.ids);
+                        column.source.ids(request, ad, known, now_us, &mut ids.ids);
                     }
                     let before = ids.offsets[ids.offsets.len() - 1] as usize;
                     if ids.ids.len() == before && !column.multi {
@@ -430,19 +452,27 @@ impl FeatureSet {
                 hours,
             };
         }
+        let windows = &mut self.groups[group].windows;
+        let window = windows
+            .iter()
+            .position(|known| *known == hours)
+            .unwrap_or_else(|| {
+                windows.push(hours);
+                windows.len() - 1
+            });
         match (aggregation, feature.over) {
             (Aggregation::Rate, Some(over)) => Source::Rate {
                 group,
+                window,
                 source,
                 over,
                 prior: feature.prior,
-                hours,
             },
             _ => Source::Window {
                 group,
+                window,
                 aggregation,
                 source,
-                hours,
             },
         }
     }
@@ -463,6 +493,7 @@ impl FeatureSet {
                 needs_ad,
                 personal: true,
                 recent: Vec::new(),
+                windows: Vec::new(),
             });
             self.groups.len() - 1
         });
@@ -483,12 +514,25 @@ fn fact<'a>(request: &'a RequestFacts, ad: Option<&'a AdFacts>, slot: usize) -> 
     }
 }
 
+impl Group {
+    fn known<'a>(&self, state: Option<&'a EntityState>, now_us: i64) -> Known<'a> {
+        let windows = state.iter().flat_map(|state| {
+            let sums = |hours: &u32| state.window(*hours, now_us);
+            self.windows.iter().map(sums)
+        });
+        Known {
+            state,
+            windows: windows.collect(),
+        }
+    }
+}
+
 impl Source {
-    fn number(
+    fn number<'a>(
         &self,
         request: &RequestFacts,
         ad: &AdFacts,
-        states: &[Option<&EntityState>],
+        known: &impl Fn(usize) -> &'a Known<'a>,
         now_us: i64,
     ) -> Option<f64> {
         match self {
@@ -497,11 +541,13 @@ impl Source {
                 .number(),
             Self::Window {
                 group,
+                window,
                 aggregation,
                 source,
-                hours,
             } => {
-                let (count, sum) = states[*group]?.window(*source, *hours, now_us);
+                let found = known(*group).windows.get(*window)?;
+                let count = found.counts[*source as usize];
+                let sum = found.sums[*source as usize];
                 match aggregation {
                     Aggregation::Sum => Some(sum),
                     Aggregation::Mean if count == 0 => None,
@@ -511,31 +557,32 @@ impl Source {
             }
             Self::Rate {
                 group,
+                window,
                 source,
                 over,
                 prior,
-                hours,
             } => {
-                let counted = |source| {
-                    states[*group].map_or(0, |state| state.window(source, *hours, now_us).0)
+                let found = known(*group).windows.get(*window);
+                let counted = |source: &SourceEvent| {
+                    found.map_or(0.0, |found| found.counts[*source as usize] as f64)
                 };
-                Some((counted(*source) as f64 + prior[0]) / (counted(*over) as f64 + prior[1]))
+                Some((counted(source) + prior[0]) / (counted(over) + prior[1]))
             }
             Self::Recent {
                 group, slot, hours, ..
             } => {
                 let oldest = now_us - i64::from(*hours) * 3_600_000_000;
-                let values = states[*group]?.recent(*slot, now_us);
+                let values = known(*group).state?.recent(*slot, now_us);
                 Some(values.filter(|(_, seen)| *seen > oldest).count() as f64)
             }
         }
     }
 
-    fn ids(
+    fn ids<'a>(
         &self,
         request: &RequestFacts,
         ad: &AdFacts,
-        states: &[Option<&EntityState>],
+        known: &impl Fn(usize) -> &'a Known<'a>,
         now_us: i64,
         out: &mut Vec<u64>,
     ) {
@@ -556,7 +603,7 @@ impl Source {
                 hours,
             } => {
                 let oldest = now_us - i64::from(*hours) * 3_600_000_000;
-                if let Some(state) = states[*group] {
+                if let Some(state) = known(*group).state {
                     let values = state
                         .recent(*slot, now_us)
                         .filter(|(_, seen)| *seen > oldest);

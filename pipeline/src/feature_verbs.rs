@@ -243,7 +243,7 @@ impl Drop for Staging {
 /// A table of a spec's features for people.
 pub fn table(spec: &FeatureSpec) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["feature", "kind", "entity", "from", "child safe", "version"]);
     for feature in &spec.features {
         let from = match (&feature.expression, feature.aggregation) {

@@ -40,6 +40,7 @@ fn config() -> PipelineConfig {
     };
     config.attribution.conversion_window_hours = 12;
     config.deduplication.window_hours = 24;
+    config.watermark.allowed_lateness_hours = 3;
     config
 }
 

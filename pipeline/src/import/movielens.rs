@@ -344,4 +344,53 @@ mod tests {
         let error = check_start(root.path(), &other, &events(&dataset(), &other)[1..]).unwrap_err();
         assert!(matches!(error, ImportError::OtherLog { offset: 0, .. }));
     }
+
+    /// Dense and sparse features of each impression, computed by the pipeline.
+    fn features(dataset: &Dataset) -> std::collections::BTreeMap<String, String> {
+        use features::FeatureSet;
+
+        use crate::process::{PipelineConfig, Processor, SourceRecord};
+
+        let spec = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/movielens/features.toml");
+        let set = FeatureSet::load(&spec).unwrap();
+        let mut processor = Processor::new(&PipelineConfig::default(), set);
+        for event in events(dataset, &MovielensConfig::default()) {
+            processor.apply(SourceRecord {
+                partition: "movielens".into(),
+                offset: 0,
+                payload: Vec::new(),
+                event: Ok(event),
+            });
+        }
+        processor.close();
+        assert_eq!(processor.counters().events_dead, 0);
+        let rows = processor.take_outputs().rows;
+        let served = rows.iter().map(|row| &row.impression.served);
+        let described = |it: &ImpressionServed| format!("{:?}", it.snapshot);
+        served
+            .map(|it| (it.impression_id.clone(), described(it)))
+            .collect()
+    }
+
+    #[test]
+    fn a_rating_is_not_in_the_features_of_its_own_second() {
+        // One rating of three in second 100 changes from no click to click.
+        let dataset = |rating: &str| {
+            let header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n";
+            let ratings = format!(
+                "{header}1\t10\t5\t99\n1\t11\t{rating}\t100\n1\t12\t5\t100\n\
+                 2\t11\t4\t100\n1\t13\t4\t101\n2\t12\t4\t300\n"
+            );
+            let movies = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n\
+                 10\tA\t1995\tDrama\n11\tB\t1995\tDrama\n12\tC\t1990\tDrama War\n13\tD\t1991\tWar\n";
+            let people = "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n\
+                 1\t24\tM\twriter\t85711\n2\t30\tF\tartist\t85711\n";
+            Dataset::parse(&ratings, movies, people, Path::new("")).unwrap()
+        };
+        let (without, with) = (features(&dataset("2")), features(&dataset("5")));
+        for same in ["ml-1-10", "ml-1-11", "ml-1-12", "ml-2-11"] {
+            assert_eq!(without[same], with[same], "{same}");
+        }
+        assert_ne!(without["ml-1-13"], with["ml-1-13"]);
+    }
 }

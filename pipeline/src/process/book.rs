@@ -112,10 +112,10 @@ impl Pending {
 
     /// When the watermark closes it.
     pub(crate) fn deadline_us(&self, windows: &Windows) -> i64 {
-        self.viewed_us()
-            .map_or(self.served_us + windows.view_us, |viewed| {
-                viewed + windows.click_us
-            })
+        self.viewed_us().map_or(
+            self.served_us + windows.view_us + windows.lateness_us,
+            |it| it + windows.click_us,
+        )
     }
 
     pub(crate) fn day(&self) -> i32 {
@@ -126,7 +126,7 @@ impl Pending {
 impl Waiting {
     /// When the watermark gives it up.
     pub(crate) fn deadline_us(&self, windows: &Windows) -> i64 {
-        self.event_time_us + windows.click_us
+        self.event_time_us + windows.click_us + windows.lateness_us
     }
 }
 
@@ -140,7 +140,8 @@ impl Viewed {
 /// When the labels of all rows of a day are final.
 pub(crate) fn day_deadline_us(day: i32, windows: &Windows) -> i64 {
     let end = (i64::from(day) + 1) * DAY_US;
-    end + windows.skew_us + windows.view_us + windows.click_us + windows.conversion_us
+    let viewed = end + windows.view_us + windows.skew_us;
+    viewed + windows.click_us + windows.lateness_us + windows.conversion_us
 }
 
 impl Book {

@@ -87,15 +87,19 @@ impl Default for DeduplicationConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WatermarkConfig {
-    /// The watermark runs this far behind the newest event time. Higher catches more late events
-    /// before a window closes, and writes rows later.
-    pub allowed_lateness_seconds: u32,
+    /// The watermark runs this far behind the newest event time, and windows close by it. Higher
+    /// catches more late events before a row is written, and writes rows later.
+    pub delay_seconds: u32,
+    /// How much longer impressions without a view, and views and clicks without an impression,
+    /// are kept for each other. Higher loses fewer late events, and remembers more.
+    pub allowed_lateness_hours: u32,
 }
 
 impl Default for WatermarkConfig {
     fn default() -> Self {
         Self {
-            allowed_lateness_seconds: 600,
+            delay_seconds: 600,
+            allowed_lateness_hours: 24,
         }
     }
 }
@@ -158,6 +162,7 @@ pub struct SettingError {
 pub(crate) struct Windows {
     pub(crate) skew_us: i64,
     pub(crate) deduplication_us: i64,
+    pub(crate) delay_us: i64,
     pub(crate) lateness_us: i64,
     pub(crate) view_us: i64,
     pub(crate) click_us: i64,
@@ -210,7 +215,7 @@ impl PipelineConfig {
             return fail(
                 "deduplication.window_hours",
                 self.deduplication.window_hours.to_string(),
-                "at least as long as `watermark.allowed_lateness_seconds`",
+                "at least `watermark.allowed_lateness_hours`",
             );
         }
         Ok(())
@@ -222,7 +227,8 @@ impl PipelineConfig {
         Windows {
             skew_us: seconds(self.validation.max_clock_skew_seconds),
             deduplication_us: hours(self.deduplication.window_hours),
-            lateness_us: seconds(self.watermark.allowed_lateness_seconds),
+            delay_us: seconds(self.watermark.delay_seconds),
+            lateness_us: hours(self.watermark.allowed_lateness_hours),
             view_us: seconds(self.attribution.view_window_seconds),
             click_us: seconds(self.attribution.click_window_seconds),
             conversion_us: hours(self.attribution.conversion_window_hours),

@@ -91,7 +91,7 @@ impl EventsReport {
     pub fn table(&self) -> Table {
         let c = &self.counters;
         let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+        table.load_style(presets::UTF8_BORDERS_ONLY);
         table.set_header(["events", "count"]);
         let rows = [
             ("read", c.events_in),

@@ -45,14 +45,7 @@ impl Processor {
                 impression_id: served.impression_id,
             });
         }
-        let category = self
-            .book
-            .ads
-            .creative(&served.creative_id)?
-            .0
-            .category
-            .clone();
-        let request = self.take_features(&event, &mut served)?;
+        let (category, request) = self.take_features(&event, &mut served)?;
         served.candidates = Vec::new();
         let pending = Pending {
             user_id: event.user_id,
@@ -77,13 +70,16 @@ impl Processor {
     }
 
     /// Sees to it that the snapshot holds the features of this spec: as sent, or else computed
-    /// from what is known now. Gives the request's facts if they were needed.
+    /// from what is known now. Gives the ad's category, and the request's facts if they were
+    /// needed.
     fn take_features(
         &mut self,
         event: &Event,
         served: &mut ImpressionServed,
-    ) -> Result<Option<RequestFacts>, Refusal> {
+    ) -> Result<(String, Option<RequestFacts>), Refusal> {
         self.clear_scratch();
+        let (creative, ad) = self.book.ads.creative(&served.creative_id)?;
+        let category = creative.category.clone();
         if let Some(snapshot) = &mut served.snapshot
             && snapshot.spec_digest == self.set.digest()
         {
@@ -92,11 +88,10 @@ impl Processor {
             // Every row has the same digest: the table's.
             snapshot.spec_digest.clear();
             self.book.counters.snapshots_used += 1;
-            return Ok(None);
+            return Ok((category, None));
         }
         let context = served.context.get_or_insert_default();
         let request = bind_request(&self.set, &self.book.ads, About::of(event, context));
-        let (_, ad) = self.book.ads.creative(&served.creative_id)?;
         let now_us = event.event_time_us;
         let counts =
             self.set
@@ -107,7 +102,7 @@ impl Processor {
         counters.features_clamped += counts.clamped;
         counters.features_withheld += counts.withheld;
         served.snapshot = Some(self.scratch.snapshot(0, ""));
-        Ok(Some(request))
+        Ok((category, Some(request)))
     }
 
     fn clear_scratch(&mut self) {

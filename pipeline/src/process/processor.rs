@@ -283,7 +283,7 @@ impl Processor {
     }
 
     pub(super) fn watermark_us(&self) -> i64 {
-        self.book.max_event_us - self.windows.lateness_us
+        self.book.max_event_us - self.windows.delay_us
     }
 
     /// Moves the watermark and fires what it has passed.

@@ -199,7 +199,7 @@ fn catalogue_body(change: Payload) -> (&'static str, Value) {
 /// Records as a table for people.
 pub fn table(records: &[Value]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["partition", "offset", "type", "user", "event time", "event"]);
     for record in records {
         let text = |key: &str| match &record[key] {

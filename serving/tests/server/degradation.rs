@@ -93,6 +93,47 @@ async fn a_damaged_member_at_the_start_degrades_and_does_not_stop_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_published_broken_degrades_whatever_its_bytes_are() {
+    for bytes in [Vec::new(), vec![0; 64], b"{\"a\": [1, 2".repeat(100)] {
+        for (kind, file, level, stage, fallback) in CASES {
+            let world = World::empty();
+            let recipe = Recipe {
+                replaced: Some((kind, file, bytes.clone())),
+                ..Recipe::default()
+            };
+            world.publish(&recipe).await;
+            world.publish_store();
+            let (_server, client) = start(&world, config()).await;
+            let answer = client.ask(request("r1", "u1")).await.unwrap();
+            check(&answer, level, stage, fallback);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_do_not_belong_together_are_not_used_together() {
+    let world = World::empty();
+    let recipe = Recipe {
+        is_inconsistent: true,
+        ..Recipe::default()
+    };
+    world.publish(&recipe).await;
+    world.publish_store();
+    let (server, client) = start(&world, config()).await;
+    let answer = client.ask(request("r1", "u1")).await.unwrap();
+    let level = Degradation::RulesRetrieval;
+    check(&answer, level, 1, "rules by genre and bid: index missing");
+    check(&answer, level, 2, "similarity order: pre-scorer missing");
+    check(&answer, level, 3, "fixed click probability: ranker missing");
+    let shown = get(&server, "/debug/bundle").await;
+    for member in ["ctr", "prescorer"] {
+        let fault = format!("the {member} is of feature spec of-another-time");
+        assert!(shown.contains(&fault), "{shown}");
+    }
+    assert!(shown.contains("the index is of embeddings"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_nothing_at_all_there_are_house_ads() {
     let world = World::empty();
     let (server, client) = start(&world, config()).await;

@@ -45,6 +45,10 @@ pub struct Recipe {
     pub daily_budget_micros: i64,
     /// Members that are left out.
     pub without: Vec<Kind>,
+    /// A member's file that is published with these bytes instead.
+    pub replaced: Option<(Kind, &'static str, Vec<u8>)>,
+    /// Models are told to be of other features, the index of other embeddings.
+    pub is_inconsistent: bool,
 }
 
 impl Default for Recipe {
@@ -53,6 +57,8 @@ impl Default for Recipe {
             version: 1,
             daily_budget_micros: 1_000_000_000,
             without: Vec::new(),
+            replaced: None,
+            is_inconsistent: false,
         }
     }
 }
@@ -104,6 +110,12 @@ impl World {
     pub async fn publish_bundle(&self, recipe: &Recipe) -> Digest {
         let features = FeatureSet::load(&shipped_features()).unwrap();
         let catalogue = catalogue(recipe);
+        let mut schema = features.schema().clone();
+        let mut other_embeddings = None;
+        if recipe.is_inconsistent {
+            schema.digest = "of-another-time".into();
+            other_embeddings = Some(Digest::of(b"other embeddings"));
+        }
         let mut members = BTreeMap::new();
         for kind in [
             Kind::Features,
@@ -122,14 +134,18 @@ impl World {
                     fs::copy(shipped_features(), dir.join("features.toml")).unwrap();
                 }
                 Kind::Catalogue => catalogue.save(&dir).unwrap(),
-                Kind::Ctr => ranker(features.schema(), recipe.version)
-                    .save(&dir)
-                    .unwrap(),
-                Kind::Prescorer => {
-                    write_prescorer(features.schema(), features.digest(), recipe.version, &dir);
-                }
+                Kind::Ctr => ranker(&schema, recipe.version).save(&dir).unwrap(),
+                Kind::Prescorer => write_prescorer(&schema, recipe.version, &dir),
                 Kind::Embeddings => write_embeddings(&catalogue, recipe.version, &dir),
-                _ => write_index(recipe.version, members.get("embeddings"), &dir),
+                _ => {
+                    let of = other_embeddings.as_ref().or(members.get("embeddings"));
+                    write_index(recipe.version, of, &dir);
+                }
+            }
+            if let Some((of, file, bytes)) = &recipe.replaced
+                && *of == kind
+            {
+                fs::write(dir.join(file), bytes).unwrap();
             }
             let digest = self.publish_folder(kind, dir, Vec::new()).await;
             members.insert(kind.name(), digest);
@@ -474,7 +490,7 @@ fn write_index(version: u64, embeddings: Option<&Digest>, dir: &Path) {
 }
 
 /// Two trees over the first dense features, in LightGBM's text format.
-fn write_prescorer(schema: &Schema, feature_digest: &str, version: u64, dir: &Path) {
+fn write_prescorer(schema: &Schema, version: u64, dir: &Path) {
     let dense: Vec<String> = schema
         .dense
         .iter()
@@ -500,7 +516,7 @@ fn write_prescorer(schema: &Schema, feature_digest: &str, version: u64, dir: &Pa
         -2.0 - shift,
     );
     let info = PreScorerInfo {
-        feature_digest: feature_digest.to_owned(),
+        feature_digest: schema.digest.clone(),
         dense,
     };
     PreScorer::save(dir, &info, &model).unwrap();

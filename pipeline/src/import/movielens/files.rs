@@ -324,16 +324,13 @@ fn rows<'a, const N: usize>(
 }
 
 impl<const N: usize> Line<'_, N> {
-    fn number<T: FromStr>(
+    fn number<T: FromStr + Copy>(
         &self,
         at: usize,
         field: &'static str,
         wanted: &'static str,
         admits: impl Fn(T) -> bool,
-    ) -> Result<T, ImportError>
-    where
-        T: Copy,
-    {
+    ) -> Result<T, ImportError> {
         let text = self.fields[at];
         let value = text.parse::<T>().ok().filter(|value| admits(*value));
         value.ok_or_else(|| self.bad(field, text, wanted))

@@ -78,11 +78,11 @@ pub(super) fn file_schema(schema: &Schema) -> SchemaRef {
     let fields = delta_fields(schema);
     let of_file = fields.iter().filter(|field| field.name() != DAY);
     let arrow = of_file.map(|field| {
-        let kind = match field.data_type() {
-            &DataType::STRING => ArrowType::Utf8,
-            &DataType::LONG => ArrowType::Int64,
-            &DataType::INTEGER => ArrowType::Int32,
-            &DataType::FLOAT => ArrowType::Float32,
+        let kind = match *field.data_type() {
+            DataType::STRING => ArrowType::Utf8,
+            DataType::LONG => ArrowType::Int64,
+            DataType::INTEGER => ArrowType::Int32,
+            DataType::FLOAT => ArrowType::Float32,
             _ => ArrowType::List(id_field()),
         };
         Field::new(field.name(), kind, false)

@@ -77,6 +77,22 @@ fn a_row_waits_for_its_click_window_by_the_watermark() {
 }
 
 #[test]
+fn a_view_that_comes_hours_late_still_makes_a_row() {
+    let mut processor = processor();
+    apply(&mut processor, &[served("i", "c1-a", T)]);
+    apply(
+        &mut processor,
+        &[activity(5, T + 5 * HOUR_US), viewed("i", T + SECOND_US)],
+    );
+    apply(&mut processor, &[activity(6, T + 6 * HOUR_US)]);
+    let outputs = processor.take_outputs();
+    let rows: Vec<_> = outputs.rows.iter().map(labels).collect();
+    assert_eq!(rows, [("i", false, 0, false)]);
+    assert_eq!(reasons(&outputs), [""; 0]);
+    assert_eq!(processor.counters().late, 1);
+}
+
+#[test]
 fn duplicates_count_once() {
     let events = [
         served("i", "c1-a", T),
@@ -128,7 +144,7 @@ fn a_late_click_mends_the_row_when_its_day_matures() {
     );
     apply(&mut processor, &[activity(5, T + 6 * DAY_US)]);
     assert!(processor.take_outputs().matured.is_empty());
-    apply(&mut processor, &[activity(5, T + 9 * DAY_US)]);
+    apply(&mut processor, &[activity(5, T + 10 * DAY_US)]);
     let matured = processor.take_outputs().matured;
     let of_day: Vec<_> = matured.values().flatten().collect();
     let (_, mend) = of_day[0];
@@ -167,9 +183,10 @@ fn a_click_of_someone_else_is_refused() {
 fn views_and_clicks_without_an_impression_wait_and_are_then_refused() {
     let mut processor = processor();
     apply(&mut processor, &[viewed("i", T), click("j", T)]);
-    apply(&mut processor, &[activity(5, T + 39 * MINUTE_US)]);
+    let due_us = T + DAY_US + 40 * MINUTE_US;
+    apply(&mut processor, &[activity(5, due_us - MINUTE_US)]);
     assert_eq!(reasons(&processor.take_outputs()), [""; 0]);
-    apply(&mut processor, &[activity(5, T + 40 * MINUTE_US)]);
+    apply(&mut processor, &[activity(5, due_us)]);
     let outputs = processor.take_outputs();
     assert_eq!(reasons(&outputs), ["unattributed"; 2]);
     assert_eq!(processor.counters().events_dead, 2);
