@@ -14,6 +14,10 @@ mod layout;
 mod output;
 mod run;
 
+/// Every program allocates and frees many small values on several threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 pub use args::CommonArgs;
 pub use config::{ConfigError, Loaded, load_config, parse_config};
 pub use layout::Layout;

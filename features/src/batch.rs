@@ -31,6 +31,14 @@ impl Jagged {
         &self.ids[self.offsets[row] as usize..self.offsets[row + 1] as usize]
     }
 
+    /// Whether the offsets are those of `rows` rows of the ids.
+    pub fn fits(&self, rows: usize) -> bool {
+        self.offsets.len() == rows + 1
+            && self.offsets[0] == 0
+            && self.offsets[rows] as usize == self.ids.len()
+            && self.offsets.is_sorted()
+    }
+
     /// Appends one row.
     pub fn push_row(&mut self, ids: &[u64]) {
         self.ids.extend_from_slice(ids);

@@ -75,6 +75,11 @@ pub(crate) const PERSONAL: &str = "personal_allowed";
 
 const HOUR_US: i64 = 3_600_000_000;
 
+/// Whether personal facts of a user may be used and kept: known, 13 or over, with consent.
+pub fn may_be_personal(user_id: &str, age_band: AgeBand, consent: bool) -> bool {
+    !user_id.is_empty() && age_band == AgeBand::AgeBand13plus && consent
+}
+
 /// Facts of a request: ids and context, the time in UTC hours (0 to 24, with fraction) and days
 /// (Monday is 0), the scene's style, and whatever attributes the context carries. An attribute
 /// that reads as a number is one; `a|b|c` is a list of texts.
@@ -90,7 +95,7 @@ pub fn request_facts(
     let hours = time_us.rem_euclid(24 * HOUR_US) as f64 / HOUR_US as f64;
     // 1 January 1970 was a Thursday.
     let day = (time_us.div_euclid(24 * HOUR_US) + 3).rem_euclid(7);
-    let personal = consent && age_band == AgeBand::AgeBand13plus;
+    let personal = may_be_personal(user_id, age_band, consent);
     let style = scene.map_or(Fact::Missing, |scene| vector(&scene.style));
     let own = [
         ("user_id", text(user_id)),
@@ -181,6 +186,7 @@ mod tests {
             let facts = request_facts("u", age, consent, &Context::default(), None, 0);
             facts[PERSONAL] == Fact::Number(1.0)
         };
+        assert!(!may_be_personal("", AgeBand::AgeBand13plus, true));
         assert!(allowed(AgeBand::AgeBand13plus, true));
         assert!(!allowed(AgeBand::AgeBand13plus, false));
         assert!(!allowed(AgeBand::Under13, true));

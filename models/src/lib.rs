@@ -9,9 +9,12 @@
 //! This crate trains nothing and reads no table: it knows features only by their schema.
 
 pub mod ctr;
+mod files;
 pub mod metrics;
 pub mod prescorer;
 pub mod visual;
+
+pub use files::ModelFileError;
 
 /// The backend of programs without a GPU: burn's pure-Rust one.
 pub type Cpu = burn::backend::Flex;

@@ -210,21 +210,27 @@ fn photos_are_used_when_installed_and_missed_with_a_mend() {
 
 #[test]
 fn a_configuration_out_of_range_names_the_key() {
-    let error = World::build(WorldConfig {
-        users: 0,
-        ..config()
-    })
-    .unwrap_err()
-    .to_string();
-    assert_eq!(error, "world configuration: users is 0, wanted at least 1");
-    let error = World::build(WorldConfig {
-        under13_share: 1.5,
-        ..config()
-    })
-    .unwrap_err()
-    .to_string();
-    assert_eq!(
-        error,
-        "world configuration: under13_share is 1.5, wanted 0 to 1"
+    let refused = |change: &dyn Fn(&mut WorldConfig), expected: &str| {
+        let mut config = config();
+        change(&mut config);
+        let error = World::build(config).unwrap_err().to_string();
+        assert_eq!(error, format!("world configuration: {expected}"));
+    };
+    refused(&|it| it.users = 0, "users is 0, wanted at least 1");
+    refused(
+        &|it| it.under13_share = 1.5,
+        "under13_share is 1.5, wanted 0 to 1",
+    );
+    refused(
+        &|it| it.effects.scene_match = f64::NAN,
+        "effects.scene_match is NaN, wanted 0 to 30",
+    );
+    refused(
+        &|it| it.effects.click_bias = f64::NEG_INFINITY,
+        "effects.click_bias is -inf, wanted -30 to 30",
+    );
+    refused(
+        &|it| it.delivery.mean_delay_seconds = -1.0,
+        "delivery.mean_delay_seconds is -1, wanted 0 to 3600",
     );
 }

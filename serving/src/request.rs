@@ -46,9 +46,9 @@ pub struct AdRequest {
 }
 
 impl AdRequest {
-    /// Whether personal facts of the user may be used and kept: 13 or over, with consent.
+    /// Whether personal facts of the user may be used and kept.
     pub fn is_personal(&self) -> bool {
-        self.consent && self.age_band == AgeBand::AgeBand13plus
+        features::facts::may_be_personal(&self.user_id, self.age_band, self.consent)
     }
 }
 

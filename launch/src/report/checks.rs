@@ -42,8 +42,8 @@ impl Default for Bounds {
             fill_rate_min: 0.98,
             revenue_ratio_min: 0.75,
             value_ratio_min: 0.75,
-            visual_over_random_min: 2.0,
-            visual_over_pixels_min: 1.5,
+            visual_over_random_min: 3.0,
+            visual_over_pixels_min: 3.0,
             get_ads_p99_ms_max: 50.0,
             standard_errors_max: 4.0,
         }
@@ -249,6 +249,12 @@ fn serving(steps: &Steps, bounds: &Bounds, checks: &mut Vec<Check>) {
         drive.errors as f64,
         0.0..=0.0,
         none,
+    ));
+    checks.push(within(
+        "winners that the world does not know",
+        drive.unknown_winners as f64,
+        0.0..=0.0,
+        "no house ad was needed, and no other catalogue was served",
     ));
     checks.push(within(
         "fill rate",

@@ -216,6 +216,8 @@ pub struct Drive {
     pub stage_p50_us: Vec<(String, f64)>,
     /// Answers that were degraded.
     pub degraded: u64,
+    /// Winners that the world does not know.
+    pub unknown_winners: u64,
 }
 
 /// One step of the quickstart.

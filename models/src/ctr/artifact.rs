@@ -1,15 +1,11 @@
 //! A trained click model as files: `model.json`, `dense.safetensors`, `tables.safetensors`.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use burn::{
     prelude::Backend,
     tensor::{Tensor, TensorData},
 };
-use burn_store::{ModuleSnapshot, SafetensorsStore};
 use features::{FeatureBatch, Schema};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -20,7 +16,10 @@ use super::{
     dcn_v2::{DcnV2, DcnV2Config},
     embedding::EmbeddingTable,
 };
-use crate::Cpu;
+use crate::{
+    Cpu,
+    files::{self, ModelFileError},
+};
 
 /// Means and standard deviations of the dense features over the training rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -107,6 +106,41 @@ struct ModelFile {
     tables: Vec<TableShape>,
 }
 
+impl ModelFile {
+    /// Whether the parts fit each other; else what does not.
+    fn check(&self) -> Result<(), String> {
+        let Normalisation { mean, std } = &self.normalisation;
+        let wanted = self.schema.dense.len();
+        if mean.len() != wanted || std.len() != wanted {
+            return Err(format!(
+                "normalisation has {} means and {} deviations, wanted {wanted} of each",
+                mean.len(),
+                std.len()
+            ));
+        }
+        let usable = |(mean, std): (&f32, &f32)| mean.is_finite() && std.is_finite() && *std > 0.0;
+        if let Some(at) = mean.iter().zip(std).position(|pair| !usable(pair)) {
+            return Err(format!(
+                "normalisation of {} is ({}, {}), wanted finite numbers, the second above 0",
+                self.schema.dense[at].name, mean[at], std[at]
+            ));
+        }
+        let Calibration { scale, offset } = self.calibration;
+        if !scale.is_finite() || !offset.is_finite() {
+            return Err(format!(
+                "calibration is ({scale}, {offset}), wanted finite numbers"
+            ));
+        }
+        let tables = self.tables.iter().map(|table| &table.feature);
+        if !tables.eq(self.schema.sparse.iter().map(|field| &field.name)) {
+            return Err(
+                "the tables are not those of the schema's sparse features, in order".into(),
+            );
+        }
+        Ok(())
+    }
+}
+
 const ARCHITECTURE: &str = "dcn_v2";
 const MODEL_FILE: &str = "model.json";
 const DENSE_FILE: &str = "dense.safetensors";
@@ -115,38 +149,9 @@ const TABLES_FILE: &str = "tables.safetensors";
 /// Why a click model could not be stored, loaded or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CtrModelError {
-    /// The disk refused.
-    #[error("accessing model file {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// `model.json` is not one.
-    #[error("reading {}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// Where and why parsing stopped.
-        source: serde_json::Error,
-    },
-    /// Another architecture.
-    #[error("{} is a `{found}` model, wanted `{ARCHITECTURE}`", path.display())]
-    Architecture {
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        found: String,
-    },
-    /// Weights that are damaged or of another shape.
-    #[error("weights in {}: {what}", path.display())]
-    Weights {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with them.
-        what: String,
-    },
+    /// A file is missing, damaged or of another model.
+    #[error(transparent)]
+    File(#[from] ModelFileError),
     /// A batch of other features than those the model was trained on.
     #[error(
         "the batch has {found_dense} dense and {found_sparse} sparse features, the model takes {wanted_dense} and {wanted_sparse}"
@@ -160,6 +165,14 @@ pub enum CtrModelError {
         wanted_dense: usize,
         /// Sparse features of the model.
         wanted_sparse: usize,
+    },
+    /// Ids whose offsets do not rise from 0 to their number, one step a row.
+    #[error("the bags of sparse feature {feature} are not {rows} rows of its ids")]
+    Bags {
+        /// The feature's name.
+        feature: String,
+        /// Rows of the batch.
+        rows: usize,
     },
     /// A value that is not finite.
     #[error("dense feature {feature} of row {row} is {value}")]
@@ -264,6 +277,15 @@ impl<B: Backend> CtrModel<B> {
                 wanted_sparse: self.schema.sparse.len(),
             });
         }
+        let bags = batch.sparse.iter().zip(&self.schema.sparse);
+        for (bags, field) in bags {
+            if !bags.fits(batch.num_rows) {
+                return Err(CtrModelError::Bags {
+                    feature: field.name.clone(),
+                    rows: batch.num_rows,
+                });
+            }
+        }
         match batch.dense.iter().position(|value| !value.is_finite()) {
             None => Ok(()),
             Some(at) => Err(CtrModelError::NotFinite {
@@ -279,11 +301,7 @@ impl<B: Backend> CtrModel<B> {
     /// # Errors
     /// [`CtrModelError`] if the disk refuses.
     pub fn save(&self, dir: &Path) -> Result<(), CtrModelError> {
-        let io = |path: &Path, source| CtrModelError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        fs::create_dir_all(dir).map_err(|source| io(dir, source))?;
+        files::create_dir(dir)?;
         let shape = |table: &EmbeddingTable| TableShape {
             feature: table.feature.clone(),
             rows: table.rows,
@@ -297,22 +315,8 @@ impl<B: Backend> CtrModel<B> {
             calibration: self.calibration,
             tables: self.tables.iter().map(shape).collect(),
         };
-        let path = dir.join(MODEL_FILE);
-        let text = serde_json::to_vec_pretty(&file).map_err(|source| CtrModelError::Json {
-            path: path.clone(),
-            source,
-        })?;
-        fs::write(&path, text).map_err(|source| io(&path, source))?;
-
-        let path = dir.join(DENSE_FILE);
-        let weights = |path: &Path, what: String| CtrModelError::Weights {
-            path: path.to_owned(),
-            what,
-        };
-        let mut store = SafetensorsStore::from_file(&path).overwrite(true);
-        self.network
-            .save_into(&mut store)
-            .map_err(|error| weights(&path, error.to_string()))?;
+        files::write_json(&dir.join(MODEL_FILE), &file)?;
+        files::save_weights(&self.network, &dir.join(DENSE_FILE))?;
 
         let path = dir.join(TABLES_FILE);
         let bytes: Vec<Vec<u8>> = self
@@ -331,8 +335,8 @@ impl<B: Backend> CtrModel<B> {
             .collect();
         let data = views
             .and_then(|views| safetensors::serialize(views, None))
-            .map_err(|error| weights(&path, error.to_string()))?;
-        fs::write(&path, data).map_err(|source| io(&path, source))
+            .map_err(|error| ModelFileError::content(&path, error))?;
+        Ok(files::write(&path, &data)?)
     }
 
     /// Loads a model from its folder.
@@ -341,37 +345,24 @@ impl<B: Backend> CtrModel<B> {
     /// [`CtrModelError`] that names the file, if one is missing, damaged or of another shape.
     pub fn load_on(dir: &Path, device: B::Device) -> Result<Self, CtrModelError> {
         let path = dir.join(MODEL_FILE);
-        let text = fs::read(&path).map_err(|source| CtrModelError::Io {
-            path: path.clone(),
-            source,
-        })?;
-        let file: ModelFile =
-            serde_json::from_slice(&text).map_err(|source| CtrModelError::Json {
-                path: path.clone(),
-                source,
-            })?;
+        let file: ModelFile = files::read_json(&path)?;
         if file.architecture != ARCHITECTURE {
-            return Err(CtrModelError::Architecture {
+            return Err(ModelFileError::Architecture {
                 path,
                 found: file.architecture,
-            });
+                wanted: ARCHITECTURE,
+            }
+            .into());
         }
+        file.check()
+            .map_err(|what| ModelFileError::content(&path, what))?;
         let tables = load_tables(&dir.join(TABLES_FILE), &file.tables)?;
         let dims: usize = tables.iter().map(|table| table.dim).sum();
         let mut random = ChaCha8Rng::seed_from_u64(0);
         let mut network = file
             .config
             .init(file.schema.dense.len() + dims, &mut random, &device);
-        let path = dir.join(DENSE_FILE);
-        let loaded = network.load_from(&mut SafetensorsStore::from_file(&path));
-        let weights = |what| CtrModelError::Weights {
-            path: path.clone(),
-            what,
-        };
-        let result = loaded.map_err(|error| weights(error.to_string()))?;
-        if !result.errors.is_empty() || !result.missing.is_empty() || !result.unused.is_empty() {
-            return Err(weights(format!("they do not fit the model: {result:?}")));
-        }
+        files::load_weights(&mut network, &dir.join(DENSE_FILE))?;
         let ModelFile {
             config,
             schema,
@@ -422,15 +413,9 @@ pub fn write_dense(
     }
 }
 
-fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>, CtrModelError> {
-    let bytes = fs::read(path).map_err(|source| CtrModelError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    let weights = |what: String| CtrModelError::Weights {
-        path: path.to_owned(),
-        what,
-    };
+fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>, ModelFileError> {
+    let bytes = files::read(path)?;
+    let weights = |what: String| ModelFileError::content(path, what);
     let tensors = SafeTensors::deserialize(&bytes).map_err(|error| weights(error.to_string()))?;
     shapes
         .iter()
@@ -454,11 +439,20 @@ fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>
                 .data()
                 .chunks_exact(4)
                 .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            let values: Vec<f32> = values.collect();
+            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+                return Err(weights(format!(
+                    "row {} of table `{}` holds {}",
+                    at / shape.dim,
+                    shape.feature,
+                    values[at]
+                )));
+            }
             Ok(EmbeddingTable {
                 feature: shape.feature.clone(),
                 rows: shape.rows,
                 dim: shape.dim,
-                weights: values.collect(),
+                weights: values,
             })
         })
         .collect()
@@ -466,6 +460,8 @@ fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use features::Jagged;
     use rand::Rng;
 
@@ -540,6 +536,43 @@ mod tests {
     }
 
     #[test]
+    fn equal_models_give_equal_files() {
+        let [one, two] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        for _ in 0..4 {
+            model().save(one.path()).unwrap();
+            model().save(two.path()).unwrap();
+            for file in [MODEL_FILE, DENSE_FILE, TABLES_FILE] {
+                let bytes = |dir: &tempfile::TempDir| fs::read(dir.path().join(file)).unwrap();
+                assert!(bytes(&one) == bytes(&two), "{file}");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_each_other_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = |change: &dyn Fn(&mut ModelFile), what: &str| {
+            model().save(dir.path()).unwrap();
+            let path = dir.path().join(MODEL_FILE);
+            let mut file: ModelFile = files::read_json(&path).unwrap();
+            change(&mut file);
+            files::write_json(&path, &file).unwrap();
+            let error = CtrModel::<Cpu>::load(dir.path()).unwrap_err().to_string();
+            assert!(
+                error.contains(MODEL_FILE) && error.contains(what),
+                "{error}"
+            );
+        };
+        refused(
+            &|file| file.normalisation.std[1] = 0.0,
+            "normalisation of b",
+        );
+        refused(&|file| file.normalisation.mean.truncate(1), "1 means");
+        refused(&|file| file.tables.reverse(), "in order");
+        refused(&|file| file.tables.truncate(1), "in order");
+    }
+
+    #[test]
     fn a_row_scores_the_same_alone_and_in_company() {
         let (model, batch) = (model(), batch());
         let together = model.score(&batch).unwrap();
@@ -574,6 +607,16 @@ mod tests {
         assert_eq!(error.to_string(), "dense feature b of row 1 is NaN");
         let error = model.score(&FeatureBatch::with_widths(3, 2)).unwrap_err();
         assert!(matches!(error, CtrModelError::Width { found_dense: 3, .. }));
+        for offsets in [
+            vec![0, 1, 2, 3, 4],
+            vec![0, 1, 2, 3, 4, 9],
+            vec![0, 3, 2, 3, 4, 5],
+        ] {
+            let mut torn = batch();
+            torn.sparse[0].offsets = offsets;
+            let error = model.score(&torn).unwrap_err();
+            assert!(matches!(error, CtrModelError::Bags { rows: 5, .. }));
+        }
         assert_eq!(
             model.score(&FeatureBatch::with_widths(2, 2)).unwrap(),
             Vec::<f32>::new()

@@ -12,16 +12,15 @@ pub mod model_text;
 pub mod tree;
 pub mod trees;
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use features::FeatureBatch;
 use serde::{Deserialize, Serialize};
 
 pub use model_text::TreesError;
 pub use trees::Trees;
+
+use crate::files::{self, ModelFileError};
 
 const MODEL_FILE: &str = "model.txt";
 const INFO_FILE: &str = "prescorer.json";
@@ -39,22 +38,9 @@ pub struct PreScorerInfo {
 /// Why a pre-scorer could not be loaded or used.
 #[derive(Debug, thiserror::Error)]
 pub enum PreScorerError {
-    /// A file is missing or the disk refused.
-    #[error("accessing pre-scorer file {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// `prescorer.json` is not one.
-    #[error("reading {}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// Where and why parsing stopped.
-        source: serde_json::Error,
-    },
+    /// A file is missing or damaged.
+    #[error(transparent)]
+    File(#[from] ModelFileError),
     /// `model.txt` is not one that this reader knows.
     #[error("reading trees from {}", path.display())]
     Trees {
@@ -88,17 +74,9 @@ impl PreScorer {
     /// # Errors
     /// [`PreScorerError`] that names the file.
     pub fn load(dir: &Path) -> Result<Self, PreScorerError> {
-        let read = |path: &Path| {
-            fs::read(path).map_err(|source| PreScorerError::Io {
-                path: path.to_owned(),
-                source,
-            })
-        };
-        let path = dir.join(INFO_FILE);
-        let info = serde_json::from_slice(&read(&path)?)
-            .map_err(|source| PreScorerError::Json { path, source })?;
+        let info = files::read_json(&dir.join(INFO_FILE))?;
         let path = dir.join(MODEL_FILE);
-        let text = String::from_utf8_lossy(&read(&path)?).into_owned();
+        let text = String::from_utf8_lossy(&files::read(&path)?).into_owned();
         let trees = Trees::parse(&text).map_err(|source| PreScorerError::Trees { path, source })?;
         Self::new(info, trees)
     }
@@ -124,20 +102,9 @@ impl PreScorer {
     /// # Errors
     /// [`PreScorerError`] if the disk refuses.
     pub fn save(dir: &Path, info: &PreScorerInfo, model: &str) -> Result<(), PreScorerError> {
-        let write = |name: &str, bytes: &[u8]| {
-            let path = dir.join(name);
-            fs::write(&path, bytes).map_err(|source| PreScorerError::Io { path, source })
-        };
-        fs::create_dir_all(dir).map_err(|source| PreScorerError::Io {
-            path: dir.to_owned(),
-            source,
-        })?;
-        let text = serde_json::to_vec_pretty(info).map_err(|source| PreScorerError::Json {
-            path: dir.join(INFO_FILE),
-            source,
-        })?;
-        write(INFO_FILE, &text)?;
-        write(MODEL_FILE, model.as_bytes())
+        files::create_dir(dir)?;
+        files::write_json(&dir.join(INFO_FILE), info)?;
+        Ok(files::write(&dir.join(MODEL_FILE), model.as_bytes())?)
     }
 
     /// Its features.
@@ -169,6 +136,8 @@ impl PreScorer {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const SMALL: &str = include_str!("testdata/small.txt");
@@ -226,6 +195,6 @@ mod tests {
         assert!(matches!(error, PreScorerError::Trees { .. }), "{error}");
         fs::remove_file(&path).unwrap();
         let error = PreScorer::load(dir.path()).unwrap_err();
-        assert!(matches!(error, PreScorerError::Io { .. }), "{error}");
+        assert!(matches!(error, PreScorerError::File(_)), "{error}");
     }
 }

@@ -1,15 +1,11 @@
 //! A trained visual tower as files: `model.json`, `weights.safetensors`.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use burn::{
     prelude::Backend,
     tensor::{Tensor, TensorData},
 };
-use burn_store::{ModuleSnapshot, SafetensorsStore};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -18,7 +14,10 @@ use super::{
     network::{EMBEDDING_DIM, VisualConfig, VisualConfigError, VisualNetwork},
     picture::Picture,
 };
-use crate::Cpu;
+use crate::{
+    Cpu,
+    files::{self, ModelFileError},
+};
 
 const ARCHITECTURE: &str = "vit_two_heads";
 const MODEL_FILE: &str = "model.json";
@@ -30,30 +29,9 @@ const EMBED_BATCH: usize = 256;
 /// Why a visual tower could not be stored, loaded or used.
 #[derive(Debug, thiserror::Error)]
 pub enum VisualModelError {
-    /// The disk refused.
-    #[error("accessing model file {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// `model.json` is not one.
-    #[error("reading {}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// Where and why parsing stopped.
-        source: serde_json::Error,
-    },
-    /// Another architecture.
-    #[error("{} is a `{found}` model, wanted `{ARCHITECTURE}`", path.display())]
-    Architecture {
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        found: String,
-    },
+    /// A file is missing, damaged or of another model.
+    #[error(transparent)]
+    File(#[from] ModelFileError),
     /// Numbers that cannot be.
     #[error("configuration in {}", path.display())]
     Config {
@@ -61,14 +39,6 @@ pub enum VisualModelError {
         path: PathBuf,
         /// The number.
         source: VisualConfigError,
-    },
-    /// Weights that are damaged or of another shape.
-    #[error("weights in {}: {what}", path.display())]
-    Weights {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with them.
-        what: String,
     },
     /// A vector that is no number: weights that diverged, or were damaged in their values.
     #[error("picture {picture} gets a vector that is not finite: train the visual model again")]
@@ -163,30 +133,14 @@ impl<B: Backend> VisualModel<B> {
     /// # Errors
     /// [`VisualModelError`] if the disk refuses.
     pub fn save(&self, dir: &Path) -> Result<(), VisualModelError> {
-        let io = |path: &Path, source| VisualModelError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        fs::create_dir_all(dir).map_err(|source| io(dir, source))?;
+        files::create_dir(dir)?;
         let file = ModelFile {
             architecture: ARCHITECTURE.to_owned(),
             embedding_dim: EMBEDDING_DIM,
             config: self.config.clone(),
         };
-        let path = dir.join(MODEL_FILE);
-        let text = serde_json::to_vec_pretty(&file).map_err(|source| VisualModelError::Json {
-            path: path.clone(),
-            source,
-        })?;
-        fs::write(&path, text).map_err(|source| io(&path, source))?;
-        let path = dir.join(WEIGHTS_FILE);
-        let mut store = SafetensorsStore::from_file(&path).overwrite(true);
-        self.network
-            .save_into(&mut store)
-            .map_err(|error| VisualModelError::Weights {
-                path,
-                what: error.to_string(),
-            })
+        files::write_json(&dir.join(MODEL_FILE), &file)?;
+        Ok(files::save_weights(&self.network, &dir.join(WEIGHTS_FILE))?)
     }
 
     /// Loads a tower from its folder.
@@ -195,35 +149,21 @@ impl<B: Backend> VisualModel<B> {
     /// [`VisualModelError`] that names the file, if one is missing, damaged or of another shape.
     pub fn load_on(dir: &Path, device: B::Device) -> Result<Self, VisualModelError> {
         let path = dir.join(MODEL_FILE);
-        let text = fs::read(&path).map_err(|source| VisualModelError::Io {
-            path: path.clone(),
-            source,
-        })?;
-        let file: ModelFile =
-            serde_json::from_slice(&text).map_err(|source| VisualModelError::Json {
-                path: path.clone(),
-                source,
-            })?;
+        let file: ModelFile = files::read_json(&path)?;
         if file.architecture != ARCHITECTURE || file.embedding_dim != EMBEDDING_DIM {
-            let found = format!("{} of dim {}", file.architecture, file.embedding_dim);
-            return Err(VisualModelError::Architecture { path, found });
+            return Err(ModelFileError::Architecture {
+                path,
+                found: format!("{} of dim {}", file.architecture, file.embedding_dim),
+                wanted: ARCHITECTURE,
+            }
+            .into());
         }
         let mut random = ChaCha8Rng::seed_from_u64(0);
         let mut network = file
             .config
             .init(&mut random, &device)
             .map_err(|source| VisualModelError::Config { path, source })?;
-        let path = dir.join(WEIGHTS_FILE);
-        let weights = |what| VisualModelError::Weights {
-            path: path.clone(),
-            what,
-        };
-        let result = network
-            .load_from(&mut SafetensorsStore::from_file(&path))
-            .map_err(|error| weights(error.to_string()))?;
-        if !result.errors.is_empty() || !result.missing.is_empty() || !result.unused.is_empty() {
-            return Err(weights(format!("they do not fit the model: {result:?}")));
-        }
+        files::load_weights(&mut network, &dir.join(WEIGHTS_FILE))?;
         Ok(Self {
             config: file.config,
             network,
@@ -244,6 +184,8 @@ impl VisualModel<Cpu> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn model(seed: u64) -> VisualModel {
@@ -260,6 +202,17 @@ mod tests {
             Picture::new(20, 30, rgb.collect()).unwrap()
         };
         (0..count).map(picture).collect()
+    }
+
+    #[test]
+    fn equal_towers_give_equal_files() {
+        let [one, two] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        for _ in 0..4 {
+            model(1).save(one.path()).unwrap();
+            model(1).save(two.path()).unwrap();
+            let bytes = |dir: &tempfile::TempDir| fs::read(dir.path().join(WEIGHTS_FILE)).unwrap();
+            assert!(bytes(&one) == bytes(&two));
+        }
     }
 
     #[test]
@@ -303,7 +256,7 @@ mod tests {
         let wider = text.replace("\"dim\": 16", "\"dim\": 32");
         assert!(matches!(
             check(MODEL_FILE, text.replace(ARCHITECTURE, "resnet").as_bytes()),
-            VisualModelError::Architecture { .. }
+            VisualModelError::File(ModelFileError::Architecture { .. })
         ));
         assert!(matches!(
             check(
@@ -315,7 +268,7 @@ mod tests {
         fs::write(dir.path().join(MODEL_FILE), wider).unwrap();
         assert!(matches!(
             VisualModel::load(dir.path()),
-            Err(VisualModelError::Weights { .. })
+            Err(VisualModelError::File(ModelFileError::Content { .. }))
         ));
     }
 }

@@ -5,7 +5,7 @@
 //! [`Processor`](super::Processor).
 
 use wire::events::{
-    AgeBand, CampaignChanged, Context, Conversion, CreativeChanged, Event, ExperienceChanged,
+    CampaignChanged, Context, Conversion, CreativeChanged, Event, ExperienceChanged,
     ImpressionServed, ImpressionViewed, UserActivity, event::Payload,
 };
 
@@ -45,19 +45,12 @@ pub fn check(event: &Event, max_skew_us: i64) -> Result<&Payload, Refusal> {
         Payload::CampaignChanged(campaign) => check_campaign(campaign)?,
         Payload::ExperienceChanged(experience) => check_experience(experience)?,
         of_a_user => {
-            check_user(event)?;
+            // Empty for people who are not known, and for those who may not be.
+            name("user_id", &event.user_id)?;
             check_of_user(of_a_user)?;
         }
     }
     Ok(payload)
-}
-
-/// Children and people of unknown age may stay anonymous.
-fn check_user(event: &Event) -> Checked {
-    if event.age_band() == AgeBand::AgeBand13plus {
-        return id("user_id", &event.user_id);
-    }
-    name("user_id", &event.user_id)
 }
 
 fn check_of_user(payload: &Payload) -> Checked {

@@ -152,8 +152,13 @@ pub struct WorldConfigError {
     pub wanted: &'static str,
 }
 
+/// Beyond this a probability is 0 or 1 to the last bit of an f32.
+const MAX_LOGIT: f64 = 30.0;
+
+const MAX_DELAY_SECONDS: f64 = 3_600.0;
+
 impl WorldConfig {
-    /// Checks sizes and shares.
+    /// Checks sizes, shares, effects and delays.
     ///
     /// # Errors
     /// [`WorldConfigError`] with key, value and range.
@@ -200,6 +205,55 @@ impl WorldConfig {
                     wanted: "0 to 1",
                 });
             }
+        }
+        let Effects {
+            click_bias,
+            scene_match,
+            country,
+            taste,
+            category,
+            creative,
+            device_format,
+            hour,
+            conversion_bias,
+        } = self.effects;
+        let biases = [
+            ("effects.click_bias", click_bias),
+            ("effects.conversion_bias", conversion_bias),
+        ];
+        for (key, found) in biases {
+            if !(-MAX_LOGIT..=MAX_LOGIT).contains(&found) {
+                return Err(WorldConfigError {
+                    key,
+                    found,
+                    wanted: "-30 to 30",
+                });
+            }
+        }
+        let strengths = [
+            ("effects.scene_match", scene_match),
+            ("effects.country", country),
+            ("effects.taste", taste),
+            ("effects.category", category),
+            ("effects.creative", creative),
+            ("effects.device_format", device_format),
+            ("effects.hour", hour),
+        ];
+        for (key, found) in strengths {
+            if !(0.0..=MAX_LOGIT).contains(&found) {
+                return Err(WorldConfigError {
+                    key,
+                    found,
+                    wanted: "0 to 30",
+                });
+            }
+        }
+        if !(0.0..=MAX_DELAY_SECONDS).contains(&self.delivery.mean_delay_seconds) {
+            return Err(WorldConfigError {
+                key: "delivery.mean_delay_seconds",
+                found: self.delivery.mean_delay_seconds,
+                wanted: "0 to 3600",
+            });
         }
         Ok(())
     }

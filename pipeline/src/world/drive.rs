@@ -3,7 +3,7 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -24,6 +24,9 @@ use super::{
 
 /// Simulated time between two requests: 2,000 of them fill most of a day.
 const REQUEST_INTERVAL_US: i64 = 30_000_000;
+
+/// How long a client waits for a connection, and for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the clients saw.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -62,6 +65,8 @@ pub struct Driven {
     pub stage_p50_us: Vec<(String, f64)>,
     /// Answers that were degraded.
     pub degraded: u64,
+    /// Winners that the world does not know, such as house ads: they make no events.
+    pub unknown_winners: u64,
 }
 
 /// How to drive.
@@ -104,6 +109,7 @@ pub async fn drive(
             plan.server
         )
     })?;
+    let endpoint = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE);
     let channel = endpoint.connect().await.with_context(|| {
         format!(
             "connecting to {}: start `marquee serve configs/serving.toml` first",
@@ -207,6 +213,7 @@ async fn one(
             .iter()
             .position(|creative| creative.creative_id == winner.creative_id)
         else {
+            tally.driven.unknown_winners += 1;
             continue;
         };
         let p_click = world.click_probability(&moment, creative);
