@@ -5,12 +5,14 @@ use std::fs;
 use marquee_tests::{Bench, checkout};
 
 /// Each shipped configuration and the verb that reads it.
-const CONFIGS: [(&[&str], &str); 11] = [
+const CONFIGS: [(&[&str], &str); 13] = [
     (&["world", "generate"], "configs/world.toml"),
     (&["world", "generate"], "configs/world-small.toml"),
     (&["world", "generate"], "configs/world-procedural.toml"),
     (&["events", "process"], "configs/pipeline.toml"),
+    (&["events", "process"], "configs/movielens/pipeline.toml"),
     (&["import", "movielens"], "configs/movielens/import.toml"),
+    (&["train"], "configs/movielens/ctr.toml"),
     (&["train"], "configs/ctr.toml"),
     (&["train"], "configs/prescorer.toml"),
     (&["train"], "configs/visual.toml"),
@@ -43,12 +45,18 @@ fn what_print_config_shows_is_a_configuration_that_shows_itself() {
 
 #[test]
 fn every_shipped_configuration_is_looked_at_here() {
-    let listed = |name: &str| CONFIGS.iter().any(|(_, path)| path.ends_with(name));
-    for entry in fs::read_dir(checkout().join("configs")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        let other = ["features.toml", "report.toml"].contains(&name.as_str());
-        assert!(!name.ends_with(".toml") || other || listed(&name), "{name}");
+    let mut shipped = 0;
+    for folder in ["configs", "configs/movielens"] {
+        for entry in fs::read_dir(checkout().join(folder)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let path = format!("{folder}/{name}");
+            let listed = CONFIGS.iter().any(|(_, config)| *config == path);
+            let other = ["features.toml", "report.toml", "report-small.toml"].contains(&name.as_str());
+            assert!(!name.ends_with(".toml") || other || listed, "{path}");
+            shipped += usize::from(listed);
+        }
     }
+    assert_eq!(shipped, CONFIGS.len());
 }
 
 #[test]

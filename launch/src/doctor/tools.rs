@@ -132,14 +132,8 @@ fn libclang() -> Check {
         ]
         .map(PathBuf::from),
     );
-    let is_library = |path: &PathBuf| {
-        let file = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        file.starts_with("libclang.so") || file.starts_with("libclang-") && file.contains(".so")
-    };
+    // The development package's link: a bare `libclang-14.so.1` comes without the headers.
+    let is_library = |path: &PathBuf| path.ends_with("libclang.so");
     let found = folders
         .iter()
         .flat_map(|folder| children(folder))
