@@ -91,7 +91,7 @@ fn options(config: &IndexConfig) -> IndexOptions {
     IndexOptions {
         dimensions: EMBEDDING_DIM,
         metric: MetricKind::IP,
-        quantization: ScalarKind::F16,
+        quantization: ScalarKind::BF16,
         connectivity: config.connectivity,
         expansion_add: config.ef_construction,
         expansion_search: config.ef_search,
@@ -248,7 +248,7 @@ pub async fn run_build(common: &CommonArgs, loaded: &Loaded<IndexConfig>) -> any
         .context("saving the index")?;
     let info = IndexInfo {
         dim: EMBEDDING_DIM,
-        dtype: "f16".to_owned(),
+        dtype: "bf16".to_owned(),
         connectivity: config.connectivity,
         ef_search,
         count: vectors.len(),
@@ -474,7 +474,7 @@ mod tests {
     fn an_index_below_its_target_is_refused_with_figures() {
         let info = IndexInfo {
             dim: EMBEDDING_DIM,
-            dtype: "f16".into(),
+            dtype: "bf16".into(),
             connectivity: 16,
             ef_search: 4096,
             count: 1,
@@ -514,7 +514,7 @@ mod tests {
         index.save(&path.display().to_string()).unwrap();
         let bytes = fs::read(&path).unwrap();
         let info = serde_json::json!({
-            "dim": EMBEDDING_DIM, "dtype": "f16", "connectivity": 16, "ef_search": 64, "count": 50,
+            "dim": EMBEDDING_DIM, "dtype": "bf16", "connectivity": 16, "ef_search": 64, "count": 50,
             "embeddings_digest": Digest::of(b"e"), "visual_digest": Digest::of(b"v"),
             "recall_at_100": 1.0, "p50_ms": 0.1, "p99_ms": 0.1, "bytes": bytes.len(), "build_seconds": 0.1,
         });

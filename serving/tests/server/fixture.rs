@@ -470,7 +470,7 @@ fn write_index(version: u64, embeddings: Option<&Digest>, dir: &Path) {
     let options = IndexOptions {
         dimensions: DIM,
         metric: MetricKind::Cos,
-        quantization: ScalarKind::F16,
+        quantization: ScalarKind::BF16,
         ..IndexOptions::default()
     };
     let index = Index::new(&options).unwrap();
