@@ -214,7 +214,7 @@ pub(crate) fn figures(metrics: &BTreeMap<String, f64>) -> String {
 
 fn new_table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(header);
     table
 }

@@ -191,6 +191,7 @@ fn print_report(common: &CommonArgs, report: &EventsReport) -> anyhow::Result<()
         out!("{}", serde_json::to_string(report)?);
     } else {
         out!("{}", report.table());
+        out!("{}", report.line());
     }
     Ok(())
 }
@@ -253,24 +254,17 @@ fn materialize(common: &CommonArgs) -> anyhow::Result<()> {
         out!("{}", serde_json::to_string(&done)?);
         return Ok(());
     }
+    out!("features   {}", done.features);
+    out!("catalogue  {}", done.catalogue);
     out!(
-        "published batch {} as of {}",
+        "batch {} as of {}: online store of generation {} with {} entities; catalogue of {} campaigns, {} creatives, {} scenes",
         done.batch,
-        show::time_text(done.as_of_us)
-    );
-    out!(
-        "  online store  generation {}, {} entities",
+        show::time_text(done.as_of_us),
         done.online_generation,
-        done.entities
-    );
-    out!("  features      {}", done.features);
-    out!("  catalogue     {}", done.catalogue);
-    out!(
-        "                {} campaigns, {} creatives, {} scenes, {} pictures",
+        done.entities,
         done.campaigns,
         done.creatives,
         done.scenes,
-        done.pictures
     );
     Ok(())
 }

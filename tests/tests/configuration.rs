@@ -51,7 +51,8 @@ fn every_shipped_configuration_is_looked_at_here() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             let path = format!("{folder}/{name}");
             let listed = CONFIGS.iter().any(|(_, config)| *config == path);
-            let other = ["features.toml", "report.toml", "report-small.toml"].contains(&name.as_str());
+            let other =
+                ["features.toml", "report.toml", "report-small.toml"].contains(&name.as_str());
             assert!(!name.ends_with(".toml") || other || listed, "{path}");
             shipped += usize::from(listed);
         }

@@ -2,13 +2,15 @@
 //!
 //! A training verb reads the Delta table ([`table`]), splits it in time ([`split`]), trains one
 //! kind of model ([`ctr`], [`prescorer`], [`visual`]), measures it on rows that lie later in
-//! time, and publishes it with its lineage; every run keeps a folder ([`run`]). Embedding tables
+//! time, and publishes it with its lineage; every run keeps a folder ([`run`]). What the kinds
+//! share around their models is a [`job`]. Embedding tables
 //! live outside automatic differentiation in [`sharding`], where they are split over ranks; with
 //! one rank every shard is local.
 //!
 //! This crate serves nothing and knows no query engine: it reads Delta and Parquet itself.
 
 pub mod ctr;
+pub mod job;
 pub mod plot;
 pub mod prescorer;
 pub mod run;

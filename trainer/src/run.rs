@@ -12,7 +12,7 @@ use serde::Serialize;
 /// One run's folder: `<runs>/<name>-<number>`.
 #[derive(Debug)]
 pub struct Run {
-    /// The folder.
+    /// The folder, absolute.
     pub dir: PathBuf,
     metrics: File,
 }
@@ -24,7 +24,8 @@ impl Run {
     /// When the folder cannot be made.
     pub fn start(runs: &Path, name: &str, resolved: &str) -> anyhow::Result<Self> {
         fs::create_dir_all(runs).with_context(|| format!("making {}", runs.display()))?;
-        let dir = next_dir(runs, name)?;
+        let runs = fs::canonicalize(runs).with_context(|| format!("finding {}", runs.display()))?;
+        let dir = next_dir(&runs, name)?;
         fs::write(dir.join("config.resolved.toml"), resolved)
             .with_context(|| format!("writing into {}", dir.display()))?;
         let path = dir.join("metrics.jsonl");
@@ -76,7 +77,7 @@ mod tests {
         for number in ["ctr-001", "ctr-002"] {
             let mut run = Run::start(runs.path(), "ctr", "seed = 1\n").unwrap();
             run.log(&serde_json::json!({"step": 1})).unwrap();
-            assert_eq!(run.dir, runs.path().join(number));
+            assert_eq!(run.dir, fs::canonicalize(runs.path()).unwrap().join(number));
             assert_eq!(
                 fs::read_to_string(run.dir.join("config.resolved.toml")).unwrap(),
                 "seed = 1\n"

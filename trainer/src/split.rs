@@ -60,9 +60,34 @@ pub struct SplitError {
     pub days: usize,
 }
 
+/// Rows of each part.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// To learn from.
+    pub train: Examples,
+    /// To stop and calibrate by.
+    pub valid: Examples,
+    /// To measure on.
+    pub test: Examples,
+}
+
 const DAY_US: i64 = 86_400_000_000;
 
 impl SplitConfig {
+    /// Splits rows that are in the order of time, and copies them.
+    ///
+    /// # Errors
+    /// [`SplitError`] if a part would be empty.
+    pub fn parts(&self, examples: &Examples) -> Result<Parts, SplitError> {
+        let Split { train, valid, test } = self.split(examples)?;
+        let part = |range: Range<usize>| examples.gather(&range.collect::<Vec<_>>());
+        Ok(Parts {
+            train: part(train),
+            valid: part(valid),
+            test: part(test),
+        })
+    }
+
     /// Splits rows that are in the order of time.
     ///
     /// # Errors

@@ -79,6 +79,18 @@ pub enum TableError {
         /// The type.
         wanted: &'static str,
     },
+    /// A number that no model can learn from.
+    #[error("column `{column}` of table file {} holds {value} for impression {impression_id}; `marquee events process` refuses such values: write the table anew", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// The row.
+        impression_id: String,
+        /// The value.
+        value: f32,
+    },
 }
 
 /// The training table at one version.
@@ -231,6 +243,7 @@ impl<'a> Columns<'a> {
         let found = self
             .batch
             .column_by_name(column)
+            .filter(|array| array.null_count() == 0)
             .and_then(|array| cast(array.as_ref()));
         found.ok_or_else(|| TableError::Column {
             path: self.path.to_owned(),
@@ -240,15 +253,24 @@ impl<'a> Columns<'a> {
     }
 
     fn floats(&self, column: &str) -> Result<&'a [f32], TableError> {
-        self.get(column, "Float32", |array| {
+        let values: &[f32] = self.get(column, "Float32 without nulls", |array| {
             array
                 .as_primitive_opt::<Float32Type>()
                 .map(|values| values.values().as_ref())
-        })
+        })?;
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(row) => Err(TableError::NotFinite {
+                path: self.path.to_owned(),
+                column: column.to_owned(),
+                impression_id: self.texts("impression_id")?.swap_remove(row),
+                value: values[row],
+            }),
+        }
     }
 
     fn integers(&self, column: &str) -> Result<&'a [i64], TableError> {
-        self.get(column, "Int64", |array| {
+        self.get(column, "Int64 without nulls", |array| {
             array
                 .as_primitive_opt::<Int64Type>()
                 .map(|values| values.values().as_ref())
@@ -256,7 +278,8 @@ impl<'a> Columns<'a> {
     }
 
     fn texts(&self, column: &str) -> Result<Vec<String>, TableError> {
-        self.get(column, "Utf8", |array| {
+        self.get(column, "Utf8 without nulls", |array| {
+            // Nulls were refused.
             let owned = |value: Option<&str>| value.unwrap_or_default().to_owned();
             array
                 .as_string_opt::<i32>()
@@ -338,15 +361,15 @@ impl Examples {
         for (field, bags) in schema.sparse.iter().zip(&mut self.features.sparse) {
             let column = format!("s_{}", field.name);
             if field.multi {
-                let lists =
-                    columns.get(&column, "List<Int64>", |array| array.as_list_opt::<i32>())?;
-                for list in lists.iter() {
-                    let ids = list
-                        .as_ref()
-                        .and_then(|list| list.as_primitive_opt::<Int64Type>());
-                    let ids: Vec<u64> = ids.map_or(Vec::new(), |ids| {
-                        ids.values().iter().map(|id| *id as u64).collect()
-                    });
+                let (lists, ids) = columns.get(&column, "List<Int64> without nulls", |array| {
+                    let lists = array.as_list_opt::<i32>()?;
+                    let ids = lists.values().as_primitive_opt::<Int64Type>()?;
+                    (ids.null_count() == 0).then_some((lists, ids.values()))
+                })?;
+                // The offsets of a valid list array lie within its values.
+                for ends in lists.offsets().windows(2) {
+                    let ids = &ids[ends[0] as usize..ends[1] as usize];
+                    let ids: Vec<u64> = ids.iter().map(|id| *id as u64).collect();
                     bags.push_row(&ids);
                 }
             } else {
@@ -357,5 +380,99 @@ impl Examples {
         }
         self.features.num_rows += rows;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Float32Array, Int64Array, ListArray, StringArray};
+
+    use super::*;
+
+    fn schema() -> Schema {
+        serde_json::from_value(serde_json::json!({
+            "digest": "d",
+            "dense": [{"name": "a"}],
+            "sparse": [{"name": "s", "multi": false}, {"name": "m", "multi": true}],
+        }))
+        .unwrap()
+    }
+
+    fn lists(values: [&[Option<i64>]; 3]) -> ArrayRef {
+        let values = values.map(|list| Some(list.to_vec()));
+        Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(values))
+    }
+
+    /// Three rows, with one column exchanged.
+    fn append(column: &str, array: Option<ArrayRef>) -> Result<Examples, TableError> {
+        let floats = |values: [f32; 3]| Arc::new(Float32Array::from(values.to_vec())) as ArrayRef;
+        let texts = || Arc::new(StringArray::from(vec!["x", "y", "z"])) as ArrayRef;
+        let integers = |values: [i64; 3]| Arc::new(Int64Array::from(values.to_vec())) as ArrayRef;
+        let mut columns = vec![
+            ("click", floats([0.0, 1.0, 0.0])),
+            ("conversion", floats([0.0; 3])),
+            ("weight", floats([1.0; 3])),
+            ("event_time_us", integers([1, 2, 3])),
+            ("impression_id", texts()),
+            ("creative_id", texts()),
+            ("scene_id", texts()),
+            ("category", texts()),
+            ("d_a", floats([0.5, 0.25, 0.0])),
+            ("s_s", integers([7, -1, 9])),
+            ("s_m", lists([&[Some(1), Some(2)], &[], &[Some(3)]])),
+        ];
+        columns.retain(|(name, _)| *name != column);
+        columns.extend(array.map(|array| (column, array)));
+        let batch = RecordBatch::try_from_iter_with_nullable(
+            columns.into_iter().map(|(name, array)| (name, array, true)),
+        )
+        .unwrap();
+        let mut rows = Examples::empty(&schema());
+        let columns = Columns {
+            path: Path::new("part.parquet"),
+            batch: &batch,
+        };
+        rows.append(&columns, &schema())?;
+        Ok(rows)
+    }
+
+    #[test]
+    fn rows_become_a_batch() {
+        let rows = append("none", None).unwrap();
+        assert_eq!(rows.features.dense, [0.5, 0.25, 0.0]);
+        assert_eq!(rows.features.sparse[0].ids, [7, u64::MAX, 9]);
+        assert_eq!(rows.features.sparse[1].offsets, [0, 2, 2, 3]);
+        assert_eq!(rows.features.sparse[1].ids, [1, 2, 3]);
+        assert_eq!(rows.clicks, [0.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn a_missing_mistyped_or_null_column_is_named_with_its_file() {
+        let nothing: ArrayRef = Arc::new(Float32Array::from(vec![Some(1.0), None, None]));
+        let cases = [
+            ("click", None),
+            ("category", Some(nothing.clone())),
+            ("weight", Some(nothing)),
+            ("s_m", Some(lists([&[Some(1)], &[None], &[]]))),
+        ];
+        for (column, array) in cases {
+            let error = append(column, array).unwrap_err().to_string();
+            assert!(
+                error.contains("part.parquet") && error.contains(&format!("`{column}`")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_named_with_its_row() {
+        let nan: ArrayRef = Arc::new(Float32Array::from(vec![0.0, f32::NAN, 0.0]));
+        let error = append("d_a", Some(nan)).unwrap_err().to_string();
+        assert!(
+            error.contains("`d_a`") && error.contains("NaN for impression y"),
+            "{error}"
+        );
     }
 }

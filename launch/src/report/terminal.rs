@@ -8,7 +8,7 @@ use crate::text::{duration, grouped};
 /// The headline figures beside the best possible ones.
 pub fn table(summary: &Summary) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["figure", "found", "best possible", ""]);
     let number = |value: Option<f64>, digits: usize| {
         value.map_or("-".to_owned(), |value| format!("{value:.digits$}"))
@@ -101,7 +101,8 @@ mod tests {
         let line = |name: &str| {
             let found = text
                 .lines()
-                .find(|line| line.trim_start().starts_with(name));
+                .map(|line| line.trim_matches(|c: char| c == '│' || c.is_whitespace()))
+                .find(|line| line.starts_with(name));
             found
                 .unwrap()
                 .split_whitespace()

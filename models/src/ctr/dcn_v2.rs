@@ -261,6 +261,65 @@ mod tests {
         }
     }
 
+    /// `x W + b` in f64, of one row.
+    fn affine(layer: &Linear<Autodiff<Cpu>>, input: &[f64]) -> Vec<f64> {
+        let values = |data: TensorData| data.to_vec::<f32>().unwrap();
+        let weight = values(layer.weight.val().into_data());
+        let outputs = weight.len() / input.len();
+        let bias = layer
+            .bias
+            .as_ref()
+            .map(|bias| values(bias.val().into_data()));
+        (0..outputs)
+            .map(|out| {
+                let terms = input.iter().enumerate();
+                let sum: f64 = terms
+                    .map(|(at, value)| value * f64::from(weight[at * outputs + out]))
+                    .sum();
+                sum + bias.as_ref().map_or(0.0, |bias| f64::from(bias[out]))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_logits_equal_the_paper_s_equations_by_hand() {
+        let rows = [[0.3, -0.7, 0.5], [1.1, 0.2, -0.4], [-2.0, 3.0, 0.1]];
+        for structure in [Structure::Parallel, Structure::Stacked] {
+            for rank in [0, 2] {
+                let network = network(&config(structure, rank));
+                let found = network.forward(batch(rows.as_flattened())).into_data();
+                let found = found.to_vec::<f32>().unwrap();
+                for (row, found) in rows.iter().zip(found) {
+                    let input = row.map(f64::from);
+                    let mut crossed = input.to_vec();
+                    for layer in &network.cross {
+                        let low = layer.down.as_ref().map(|down| affine(down, &crossed));
+                        let inner = affine(&layer.up, low.as_ref().unwrap_or(&crossed));
+                        for ((x, x0), inner) in crossed.iter_mut().zip(&input).zip(inner) {
+                            *x += x0 * inner;
+                        }
+                    }
+                    let mut deep = match structure {
+                        Structure::Parallel => input.to_vec(),
+                        Structure::Stacked => crossed.clone(),
+                    };
+                    for layer in &network.hidden {
+                        deep = affine(layer, &deep).iter().map(|x| x.max(0.0)).collect();
+                    }
+                    let joined = match structure {
+                        Structure::Parallel => [crossed, deep].concat(),
+                        Structure::Stacked => deep,
+                    };
+                    let expected = affine(&network.output, &joined)[0];
+                    assert!(
+                        (f64::from(found) - expected).abs() < 1e-5,
+                        "{structure:?} {rank}: {found} {expected}"
+                    );
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_zero_cross_matrix_leaves_the_input_alone() {
         // With no hidden layer and output weights of one on the crossed part, the logit is the

@@ -87,6 +87,17 @@ pub struct EventsReport {
 }
 
 impl EventsReport {
+    /// The headline for people.
+    pub fn line(&self) -> String {
+        format!(
+            "{} events: {} rows, {} refused; {} events/s",
+            grouped(self.counters.events_in),
+            grouped(self.counters.rows_written),
+            grouped(self.counters.events_dead),
+            grouped(self.events_per_second as u64),
+        )
+    }
+
     /// A table for people.
     pub fn table(&self) -> Table {
         let c = &self.counters;
@@ -112,10 +123,6 @@ impl EventsReport {
         for (reason, count) in &c.dead_by_reason {
             table.add_row([format!("  refused: {reason}"), grouped(*count)]);
         }
-        table.add_row([
-            "events per second".to_owned(),
-            grouped(self.events_per_second as u64),
-        ]);
         if let Some(column) = table.column_mut(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -1,12 +1,10 @@
 //! `marquee train configs/ctr.toml` and `marquee eval`.
 
-use std::{collections::BTreeMap, fs, path::Path};
-
-use anyhow::Context;
+use anyhow::bail;
 use burn::backend::Autodiff;
-use cli::{CommonArgs, Layout, Loaded, out, progress, write_json, write_text};
+use cli::{CommonArgs, Layout, Loaded, out, write_text};
 use models::{Cpu, ctr::CtrModel};
-use registry::{Artifact, Digest, Draft, Kind, Registry};
+use registry::{Digest, Kind, Registry};
 use serde::Serialize;
 
 use super::{
@@ -15,8 +13,8 @@ use super::{
     train::{Progress, train},
 };
 use crate::{
+    job::{Job, Source},
     plot::Plot,
-    run::{Run, code_revision},
     table::{Examples, TrainingTable},
 };
 
@@ -35,7 +33,7 @@ struct Report {
     predictions: std::path::PathBuf,
     /// The reliability diagram.
     plot: std::path::PathBuf,
-    artifact: Option<Digest>,
+    artifact: Digest,
 }
 
 #[derive(Debug, Serialize)]
@@ -53,21 +51,14 @@ pub async fn run_train(
     loaded: Loaded<CtrConfig>,
     device: &str,
 ) -> anyhow::Result<()> {
-    let layout = Layout::new(common);
     let config = &loaded.config;
-    let table = TrainingTable::open(&layout.table(&config.table)).await?;
-    let rows = table.load()?;
-    let split = config.split.split(&rows)?;
-    let part = |range: std::ops::Range<usize>| rows.gather(&range.collect::<Vec<_>>());
-    let (train_rows, valid, test) = (part(split.train), part(split.valid), part(split.test));
-    let mut run = Run::start(&layout.runs(), "ctr", &loaded.resolved)?;
-
-    let total = train_rows.len() * config.training.epochs;
-    let bar = if common.json {
-        indicatif::ProgressBar::hidden()
-    } else {
-        progress(total as u64, "train ctr")
+    let source = Source {
+        table: &config.table,
+        split: &config.split,
+        seed: config.seed,
     };
+    let mut job = Job::start(common, Kind::Ctr, &loaded.resolved, source).await?;
+    let bar = job.bar(job.parts.train.len() * config.training.epochs);
     let (mut curve, mut speed, mut valid_log_loss) = (Vec::new(), 0.0, f64::INFINITY);
     let report = |told: &Progress| {
         match told {
@@ -94,60 +85,57 @@ pub async fn run_train(
                 ));
             }
         }
-        if let Err(error) = run.log(told) {
+        if let Err(error) = job.run.log(told) {
             tracing::warn!(%error, "metrics not written");
         }
     };
-    let model = on_device(device, config, table.schema(), &train_rows, &valid, report)?;
+    let parts = &job.parts;
+    let model = on_device(
+        device,
+        config,
+        &job.schema,
+        &parts.train,
+        &parts.valid,
+        report,
+    )?;
     bar.finish_and_clear();
 
-    let scores = score_all(&model, &test, false)?;
-    let test_evaluation = evaluate(&scores, &test);
-    let dir =
-        fs::canonicalize(&run.dir).with_context(|| format!("finding {}", run.dir.display()))?;
-    let predictions = dir.join("predictions.csv");
-    write_text(&predictions, &predictions_csv(&test, &scores))?;
-    let plot = dir.join("reliability.svg");
-    write_text(&plot, &reliability_svg(&test_evaluation))?;
-    let model_dir = dir.join("model");
-    model.save(&model_dir)?;
-    let registry = Registry::open(&layout.registry())?;
-    let artifact = publish(
-        &registry,
-        &model_dir,
-        &test_evaluation,
-        table.version(),
-        config,
-    )
-    .await?;
+    let scores = score_all(&model, &parts.test, false)?;
+    let evaluation = evaluate(&scores, &parts.test);
+    let predictions = job.run.dir.join("predictions.csv");
+    write_text(&predictions, &predictions_csv(&parts.test, &scores))?;
+    let plot = job.run.dir.join("reliability.svg");
+    write_text(&plot, &reliability_svg(&evaluation))?;
+    model.save(&job.model_dir())?;
+    let auc = evaluation.auc.map(|auc| ("auc", auc));
+    let metrics = [
+        ("log_loss", evaluation.log_loss),
+        ("normalised_entropy", evaluation.normalised_entropy),
+        ("calibration_ratio", evaluation.calibration_ratio),
+        ("ece", evaluation.ece),
+    ];
+    let metrics = metrics.into_iter().chain(auc);
+    let artifact = job.publish(job.features().await?, metrics).await?;
+    let line = format!(
+        "{}; {speed:.0} samples/s",
+        told(
+            &evaluation,
+            &format!("test of ctr {}", artifact.digest.short())
+        )
+    );
     let report = Report {
-        test: test_evaluation,
+        test: evaluation,
         valid_log_loss,
         samples_per_second: speed,
-        train_rows: train_rows.len(),
-        table_version: table.version(),
+        train_rows: parts.train.len(),
+        table_version: job.table_version,
         seed: config.seed,
         curve,
         predictions,
         plot,
-        artifact: Some(artifact.digest.clone()),
+        artifact: artifact.digest,
     };
-    write_json(&dir.join("report.json"), &report)?;
-    write_json(&layout.reports().join("ctr.json"), &report)?;
-    if common.json {
-        out!("{}", serde_json::to_string(&report)?);
-    } else {
-        print(
-            &report.test,
-            &format!("test of ctr {}", artifact.digest.short()),
-        );
-        out!(
-            "{:.0} samples/s; run in {}",
-            report.samples_per_second,
-            run.dir.display()
-        );
-    }
-    Ok(())
+    job.report(&report, &line)
 }
 
 /// Trains on the device asked for and brings the model to the CPU.
@@ -177,48 +165,13 @@ fn on_device(
             let dir = std::env::temp_dir().join(format!("marquee-ctr-{}", std::process::id()));
             model.save(&dir)?;
             let moved = CtrModel::load(&dir);
-            fs::remove_dir_all(&dir)?;
+            std::fs::remove_dir_all(&dir)?;
             Ok(moved?)
         }
-        other => anyhow::bail!(
+        other => bail!(
             "device `{other}` is not in this build: use --device cpu, or build with --features cuda for cuda"
         ),
     }
-}
-
-async fn publish(
-    registry: &Registry,
-    dir: &Path,
-    test: &Evaluation,
-    table_version: u64,
-    config: &CtrConfig,
-) -> anyhow::Result<Artifact> {
-    let mut metrics = BTreeMap::from([
-        ("log_loss".to_owned(), test.log_loss),
-        ("normalised_entropy".to_owned(), test.normalised_entropy),
-        ("calibration_ratio".to_owned(), test.calibration_ratio),
-        ("ece".to_owned(), test.ece),
-    ]);
-    metrics.extend(test.auc.map(|auc| ("auc".to_owned(), auc)));
-    let mut labels = BTreeMap::from([
-        ("table".to_owned(), config.table.clone()),
-        ("table_version".to_owned(), table_version.to_string()),
-        ("seed".to_owned(), config.seed.to_string()),
-    ]);
-    labels.extend(code_revision().map(|revision| ("code_revision".to_owned(), revision)));
-    let features = registry.latest(Kind::Features).await?;
-    let parents = features
-        .into_iter()
-        .map(|artifact| artifact.digest)
-        .collect();
-    let draft = Draft {
-        kind: Kind::Ctr,
-        dir: dir.to_owned(),
-        parents,
-        metrics,
-        labels,
-    };
-    Ok(registry.publish(draft).await?)
 }
 
 fn predictions_csv(rows: &Examples, scores: &[f32]) -> String {
@@ -246,8 +199,8 @@ fn reliability_svg(evaluation: &Evaluation) -> String {
     plot.to_svg()
 }
 
-fn print(evaluation: &Evaluation, what: &str) {
-    out!(
+fn told(evaluation: &Evaluation, what: &str) -> String {
+    format!(
         "{what}: AUC {:.4}, log loss {:.4}, normalised entropy {:.4}, calibration ratio {:.3}, ECE {:.4}, {} rows",
         evaluation.auc.unwrap_or(f64::NAN),
         evaluation.log_loss,
@@ -255,7 +208,7 @@ fn print(evaluation: &Evaluation, what: &str) {
         evaluation.calibration_ratio,
         evaluation.ece,
         evaluation.rows,
-    );
+    )
 }
 
 /// `marquee eval`.
@@ -282,13 +235,21 @@ pub async fn run_eval(args: &EvalArgs, config: &CtrConfig) -> anyhow::Result<()>
     };
     let model = CtrModel::load(&registry.fetch(&digest).await?)?;
     let table = TrainingTable::open(&layout.table(&config.table)).await?;
-    let rows = table.load()?;
-    let test = rows.gather(&config.split.split(&rows)?.test.collect::<Vec<_>>());
+    if model.schema().digest != table.schema().digest {
+        bail!(
+            "model {} takes the features of spec {}, and table {} holds those of {}: train on this table first",
+            digest.short(),
+            model.schema().digest,
+            config.table,
+            table.schema().digest
+        );
+    }
+    let test = config.split.parts(&table.load()?)?.test;
     let evaluation = evaluate(&score_all(&model, &test, false)?, &test);
     if args.common.json {
         out!("{}", serde_json::to_string(&evaluation)?);
     } else {
-        print(&evaluation, &format!("ctr {}", digest.short()));
+        out!("{}", told(&evaluation, &format!("ctr {}", digest.short())));
     }
     Ok(())
 }

@@ -1,20 +1,18 @@
 //! Trains the pre-scorer with LightGBM on the dense features.
 
-use std::{collections::BTreeMap, fs};
-
 use anyhow::Context;
-use cli::{CommonArgs, Layout, Loaded, out, write_json, write_text};
+use cli::{CommonArgs, Loaded, write_text};
 use lightgbm3::{Booster, Dataset};
 use models::prescorer::{PreScorer, PreScorerInfo, Trees};
-use registry::{Draft, Kind, Registry};
+use registry::Kind;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
     ctr::{Evaluation, evaluate},
-    run::{Run, code_revision},
+    job::{Job, Source},
     split::SplitConfig,
-    table::{Examples, TrainingTable},
+    table::Examples,
 };
 
 /// `configs/prescorer.toml`.
@@ -123,20 +121,18 @@ pub fn fit(
 /// # Errors
 /// Whatever keeps it from its end.
 pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> anyhow::Result<()> {
-    let layout = Layout::new(common);
     let config = &loaded.config;
-    let table = TrainingTable::open(&layout.table(&config.table)).await?;
-    let rows = table.load()?;
-    let split = config.split.split(&rows)?;
-    let part = |range: std::ops::Range<usize>| rows.gather(&range.collect::<Vec<_>>());
-    let (train, valid, test) = (part(split.train), part(split.valid), part(split.test));
-    let run = Run::start(&layout.runs(), "prescorer", &loaded.resolved)?;
-    let text = fit(config, &train, &valid).context("training trees with LightGBM")?;
+    let source = Source {
+        table: &config.table,
+        split: &config.split,
+        seed: config.seed,
+    };
+    let job = Job::start(common, Kind::Prescorer, &loaded.resolved, source).await?;
+    let parts = &job.parts;
+    let text = fit(config, &parts.train, &parts.valid).context("training trees with LightGBM")?;
 
-    let dir = fs::canonicalize(&run.dir)
-        .with_context(|| format!("finding {}", run.dir.display()))?
-        .join("model");
-    let schema = table.schema();
+    let dir = job.model_dir();
+    let schema = &job.schema;
     let info = PreScorerInfo {
         feature_digest: schema.digest.clone(),
         dense: schema
@@ -147,50 +143,27 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
     };
     PreScorer::save(&dir, &info, &text)?;
     let scorer = PreScorer::load(&dir)?;
-    let evaluation = evaluate(&scorer.score(&test.features)?, &test);
+    let evaluation = evaluate(&scorer.score(&parts.test.features)?, &parts.test);
     let trees = Trees::parse(&text)?.num_trees();
 
-    let mut metrics = BTreeMap::from([("log_loss".to_owned(), evaluation.log_loss)]);
-    metrics.extend(evaluation.auc.map(|auc| ("auc".to_owned(), auc)));
-    let mut labels = BTreeMap::from([("table_version".to_owned(), table.version().to_string())]);
-    labels.extend(code_revision().map(|revision| ("code_revision".to_owned(), revision)));
-    let registry = Registry::open(&layout.registry())?;
-    let parents = registry
-        .latest(Kind::Features)
-        .await?
-        .into_iter()
-        .map(|artifact| artifact.digest)
-        .collect();
-    let draft = Draft {
-        kind: Kind::Prescorer,
-        dir,
-        parents,
-        metrics,
-        labels,
-    };
-    let artifact = registry.publish(draft).await?;
+    let auc = evaluation.auc.map(|auc| ("auc", auc));
+    let metrics = [("log_loss", evaluation.log_loss)].into_iter().chain(auc);
+    let artifact = job.publish(job.features().await?, metrics).await?;
     let report = Report {
         test: evaluation,
         trees,
-        table_version: table.version(),
+        table_version: job.table_version,
         artifact: artifact.digest,
     };
-    write_json(&run.dir.join("report.json"), &report)?;
-    write_json(&layout.reports().join("prescorer.json"), &report)?;
-    write_text(&run.dir.join("model.txt"), &text)?;
-    if common.json {
-        out!("{}", serde_json::to_string(&report)?);
-    } else {
-        out!(
-            "test of prescorer {}: AUC {:.4}, log loss {:.4}, {} trees; run in {}",
-            report.artifact.short(),
-            report.test.auc.unwrap_or(f64::NAN),
-            report.test.log_loss,
-            report.trees,
-            run.dir.display(),
-        );
-    }
-    Ok(())
+    write_text(&job.run.dir.join("model.txt"), &text)?;
+    let line = format!(
+        "test of prescorer {}: AUC {:.4}, log loss {:.4}, {} trees",
+        report.artifact.short(),
+        report.test.auc.unwrap_or(f64::NAN),
+        report.test.log_loss,
+        report.trees,
+    );
+    job.report(&report, &line)
 }
 
 #[cfg(test)]

@@ -3,17 +3,16 @@
 mod baseline;
 mod pairs;
 
-use std::{collections::BTreeMap, fs};
+use std::collections::BTreeMap;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use burn::{
     backend::Autodiff,
     module::AutodiffModule,
     optim::{AdamWConfig, GradientsParams, Optimizer},
     tensor::{Tensor, TensorData, backend::AutodiffBackend},
 };
-use cli::{CommonArgs, Layout, Loaded, out, progress, write_json, write_text};
-use indicatif::ProgressBar;
+use cli::{CommonArgs, Loaded, write_text};
 use models::{
     Cpu,
     metrics::recall_at_k,
@@ -21,17 +20,16 @@ use models::{
 };
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
-use registry::{Draft, Kind, Registry};
+use registry::Kind;
 use serde::{Deserialize, Serialize};
 
 pub use baseline::{pixel_average_vectors, ranks};
 pub use pairs::{Gallery, Pairs, PairsError};
 
 use crate::{
+    job::{Job, Source},
     plot::Plot,
-    run::{Run, code_revision},
     split::SplitConfig,
-    table::TrainingTable,
 };
 
 /// `configs/visual.toml`.
@@ -217,16 +215,19 @@ pub async fn run_train(
     common: &CommonArgs,
     loaded: Loaded<VisualTrainConfig>,
 ) -> anyhow::Result<()> {
-    let layout = Layout::new(common);
     let config = &loaded.config;
-    let table = TrainingTable::open(&layout.table(&config.table)).await?;
-    let rows = table.load()?;
-    let split = config.split.split(&rows)?;
-    let registry = Registry::open(&layout.registry())?;
-    let catalogue = registry.newest(Kind::Catalogue).await?;
-    let gallery = Gallery::load(&registry.fetch(&catalogue.digest).await?)?;
-    let train = gallery.pairs(&rows, split.train);
-    let test = gallery.pairs(&rows, split.test);
+    let source = Source {
+        table: &config.table,
+        split: &config.split,
+        seed: config.seed,
+    };
+    let mut job = Job::start(common, Kind::Visual, &loaded.resolved, source).await?;
+    let catalogue = job.registry.newest(Kind::Catalogue).await?;
+    let gallery = Gallery::load(&job.registry.fetch(&catalogue.digest).await?)?;
+    let (train, test) = (
+        gallery.pairs(&job.parts.train),
+        gallery.pairs(&job.parts.test),
+    );
     if train.scenes.len() < config.batch_size || test.scenes.is_empty() {
         bail!(
             "{} clicked pairs for training and {} for testing: wanted at least batch_size ({}) and 1",
@@ -235,13 +236,8 @@ pub async fn run_train(
             config.batch_size
         );
     }
-    let mut run = Run::start(&layout.runs(), "visual", &loaded.resolved)?;
-    let total = (train.scenes.len() * config.epochs) as u64;
-    let bar = if common.json {
-        ProgressBar::hidden()
-    } else {
-        progress(total, "train visual")
-    };
+    let total = train.scenes.len() * config.epochs;
+    let bar = job.bar(total);
     let started = std::time::Instant::now();
     let mut last = f64::NAN;
     let model = fit::<Autodiff<Cpu>>(
@@ -253,7 +249,10 @@ pub async fn run_train(
             bar.inc(train.scenes.len() as u64);
             bar.set_message(format!("loss {loss:.4}"));
             last = loss;
-            if let Err(error) = run.log(&serde_json::json!({"epoch": epoch, "loss": loss})) {
+            if let Err(error) = job
+                .run
+                .log(&serde_json::json!({"epoch": epoch, "loss": loss}))
+            {
                 tracing::warn!(%error, "metrics not written");
             }
         },
@@ -291,24 +290,13 @@ pub async fn run_train(
         diagonal: false,
         dots: false,
     };
-    write_text(&run.dir.join("recall.svg"), &plot.to_svg())?;
+    write_text(&job.run.dir.join("recall.svg"), &plot.to_svg())?;
 
-    let dir = fs::canonicalize(&run.dir)
-        .with_context(|| format!("finding {}", run.dir.display()))?
-        .join("model");
-    model.save(&dir)?;
+    model.save(&job.model_dir())?;
     let recall_at_10 = recall_at_k(&found, 10);
-    let metrics = BTreeMap::from([("recall_at_10".to_owned(), recall_at_10)]);
-    let mut labels = BTreeMap::from([("table_version".to_owned(), table.version().to_string())]);
-    labels.extend(code_revision().map(|revision| ("code_revision".to_owned(), revision)));
-    let draft = Draft {
-        kind: Kind::Visual,
-        dir,
-        parents: vec![catalogue.digest],
-        metrics,
-        labels,
-    };
-    let artifact = registry.publish(draft).await?;
+    let artifact = job
+        .publish(vec![catalogue.digest], [("recall_at_10", recall_at_10)])
+        .await?;
     let report = Report {
         pairs: train.scenes.len(),
         test_pairs: test.scenes.len(),
@@ -321,23 +309,16 @@ pub async fn run_train(
         samples_per_second,
         artifact: artifact.digest,
     };
-    write_json(&run.dir.join("report.json"), &report)?;
-    write_json(&layout.reports().join("visual.json"), &report)?;
-    if common.json {
-        out!("{}", serde_json::to_string(&report)?);
-    } else {
-        out!(
-            "test of visual {}: recall@10 {:.4}, random {:.4}, pixel average {:.4}, {} pairs; {:.0} pairs/s; run in {}",
-            report.artifact.short(),
-            report.recall_at_10,
-            report.recall_at_10_random,
-            report.recall_at_10_pixel_average,
-            report.test_pairs,
-            report.samples_per_second,
-            run.dir.display(),
-        );
-    }
-    Ok(())
+    let line = format!(
+        "test of visual {}: recall@10 {:.4}, random {:.4}, pixel average {:.4}, {} pairs; {:.0} pairs/s",
+        report.artifact.short(),
+        report.recall_at_10,
+        report.recall_at_10_random,
+        report.recall_at_10_pixel_average,
+        report.test_pairs,
+        report.samples_per_second,
+    );
+    job.report(&report, &line)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Pictures of the catalogue, and the clicked pairs among them.
 
-use std::{collections::HashMap, ops::Range, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use models::visual::{Picture, PictureError};
 use wire::catalogue::{Catalogue, CatalogueError, Pictures};
@@ -99,10 +99,10 @@ impl Gallery {
         }
     }
 
-    /// The clicked rows of a range whose scene and creative have pictures.
-    pub fn pairs(&self, rows: &Examples, range: Range<usize>) -> Pairs {
+    /// The clicked rows whose scene and creative have pictures.
+    pub fn pairs(&self, rows: &Examples) -> Pairs {
         let mut pairs = Pairs::default();
-        for row in range.filter(|row| rows.clicks[*row] > 0.5) {
+        for row in (0..rows.len()).filter(|row| rows.clicks[*row] > 0.5) {
             let scene = self.scenes.get(&rows.scene_ids[row]);
             let creative = self.creatives.get(&rows.creative_ids[row]);
             if let (Some(scene), Some(creative)) = (scene, creative) {

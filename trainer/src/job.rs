@@ -1,0 +1,140 @@
+//! What every training verb does around its model: rows in; artifact, report and run folder out.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use cli::{CommonArgs, Layout, out, progress, write_json};
+use features::Schema;
+use indicatif::ProgressBar;
+use registry::{Artifact, Digest, Draft, Kind, Registry};
+use serde::Serialize;
+
+use crate::{
+    run::{Run, code_revision},
+    split::{Parts, SplitConfig},
+    table::TrainingTable,
+};
+
+/// What a configuration says of the rows to learn from.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// Name of the training table.
+    pub table: &'a str,
+    /// What is held out.
+    pub split: &'a SplitConfig,
+    /// Seed of the run, for the lineage.
+    pub seed: u64,
+}
+
+/// One run of a training verb.
+#[derive(Debug)]
+pub struct Job {
+    /// The rows.
+    pub parts: Parts,
+    /// Columns of the rows.
+    pub schema: Schema,
+    /// Version of the table that was read.
+    pub table_version: u64,
+    /// Where models go.
+    pub registry: Registry,
+    /// Folder of the run.
+    pub run: Run,
+    kind: Kind,
+    labels: BTreeMap<String, String>,
+    reports: PathBuf,
+    as_json: bool,
+}
+
+impl Job {
+    /// Reads and splits the table, and opens a run folder that records the configuration.
+    ///
+    /// # Errors
+    /// If table, registry or run folder cannot be had, or a part of the split is empty.
+    pub async fn start(
+        common: &CommonArgs,
+        kind: Kind,
+        resolved: &str,
+        source: Source<'_>,
+    ) -> anyhow::Result<Self> {
+        let layout = Layout::new(common);
+        let table = TrainingTable::open(&layout.table(source.table)).await?;
+        let parts = source.split.parts(&table.load()?)?;
+        let mut labels = BTreeMap::from([
+            ("table".to_owned(), source.table.to_owned()),
+            ("table_version".to_owned(), table.version().to_string()),
+            ("seed".to_owned(), source.seed.to_string()),
+        ]);
+        labels.extend(code_revision().map(|revision| ("code_revision".to_owned(), revision)));
+        Ok(Self {
+            parts,
+            schema: table.schema().clone(),
+            table_version: table.version(),
+            registry: Registry::open(&layout.registry())?,
+            run: Run::start(&layout.runs(), kind.name(), resolved)?,
+            kind,
+            labels,
+            reports: layout.reports(),
+            as_json: common.json,
+        })
+    }
+
+    /// A bar for so many samples.
+    pub fn bar(&self, samples: usize) -> ProgressBar {
+        if self.as_json {
+            return ProgressBar::hidden();
+        }
+        progress(samples as u64, &format!("train {}", self.kind))
+    }
+
+    /// Folder for the model's files.
+    pub fn model_dir(&self) -> PathBuf {
+        self.run.dir.join("model")
+    }
+
+    /// The newest feature spec, as a parent.
+    ///
+    /// # Errors
+    /// If the registry cannot be read.
+    pub async fn features(&self) -> anyhow::Result<Vec<Digest>> {
+        let newest = self.registry.latest(Kind::Features).await?;
+        Ok(newest.into_iter().map(|artifact| artifact.digest).collect())
+    }
+
+    /// Publishes what lies in [`Self::model_dir`].
+    ///
+    /// # Errors
+    /// If the registry refuses.
+    pub async fn publish(
+        &self,
+        parents: Vec<Digest>,
+        metrics: impl IntoIterator<Item = (&str, f64)>,
+    ) -> anyhow::Result<Artifact> {
+        let metrics = metrics.into_iter();
+        let draft = Draft {
+            kind: self.kind,
+            dir: self.model_dir(),
+            parents,
+            metrics: metrics
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+            labels: self.labels.clone(),
+        };
+        Ok(self.registry.publish(draft).await?)
+    }
+
+    /// Writes the report into the run's folder and among the reports, and prints it, or `lines`
+    /// for people.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn report(&self, report: &impl Serialize, lines: &str) -> anyhow::Result<()> {
+        write_json(&self.run.dir.join("report.json"), report)?;
+        write_json(&self.reports.join(format!("{}.json", self.kind)), report)?;
+        if self.as_json {
+            out!("{}", serde_json::to_string(report)?);
+        } else {
+            out!("run in {}", self.run.dir.display());
+            out!("{lines}");
+        }
+        Ok(())
+    }
+}
