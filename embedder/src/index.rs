@@ -58,7 +58,7 @@ impl Default for IndexConfig {
     }
 }
 
-/// What `index.json` says.
+/// What `index.json` says: equal vectors and configuration give equal bytes, so no times.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct IndexInfo {
     /// Length of a vector.
@@ -77,14 +77,21 @@ pub struct IndexInfo {
     pub visual_digest: Digest,
     /// Share of the 100 nearest that is found, on held-out queries.
     pub recall_at_100: f64,
-    /// Median time of one search, one thread.
-    pub p50_ms: f64,
-    /// 99th percentile of the same.
-    pub p99_ms: f64,
     /// Size of the index file.
     pub bytes: u64,
-    /// Time to build, seconds.
-    pub build_seconds: f64,
+}
+
+/// `reports/index.json`: an index and how fast it is on this machine.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Report {
+    #[serde(flatten)]
+    info: IndexInfo,
+    /// Median time of one search, one thread.
+    p50_ms: f64,
+    /// 99th percentile of the same.
+    p99_ms: f64,
+    /// Time to build, seconds; none when it was only measured again.
+    build_seconds: Option<f64>,
 }
 
 fn options(config: &IndexConfig) -> IndexOptions {
@@ -255,21 +262,24 @@ pub async fn run_build(common: &CommonArgs, loaded: &Loaded<IndexConfig>) -> any
         embeddings_digest: artifact.digest.clone(),
         visual_digest: embeddings.model_digest.clone(),
         recall_at_100: measured.recall,
-        p50_ms: measured.p50_ms,
-        p99_ms: measured.p99_ms,
         bytes: fs::metadata(&path)
             .with_context(|| format!("reading {}", path.display()))?
             .len(),
-        build_seconds,
     };
-    write_json(&layout.reports().join("index.json"), &info)?;
-    print(common, "index", &info)?;
-    gate(config, &info)?;
     write_json(&dir.path().join(INFO_FILE), &info)?;
+    let report = Report {
+        info,
+        p50_ms: measured.p50_ms,
+        p99_ms: measured.p99_ms,
+        build_seconds: Some(build_seconds),
+    };
+    write_json(&layout.reports().join("index.json"), &report)?;
+    print(common, "index", &report)?;
+    gate(config, &report)?;
     let metrics = BTreeMap::from([
-        ("recall_at_100".to_owned(), info.recall_at_100),
-        ("p50_ms".to_owned(), info.p50_ms),
-        ("p99_ms".to_owned(), info.p99_ms),
+        ("recall_at_100".to_owned(), measured.recall),
+        ("p50_ms".to_owned(), measured.p50_ms),
+        ("p99_ms".to_owned(), measured.p99_ms),
     ]);
     let draft = Draft {
         kind: Kind::Index,
@@ -300,7 +310,8 @@ fn tune(
     }
 }
 
-fn gate(config: &IndexConfig, info: &IndexInfo) -> Result<(), GateRefused> {
+fn gate(config: &IndexConfig, report: &Report) -> Result<(), GateRefused> {
+    let info = &report.info;
     let refused = |reason| Err(GateRefused { reason });
     if info.recall_at_100 < config.target_recall {
         return refused(format!(
@@ -308,28 +319,31 @@ fn gate(config: &IndexConfig, info: &IndexInfo) -> Result<(), GateRefused> {
             info.recall_at_100, info.ef_search, config.target_recall
         ));
     }
-    if info.p99_ms > config.target_p99_ms {
+    if report.p99_ms > config.target_p99_ms {
         return refused(format!(
             "p99 of a search is {:.2} ms at ef_search {}, wanted at most {:.2}: lower target_recall or connectivity",
-            info.p99_ms, info.ef_search, config.target_p99_ms
+            report.p99_ms, info.ef_search, config.target_p99_ms
         ));
     }
     Ok(())
 }
 
-fn print(common: &CommonArgs, what: &str, info: &IndexInfo) -> anyhow::Result<()> {
+fn print(common: &CommonArgs, what: &str, report: &Report) -> anyhow::Result<()> {
     if common.json {
-        out!("{}", serde_json::to_string(info)?);
+        out!("{}", serde_json::to_string(report)?);
     } else {
+        let info = &report.info;
+        let built = report.build_seconds.map_or(String::new(), |seconds| {
+            format!(", built in {seconds:.1} s")
+        });
         out!(
-            "{what}: {} vectors, recall@100 {:.4} at ef_search {}, p50 {:.3} ms, p99 {:.3} ms, {} bytes, built in {:.1} s",
+            "{what}: {} vectors, recall@100 {:.4} at ef_search {}, p50 {:.3} ms, p99 {:.3} ms, {} bytes{built}",
             info.count,
             info.recall_at_100,
             info.ef_search,
-            info.p50_ms,
-            info.p99_ms,
+            report.p50_ms,
+            report.p99_ms,
             info.bytes,
-            info.build_seconds,
         );
     }
     Ok(())
@@ -393,10 +407,19 @@ pub async fn run_verify(common: &CommonArgs, loaded: &Loaded<IndexConfig>) -> an
         .map(|query| exact(&vectors, query, 100))
         .collect();
     let measured = measure(&index, &queries, &truth, 100)?;
-    (info.recall_at_100, info.p50_ms, info.p99_ms) =
-        (measured.recall, measured.p50_ms, measured.p99_ms);
-    print(common, &format!("index {}", artifact.digest.short()), &info)?;
-    Ok(gate(&loaded.config, &info)?)
+    info.recall_at_100 = measured.recall;
+    let report = Report {
+        info,
+        p50_ms: measured.p50_ms,
+        p99_ms: measured.p99_ms,
+        build_seconds: None,
+    };
+    print(
+        common,
+        &format!("index {}", artifact.digest.short()),
+        &report,
+    )?;
+    Ok(gate(&loaded.config, &report)?)
 }
 
 #[cfg(test)]
@@ -481,24 +504,44 @@ mod tests {
             embeddings_digest: Digest::of(b"e"),
             visual_digest: Digest::of(b"v"),
             recall_at_100: 0.91,
-            p50_ms: 1.0,
-            p99_ms: 2.0,
             bytes: 1,
-            build_seconds: 0.0,
         };
-        let error = gate(&IndexConfig::default(), &info)
+        let report = |recall_at_100, p99_ms| Report {
+            info: IndexInfo {
+                recall_at_100,
+                ..info.clone()
+            },
+            p50_ms: 1.0,
+            p99_ms,
+            build_seconds: None,
+        };
+        let error = gate(&IndexConfig::default(), &report(0.91, 2.0))
             .unwrap_err()
             .to_string();
         assert!(
             error.contains("recall@100 is 0.9100 at ef_search 4096, wanted 0.9500"),
             "{error}"
         );
-        let slow = IndexInfo {
-            recall_at_100: 1.0,
-            p99_ms: 9.0,
-            ..info
+        assert!(gate(&IndexConfig::default(), &report(1.0, 9.0)).is_err());
+        assert!(gate(&IndexConfig::default(), &report(1.0, 2.0)).is_ok());
+    }
+
+    #[test]
+    fn equal_vectors_give_equal_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let embeddings = embeddings(400);
+        let vectors: Vec<Vector> = embeddings
+            .creatives
+            .iter()
+            .map(|(_, vector)| *vector)
+            .collect();
+        let bytes = |name: &str| {
+            let path = dir.path().join(name);
+            let index = build(&IndexConfig::default(), &vectors, || {}).unwrap();
+            index.save(&path.display().to_string()).unwrap();
+            fs::read(path).unwrap()
         };
-        assert!(gate(&IndexConfig::default(), &slow).is_err());
+        assert!(bytes("one") == bytes("two"));
     }
 
     #[test]
@@ -516,7 +559,7 @@ mod tests {
         let info = serde_json::json!({
             "dim": EMBEDDING_DIM, "dtype": "bf16", "connectivity": 16, "ef_search": 64, "count": 50,
             "embeddings_digest": Digest::of(b"e"), "visual_digest": Digest::of(b"v"),
-            "recall_at_100": 1.0, "p50_ms": 0.1, "p99_ms": 0.1, "bytes": bytes.len(), "build_seconds": 0.1,
+            "recall_at_100": 1.0, "bytes": bytes.len(),
         });
         fs::write(dir.path().join(INFO_FILE), info.to_string()).unwrap();
         assert_eq!(open(dir.path()).unwrap().0.size(), 50);
