@@ -67,12 +67,13 @@ struct Report {
     artifact: registry::Digest,
 }
 
-/// Trains trees on some rows and returns LightGBM's model text.
+/// Trains trees on the dense features of these names and returns LightGBM's model text.
 ///
 /// # Errors
 /// What LightGBM says.
 pub fn fit(
     config: &PreScorerConfig,
+    names: &[String],
     train: &Examples,
     valid: &Examples,
 ) -> Result<String, lightgbm3::Error> {
@@ -95,6 +96,7 @@ pub fn fit(
             )?,
         };
         dataset.set_weights(&rows.weights)?;
+        dataset.set_feature_names(names)?;
         Ok::<_, lightgbm3::Error>(dataset)
     };
     let train = dataset(train, None)?;
@@ -129,9 +131,6 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
     };
     let job = Job::start(common, Kind::Prescorer, &loaded.resolved, source).await?;
     let parts = &job.parts;
-    let text = fit(config, &parts.train, &parts.valid).context("training trees with LightGBM")?;
-
-    let dir = job.model_dir();
     let schema = &job.schema;
     let info = PreScorerInfo {
         feature_digest: schema.digest.clone(),
@@ -141,6 +140,9 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
             .map(|field| field.name.clone())
             .collect(),
     };
+    let text = fit(config, &info.dense, &parts.train, &parts.valid)
+        .context("training trees with LightGBM")?;
+    let dir = job.model_dir();
     PreScorer::save(&dir, &info, &text)?;
     let scorer = PreScorer::load(&dir)?;
     let evaluation = evaluate(&scorer.score(&parts.test.features)?, &parts.test);
@@ -203,6 +205,10 @@ mod tests {
         rows
     }
 
+    fn names() -> Vec<String> {
+        ["a", "b", "c"].map(str::to_owned).to_vec()
+    }
+
     #[test]
     fn compiled_trees_predict_what_lightgbm_predicts_to_the_bit() {
         let config = PreScorerConfig {
@@ -210,7 +216,8 @@ mod tests {
             min_rows_in_leaf: 10,
             ..Default::default()
         };
-        let text = fit(&config, &rows(4_000, 1), &rows(1_000, 2)).unwrap();
+        let text = fit(&config, &names(), &rows(4_000, 1), &rows(1_000, 2)).unwrap();
+        assert!(text.contains("feature_names=a b c\n"));
         let test = rows(2_000, 3);
         let values: Vec<f64> = test
             .features
@@ -241,7 +248,7 @@ mod tests {
             trees: 10,
             ..Default::default()
         };
-        let text = || fit(&config, &rows(1_000, 1), &rows(500, 2)).unwrap();
+        let text = || fit(&config, &names(), &rows(1_000, 1), &rows(500, 2)).unwrap();
         assert_eq!(text(), text());
     }
 }
