@@ -7,8 +7,9 @@
 
 use std::{
     env,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Child, Command, Output, Stdio},
 };
 
 use serde_json::Value;
@@ -95,6 +96,32 @@ impl Bench {
         ended(&output)
     }
 
+    /// Starts `marquee serve` on free ports and waits until it says where it listens.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn serve(&self) -> Server {
+        let any_port = [
+            "--set",
+            "listen=127.0.0.1:0",
+            "--set",
+            "http_listen=127.0.0.1:0",
+        ];
+        let serve = ["serve", "configs/serving.toml", "--json"];
+        let mut process = self
+            .command(&[&serve[..], &any_port].concat())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("marquee starts");
+        let stdout = process.stdout.take().expect("it was piped just now");
+        let mut announced = String::new();
+        BufReader::new(stdout)
+            .read_line(&mut announced)
+            .expect("the server speaks UTF-8");
+        assert!(announced.contains("grpc"), "{announced}");
+        Server { process }
+    }
+
     /// A JSON file in the data folder.
     ///
     /// # Panics
@@ -103,6 +130,33 @@ impl Bench {
         let text = std::fs::read_to_string(self.root.path().join(path))
             .unwrap_or_else(|error| panic!("reading {path}: {error}"));
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("reading {path}: {error}"))
+    }
+}
+
+/// A running server; it is killed when dropped.
+pub struct Server {
+    process: Child,
+}
+
+impl Server {
+    /// Asks it to end, and gives its exit code; none if a signal ended it.
+    ///
+    /// # Panics
+    /// If the system cannot send the signal.
+    pub fn stop(mut self) -> Option<i32> {
+        let pid = self.process.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(sent.expect("kill starts").success());
+        let status = self.process.wait().expect("the server is our child");
+        status.code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 

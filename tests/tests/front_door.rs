@@ -1,9 +1,6 @@
 //! `marquee` as a person meets it: verbs, help, hints, exit codes.
 
-use std::{
-    io::{BufRead, BufReader},
-    process::{Command, Stdio},
-};
+use std::process::Command;
 
 use launch::verbs;
 use marquee_tests::Bench;
@@ -106,32 +103,8 @@ fn a_missing_registry_is_told_with_the_mend() {
 #[test]
 fn signals_reach_the_program_behind_the_front_door() {
     let bench = Bench::default();
-    let any_port = [
-        "--set",
-        "listen=127.0.0.1:0",
-        "--set",
-        "http_listen=127.0.0.1:0",
-    ];
-    let mut command = bench.command(&["serve", "configs/serving.toml", "--json"]);
-    let mut server = command
-        .args(any_port)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut announced = String::new();
-    BufReader::new(server.stdout.take().unwrap())
-        .read_line(&mut announced)
-        .unwrap();
-    assert!(announced.contains("grpc"), "{announced}");
+    let server = bench.serve();
     assert!(bench.root.path().join("serving.addr").exists());
-    let pid = server.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .unwrap()
-            .success()
-    );
-    assert_eq!(server.wait().unwrap().code(), Some(0));
+    assert_eq!(server.stop(), Some(0));
     assert!(!bench.root.path().join("serving.addr").exists());
 }

@@ -1,0 +1,138 @@
+//! A tiny world through the whole loop, by the real programs.
+
+use marquee_tests::Bench;
+use serde_json::Value;
+
+const WORLD: [&str; 13] = [
+    "configs/world-procedural.toml",
+    "--set",
+    "users=60",
+    "--set",
+    "creatives=60",
+    "--set",
+    "campaigns=12",
+    "--set",
+    "days=4",
+    "--set",
+    "impressions_per_day=2000",
+    "--set",
+    "delivery.broken_share=0.0",
+];
+
+/// Midnight after the world's history: its first day is 20,700.
+const AFTER_US: i64 = 20_704 * 86_400_000_000;
+
+const CTR: [&str; 5] = [
+    "configs/ctr.toml",
+    "--set",
+    "training.epochs=1",
+    "--set",
+    "training.batch_size=256",
+];
+
+const VISUAL: [&str; 5] = [
+    "configs/visual.toml",
+    "--set",
+    "epochs=1",
+    "--set",
+    "batch_size=32",
+];
+
+/// Everything up to a published bundle.
+fn published() -> Bench {
+    let bench = Bench::default();
+    bench
+        .run(&[&["world", "generate"][..], &WORLD].concat())
+        .ok();
+    bench.run(&["events", "process", "--flush"]).ok();
+    bench.run(&["features", "materialize"]).ok();
+    trained(&bench, &CTR);
+    trained(&bench, &["configs/prescorer.toml"]);
+    trained(&bench, &VISUAL);
+    bench.run(&["embed"]).ok();
+    indexed(&bench);
+    bench.run(&["index", "publish"]).ok();
+    bench
+}
+
+/// Digest of the model that this makes.
+fn trained(bench: &Bench, config: &[&str]) -> String {
+    let report = bench
+        .run(&[&["train", "--json"][..], config].concat())
+        .ok()
+        .json();
+    report["artifact"].as_str().unwrap().to_owned()
+}
+
+/// Digest of the newest index, after building one.
+fn indexed(bench: &Bench) -> String {
+    let patient = ["--set", "target_p99_ms=1000.0"];
+    bench
+        .run(&[&["index", "build"][..], &patient].concat())
+        .ok();
+    let listed = bench.run(&["registry", "list", "--json"]).ok().json();
+    let of_index = |artifact: &&Value| artifact["kind"] == "index";
+    let newest = listed.as_array().unwrap().iter().rfind(of_index).unwrap();
+    newest["digest"].as_str().unwrap().to_owned()
+}
+
+/// Creatives and prices of the winners, and the whole answer.
+fn ask(bench: &Bench, number: i64, who: &[&str]) -> (Vec<(Value, Value)>, Value) {
+    let (request, time) = (format!("r{number}"), (AFTER_US + number).to_string());
+    let ask = ["ask", "--json", "--request", &request, "--time", &time];
+    let answer = bench.run(&[&ask[..], who].concat()).ok().json();
+    let winners = answer["winners"].as_array().unwrap();
+    let sold = |winner: &Value| {
+        (
+            winner["creative_id"].clone(),
+            winner["price_micros"].clone(),
+        )
+    };
+    (winners.iter().map(sold).collect(), answer)
+}
+
+#[test]
+fn the_loop_closes_for_every_kind_of_person() {
+    let bench = published();
+    let before = bench.read_json("reports/events.json");
+    let server = bench.serve();
+    let people: [&[&str]; 5] = [
+        &["--user", "u00001"],
+        &["--user", "u00001", "--no-consent"],
+        &["--user", "u00002", "--age", "child"],
+        &["--user", "never-seen"],
+        &[],
+    ];
+    let mut sold = 0;
+    for (number, who) in (0..).zip(people) {
+        let (winners, answer) = ask(&bench, number, who);
+        assert!(!winners.is_empty(), "{who:?} {answer:#}");
+        assert_eq!(
+            answer["explain"]["degradation"], "DEGRADATION_NONE",
+            "{who:?}"
+        );
+        sold += winners.len() as u64;
+    }
+    // A request that is repeated gets the same answer, and counts once.
+    assert_eq!(ask(&bench, 0, people[0]).0, ask(&bench, 0, people[0]).0);
+    assert_eq!(server.stop(), Some(0));
+
+    bench.run(&["events", "process", "--flush"]).ok();
+    let after = bench.read_json("reports/events.json");
+    assert_eq!(after["events_dead"], before["events_dead"], "{after:#}");
+    let served = |events: &Value| events["impressions_served"].as_u64().unwrap();
+    assert_eq!(served(&after) - served(&before), sold);
+}
+
+#[test]
+fn a_seed_fixes_every_artifact() {
+    let bench = published();
+    let index = indexed(&bench);
+    assert_eq!(indexed(&bench), index);
+    for config in [&CTR[..], &VISUAL, &["configs/prescorer.toml"]] {
+        let digest = trained(&bench, config);
+        assert_eq!(trained(&bench, config), digest, "{config:?}");
+    }
+    let other = trained(&bench, &[&CTR[..], &["--seed", "2"]].concat());
+    assert_ne!(other, trained(&bench, &CTR));
+}
