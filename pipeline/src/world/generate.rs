@@ -27,6 +27,8 @@ const SECOND_US: i64 = 1_000_000;
 const HOUR_US: i64 = 3_600 * SECOND_US;
 /// One day, in microseconds.
 pub const DAY_US: i64 = 24 * HOUR_US;
+/// Days over which the catalogue grew before the history begins.
+const CATALOGUE_DAYS: i64 = 60;
 
 /// What was written.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -144,9 +146,11 @@ pub fn generate(
     Ok(generated)
 }
 
-/// The campaigns, creatives and experiences, as change events before the first day.
+/// The campaigns, creatives and experiences, as change events before the first day. Creatives came
+/// one after the other, so that their age says nothing of the day.
 fn catalogue_events(world: &World) -> Vec<Event> {
-    let time_us = world.config.first_day * DAY_US - HOUR_US;
+    let end_us = world.config.first_day * DAY_US - HOUR_US;
+    let start_us = end_us - CATALOGUE_DAYS * DAY_US;
     let mut payloads = Vec::new();
     for (at, experience) in world.experiences.iter().enumerate() {
         let scenes = world.scenes.iter().filter(|scene| scene.experience == at);
@@ -182,6 +186,7 @@ fn catalogue_events(world: &World) -> Vec<Event> {
             removed: false,
         }));
     }
+    let standing = payloads.len();
     for creative in &world.creatives {
         payloads.push(Payload::CreativeChanged(CreativeChanged {
             creative_id: creative.creative_id.clone(),
@@ -194,13 +199,18 @@ fn catalogue_events(world: &World) -> Vec<Event> {
             attributes: Default::default(),
         }));
     }
-    let event = |(at, payload)| Event {
-        event_id: format!("catalogue-{at}"),
-        event_time_us: time_us,
-        ingest_time_us: time_us,
-        schema_version: wire::SCHEMA_VERSION,
-        payload: Some(payload),
-        ..Event::default()
+    let creatives = (payloads.len() - standing).max(1) as i64;
+    let event = |(at, payload): (usize, Payload)| {
+        let number = at.saturating_sub(standing) as i64;
+        let time_us = start_us + (end_us - start_us) / creatives * number;
+        Event {
+            event_id: format!("catalogue-{at}"),
+            event_time_us: time_us,
+            ingest_time_us: time_us,
+            schema_version: wire::SCHEMA_VERSION,
+            payload: Some(payload),
+            ..Event::default()
+        }
     };
     payloads.into_iter().enumerate().map(event).collect()
 }
