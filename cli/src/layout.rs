@@ -29,9 +29,9 @@ impl Layout {
         self.root.join("log")
     }
 
-    /// The pipeline's committed states.
-    pub fn state(&self) -> PathBuf {
-        self.root.join("state")
+    /// The committed states of the pipeline that writes a table.
+    pub fn state(&self, table: &str) -> PathBuf {
+        self.root.join("state").join(table)
     }
 
     /// A Delta table by name.
@@ -39,9 +39,9 @@ impl Layout {
         self.root.join("tables").join(name)
     }
 
-    /// Events that were refused, with the reason.
-    pub fn dead_letters(&self) -> PathBuf {
-        self.root.join("dead_letters")
+    /// Events that were refused on their way to a table, with the reason.
+    pub fn dead_letters(&self, table: &str) -> PathBuf {
+        self.root.join("dead_letters").join(table)
     }
 
     /// Artifacts and channels.

@@ -61,7 +61,7 @@ pub fn materialize(config: &PipelineConfig, layout: &Layout) -> anyhow::Result<M
         "nothing to publish: `marquee events process` has not committed a batch to {} yet",
         layout.table(&config.table).display()
     );
-    let (header, mut processor) = state::load(&layout.state(), batch, config, set)?;
+    let (header, mut processor) = state::load(&layout.state(&config.table), batch, config, set)?;
     ensure!(
         header.feature_digest == digest,
         "the state of batch {batch} has features of spec {}, {} is spec {digest}: process the log with it first",
@@ -73,10 +73,10 @@ pub fn materialize(config: &PipelineConfig, layout: &Layout) -> anyhow::Result<M
     let as_of_us = header.as_of_us;
     let online_generation = online::publish(&layout.online(), aggregates, &digest, as_of_us)
         .context("publishing the online store")?;
-    let pictures = live_pictures(&layout.state(), batch, &catalogue)?;
+    let pictures = live_pictures(&layout.state(&config.table), batch, &catalogue)?;
 
     let registry = Registry::open(&layout.registry())?;
-    let staging = Staging::new(&layout.state().join("publishing"))?;
+    let staging = Staging::new(&layout.state(&config.table).join("publishing"))?;
     let features = publish_features(&registry, &staging, &config.features, &digest)?;
     let published = publish_catalogue(&registry, &staging, &header, &catalogue, &pictures)?;
     Ok(Materialized {

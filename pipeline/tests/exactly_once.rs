@@ -171,7 +171,7 @@ impl Outcome {
         let report: EventsReport = serde_json::from_str(&report).unwrap();
         let set = FeatureSet::load(&features()).unwrap();
         let (header, processor) =
-            state::load(&layout.state(), report.batches, &config(), set).unwrap();
+            state::load(&layout.state("impressions"), report.batches, &config(), set).unwrap();
         assert_eq!(header.batch, report.batches);
         assert_eq!(processor.counters(), &report.counters);
         Self {
@@ -187,7 +187,7 @@ impl Outcome {
 
 fn dead_letters(layout: &Layout) -> Vec<DeadLetter> {
     let mut letters = Vec::new();
-    for entry in fs::read_dir(layout.dead_letters()).unwrap() {
+    for entry in fs::read_dir(layout.dead_letters("impressions")).unwrap() {
         let text = fs::read_to_string(entry.unwrap().path()).unwrap();
         letters.extend(
             text.lines()
@@ -220,10 +220,14 @@ fn rows(layout: &Layout) -> RecordBatch {
 /// How many files each folder has; the Delta log may hold a table version more or less.
 fn files(root: &Path) -> BTreeMap<String, usize> {
     let count = |folder: &Path| fs::read_dir(root.join(folder)).unwrap().count();
-    let mut counts: BTreeMap<String, usize> = ["state", "state/pictures", "dead_letters"]
-        .into_iter()
-        .map(|folder| (folder.to_owned(), count(Path::new(folder))))
-        .collect();
+    let mut counts: BTreeMap<String, usize> = [
+        "state/impressions",
+        "state/impressions/pictures",
+        "dead_letters/impressions",
+    ]
+    .into_iter()
+    .map(|folder| (folder.to_owned(), count(Path::new(folder))))
+    .collect();
     let table = Path::new("tables/impressions");
     for entry in fs::read_dir(root.join(table)).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
@@ -355,8 +359,8 @@ fn the_size_of_batches_and_the_number_of_runs_do_not_matter() {
 #[test]
 fn two_processors_never_work_on_one_state() {
     let folder = Folder::new();
-    fs::create_dir_all(folder.layout.state()).unwrap();
-    let lock = fs::File::create(folder.layout.state().join("processor.lock")).unwrap();
+    fs::create_dir_all(folder.layout.state("impressions")).unwrap();
+    let lock = fs::File::create(folder.layout.state("impressions").join("processor.lock")).unwrap();
     lock.lock().unwrap();
     let output = folder
         .command()
@@ -384,6 +388,16 @@ fn another_feature_spec_is_refused() {
     assert_eq!(output.status.code(), Some(1));
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(message.contains("give the new spec another"), "{message}");
+
+    // Who follows the advice gets a second table, and the first one stays whole.
+    let before = files(&folder.layout.root);
+    let mut second = folder.command();
+    second.args(["--set", &format!("features={}", other.display())]);
+    second.args(["--set", "table=second"]);
+    assert!(second.status().unwrap().success());
+    assert!(folder.layout.table("second").join("_delta_log").exists());
+    assert_eq!(files(&folder.layout.root), before);
+    assert!(folder.run().success());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use features::{AdFacts, FeatureSet, facts};
 use serde::{Deserialize, Serialize};
 use wire::{
     catalogue::{Campaign, Catalogue, Creative, Experience, Pictures, Scene, Targeting},
-    events::{CampaignChanged, CreativeChanged, ExperienceChanged},
+    events::{CampaignChanged, CreativeChanged, ExperienceChanged, event::Payload},
 };
 
 use super::{
@@ -24,6 +24,8 @@ pub(crate) struct Ads {
     known: Catalogue,
     removed_campaigns: BTreeSet<String>,
     removed_creatives: BTreeSet<String>,
+    /// Event time of the last change applied: one that was delayed does not undo it.
+    changed_us: BTreeMap<(What, String), i64>,
     /// Creatives of each campaign.
     #[serde(skip)]
     by_campaign: BTreeMap<String, BTreeSet<String>>,
@@ -35,7 +37,38 @@ pub(crate) struct Ads {
     new_pictures: Pictures,
 }
 
+/// What a catalogue change is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum What {
+    Campaign,
+    Creative,
+    Experience,
+}
+
+impl What {
+    /// What a payload changes, if it is a catalogue change.
+    pub(crate) fn of(payload: &Payload) -> Option<(Self, String)> {
+        match payload {
+            Payload::CampaignChanged(it) => Some((Self::Campaign, it.campaign_id.clone())),
+            Payload::CreativeChanged(it) => Some((Self::Creative, it.creative_id.clone())),
+            Payload::ExperienceChanged(it) => Some((Self::Experience, it.experience_id.clone())),
+            _ => None,
+        }
+    }
+}
+
 impl Ads {
+    /// Whether a newer change of the same thing was applied already.
+    pub(crate) fn is_stale(&self, what: What, id: &str, event_time_us: i64) -> bool {
+        let newest = self.changed_us.get(&(what, id.to_owned()));
+        newest.is_some_and(|newest| *newest > event_time_us)
+    }
+
+    /// Remembers when the last change was made.
+    pub(crate) fn changed(&mut self, what: What, id: String, event_time_us: i64) {
+        self.changed_us.insert((what, id), event_time_us);
+    }
+
     /// Makes what is not stored, after reading from a state.
     pub(crate) fn restore(&mut self, set: &FeatureSet) {
         for creative in self.known.creatives.values() {

@@ -83,8 +83,9 @@ pub(crate) struct PendingConversion {
 /// A viewed impression that a conversion may still be attributed to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Viewed {
-    /// [`pair`] of user and campaign.
-    pub(crate) pair: u64,
+    /// [`pair`] of user and campaign; none for people who are not known, to whom no conversion
+    /// can be attributed.
+    pub(crate) pair: Option<u64>,
     pub(crate) day: i32,
     pub(crate) viewed_us: i64,
     pub(crate) click_us: Option<i64>,
@@ -133,7 +134,8 @@ impl Waiting {
 impl Viewed {
     /// When the watermark passes the last conversion that could be attributed to it.
     pub(crate) fn deadline_us(&self, windows: &Windows) -> i64 {
-        self.viewed_us.max(self.click_us.unwrap_or(i64::MIN)) + windows.conversion_us
+        let touched_us = self.viewed_us.max(self.click_us.unwrap_or(i64::MIN));
+        touched_us + windows.conversion_us + windows.lateness_us
     }
 }
 
@@ -149,7 +151,9 @@ impl Book {
     pub(crate) fn touches(&self) -> HashedMap<Vec<u64>> {
         let mut touches: HashedMap<Vec<u64>> = HashedMap::default();
         for (&impression, viewed) in &self.viewed {
-            touches.entry(viewed.pair).or_default().push(impression);
+            if let Some(pair) = viewed.pair {
+                touches.entry(pair).or_default().push(impression);
+            }
         }
         touches
     }

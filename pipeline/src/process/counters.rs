@@ -23,6 +23,8 @@ pub struct Counters {
     pub age_unspecified: u64,
     /// Catalogue changes applied.
     pub catalogue_changes: u64,
+    /// Catalogue changes that are older than one applied before; left out.
+    pub catalogue_changes_stale: u64,
     /// User activities applied.
     pub activities: u64,
     /// Impressions that entered attribution.

@@ -62,6 +62,11 @@ impl Deduplicator {
         }
     }
 
+    /// Forgets an id, so that its event may be sent again.
+    pub(crate) fn remove(&mut self, event_id: &str) {
+        self.hours.remove(&hash_text(event_id));
+    }
+
     /// Forgets what happened before `oldest_us`; walks through all ids once a day.
     pub(crate) fn expire(&mut self, oldest_us: i64) {
         let oldest = hour(oldest_us);

@@ -3,7 +3,7 @@
 //! Views and clicks may come in any order and before their impression; what comes of them is the
 //! same. A click counts as a view: nobody clicks what is not in view.
 
-use features::{RequestFacts, SourceEvent};
+use features::{FeatureBatch, RequestFacts, Schema, SnapshotError, SourceEvent};
 use prost::Message;
 use wire::events::{Context, Event, ImpressionServed, ImpressionViewed, event::Payload};
 
@@ -85,6 +85,7 @@ impl Processor {
         {
             let fits = self.scratch.push_snapshot(snapshot);
             fits.map_err(Refusal::BadSnapshot)?;
+            single_values(self.set.schema(), &self.scratch).map_err(Refusal::BadSnapshot)?;
             // Every row has the same digest: the table's.
             snapshot.spec_digest.clear();
             self.book.counters.snapshots_used += 1;
@@ -271,8 +272,11 @@ impl Processor {
         };
         let click_us = pending.click_us;
         let viewed = self.book.viewed.entry(key).or_insert_with(|| {
-            let pair = pair(&pending.user_id, &pending.served.campaign_id);
-            self.touches.entry(pair).or_default().push(key);
+            let known = Some(&pending.user_id).filter(|user_id| !user_id.is_empty());
+            let pair = known.map(|user_id| pair(user_id, &pending.served.campaign_id));
+            if let Some(pair) = pair {
+                self.touches.entry(pair).or_default().push(key);
+            }
             Viewed {
                 pair,
                 day: pending.day(),
@@ -392,4 +396,20 @@ pub(super) fn about(pending: &mut Pending) -> Encoded<Event> {
         pending.served.context = served.context;
     }
     encoded
+}
+
+/// A column that is not multi-valued has one id a row.
+fn single_values(schema: &Schema, row: &FeatureBatch) -> Result<(), SnapshotError> {
+    let columns = schema.sparse.iter().zip(&row.sparse);
+    for (_, ids) in columns.filter(|(field, _)| !field.multi) {
+        let found = ids.row(0).len();
+        if found != 1 {
+            return Err(SnapshotError {
+                what: "ids of a single-valued feature",
+                found,
+                wanted: 1,
+            });
+        }
+    }
+    Ok(())
 }

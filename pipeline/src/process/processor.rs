@@ -5,13 +5,16 @@
 //! between them. Crash safety is then only a matter of committing its outputs and its state
 //! together.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use features::{Aggregates, FeatureBatch, FeatureSet, RequestFacts, SourceEvent, facts, hash};
 use wire::events::{AgeBand, Context, Event, UserActivity, event::Payload};
 
 use super::{
-    ads::Ads,
+    ads::{Ads, What},
     book::{Book, DAY_US, Mend, Pending, Waiting},
     config::{PipelineConfig, ViewabilityConfig, Windows},
     counters::Counters,
@@ -203,6 +206,12 @@ impl Processor {
 
     fn accept(&mut self, event: Event) -> Result<Applied, Refusal> {
         validation::check(&event, self.windows.skew_us)?;
+        // One event from the future would move the watermark past everything that is real.
+        let ahead_us = event.ingest_time_us - wall_clock_us();
+        if ahead_us > self.windows.skew_us {
+            let most_us = self.windows.skew_us;
+            return Err(Refusal::InFuture { ahead_us, most_us });
+        }
         let behind_us = self.watermark_us() - event.event_time_us;
         let most_us = self.windows.deduplication_us;
         if behind_us > most_us {
@@ -215,28 +224,40 @@ impl Processor {
         self.book.counters.late += u64::from(behind_us > 0);
         self.book.max_ingest_us = self.book.max_ingest_us.max(event.ingest_time_us);
         self.advance(event.event_time_us);
-        self.dispatch(event)
+        let event_id = event.event_id.clone();
+        let dispatched = self.dispatch(event);
+        if let Err(Refusal::UnknownCreative { .. } | Refusal::UnknownCampaign { .. }) = &dispatched
+        {
+            // What was missing may come, and then this event again.
+            self.seen.remove(&event_id);
+        }
+        dispatched
     }
 
     fn dispatch(&mut self, mut event: Event) -> Result<Applied, Refusal> {
+        let payload = event.payload.take();
+        let Some((what, id)) = payload.as_ref().and_then(What::of) else {
+            let age = AgeBand::try_from(event.age_band).unwrap_or(AgeBand::Unspecified);
+            self.book.counters.age_unspecified += u64::from(age == AgeBand::Unspecified);
+            return self.dispatch_of_user(event, payload);
+        };
+        let (set, ads) = (&self.set, &mut self.book.ads);
+        if ads.is_stale(what, &id, event.event_time_us) {
+            self.book.counters.catalogue_changes_stale += 1;
+            return Ok(Applied::Done);
+        }
         let max_pixels = self.max_picture_pixels;
-        let (set, book) = (&self.set, &mut self.book);
-        match event.payload.take() {
-            Some(Payload::CampaignChanged(campaign)) => book.ads.change_campaign(set, &campaign),
+        match payload {
+            Some(Payload::CampaignChanged(campaign)) => ads.change_campaign(set, &campaign),
             Some(Payload::CreativeChanged(creative)) => {
-                let ingest_us = event.ingest_time_us;
-                book.ads
-                    .change_creative(set, &creative, ingest_us, max_pixels)?;
+                ads.change_creative(set, &creative, event.ingest_time_us, max_pixels)?;
             }
             Some(Payload::ExperienceChanged(experience)) => {
-                book.ads.change_experience(&experience, max_pixels)?;
+                ads.change_experience(&experience, max_pixels)?;
             }
-            of_a_user => {
-                let age = AgeBand::try_from(event.age_band).unwrap_or(AgeBand::Unspecified);
-                book.counters.age_unspecified += u64::from(age == AgeBand::Unspecified);
-                return self.dispatch_of_user(event, of_a_user);
-            }
+            _ => {}
         }
+        ads.changed(what, id, event.event_time_us);
         self.book.counters.catalogue_changes += 1;
         Ok(Applied::Done)
     }
@@ -339,6 +360,11 @@ pub(super) fn bind_request(set: &FeatureSet, ads: &Ads, about: About<'_>) -> Req
     let scene = ads.scene(&context.scene_id);
     let facts = facts::request_facts(user_id, age, consent, context, scene, time_us);
     set.bind_request(&facts)
+}
+
+fn wall_clock_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    i64::try_from(since.unwrap_or_default().as_micros()).unwrap_or(i64::MAX)
 }
 
 /// Names an impression, or another event, by its id.

@@ -167,11 +167,11 @@ impl<'a> Run<'a> {
     ) -> Result<Self, ProcessError> {
         let started = Instant::now();
         let set = FeatureSet::load(&config.features)?;
-        let lock = lock(&layout.state())?;
+        let lock = lock(&layout.state(&config.table))?;
         let table = TrainingTable::open(&layout.table(&config.table), set.schema())?;
         let committed = table.committed_batch()?;
         table.remove_leftovers(committed)?;
-        remove_leftovers(layout, committed)?;
+        remove_leftovers(layout, &config.table, committed)?;
         let (header, processor) = if committed == 0 {
             let header = StateHeader {
                 feature_digest: set.digest().to_owned(),
@@ -180,10 +180,11 @@ impl<'a> Run<'a> {
             (header, Processor::new(config, set))
         } else {
             let wanted = set.digest().to_owned();
-            let (header, processor) = state::load(&layout.state(), committed, config, set)?;
+            let (header, processor) =
+                state::load(&layout.state(&config.table), committed, config, set)?;
             if header.feature_digest != wanted {
                 return Err(ProcessError::OtherFeatures {
-                    path: layout.state(),
+                    path: layout.state(&config.table),
                     found: header.feature_digest,
                     wanted,
                 });
@@ -191,7 +192,7 @@ impl<'a> Run<'a> {
             (header, processor)
         };
         Ok(Self {
-            dead_letters: DeadLetterWriter::new(&layout.dead_letters(), committed + 1),
+            dead_letters: DeadLetterWriter::new(&layout.dead_letters(&config.table), committed + 1),
             config,
             layout,
             fault,
@@ -242,7 +243,7 @@ impl<'a> Run<'a> {
         let outputs = self.processor.take_outputs();
         self.fault.point("read");
 
-        let folder = self.layout.dead_letters();
+        let folder = self.layout.dead_letters(&self.config.table);
         for letter in &outputs.dead_letters {
             let written = self.dead_letters.write(letter);
             written.map_err(ProcessError::io(&folder))?;
@@ -252,7 +253,7 @@ impl<'a> Run<'a> {
         self.fault.point("dead-letters");
 
         let pictures = self.processor.ads().take_new_pictures();
-        write_pictures(&self.layout.state(), batch, &pictures)?;
+        write_pictures(&self.layout.state(&self.config.table), batch, &pictures)?;
         self.fault.point("pictures");
 
         let staged = self.table.stage(batch, &outputs.rows, &outputs.matured)?;
@@ -264,9 +265,9 @@ impl<'a> Run<'a> {
         self.header.seconds += (spent - self.accounted).as_secs_f64();
         self.accounted = spent;
         let bytes = state::encode(&self.header, &self.processor);
-        state::write_partial(&self.layout.state(), batch, &bytes)?;
+        state::write_partial(&self.layout.state(&self.config.table), batch, &bytes)?;
         self.fault.point("state-partial");
-        state::publish(&self.layout.state(), batch)?;
+        state::publish(&self.layout.state(&self.config.table), batch)?;
         self.fault.point("state");
 
         self.table.commit(batch, staged)?;
@@ -275,7 +276,10 @@ impl<'a> Run<'a> {
         self.dead_letters = DeadLetterWriter::new(&folder, batch + 1);
         self.uncommitted = 0;
         if let Some(old) = batch.checked_sub(KEPT_STATES) {
-            remove(&state::file_of_batch(&self.layout.state(), old))?;
+            remove(&state::file_of_batch(
+                &self.layout.state(&self.config.table),
+                old,
+            ))?;
         }
         self.fault.point("cleaned");
         Ok(())
@@ -334,8 +338,8 @@ fn lock(folder: &Path) -> Result<File, ProcessError> {
 }
 
 /// Deletes what batches that were never committed left behind, and states too old to go back to.
-fn remove_leftovers(layout: &Layout, committed: u64) -> Result<(), ProcessError> {
-    let state = layout.state();
+fn remove_leftovers(layout: &Layout, table: &str, committed: u64) -> Result<(), ProcessError> {
+    let state = layout.state(table);
     for path in entries(&state)? {
         let Some(batch) = batch_of(&path) else {
             continue;
@@ -344,7 +348,7 @@ fn remove_leftovers(layout: &Layout, committed: u64) -> Result<(), ProcessError>
             remove(&path)?;
         }
     }
-    for path in entries(&layout.dead_letters())? {
+    for path in entries(&layout.dead_letters(table))? {
         if batch_of(&path).is_some_and(|batch| batch > committed) {
             remove(&path)?;
         }

@@ -43,10 +43,22 @@ impl MergedLog {
     /// from its start.
     ///
     /// # Errors
-    /// As [`SegmentReader::open`].
+    /// As [`SegmentReader::open`]; [`LogError::Gap`] for a partition that was read from before and
+    /// is not there any more.
     pub fn open(root: &Path, position: &Position) -> Result<Self, LogError> {
         let mut readers = Vec::new();
-        for name in log::partitions(root)? {
+        let names = log::partitions(root)?;
+        for (name, &wanted) in position.iter().filter(|(_, wanted)| **wanted > 0) {
+            if !names.contains(name) {
+                return Err(LogError::Gap {
+                    path: root.join(name),
+                    wanted,
+                    first: 0,
+                    end: 0,
+                });
+            }
+        }
+        for name in names {
             let from = position.get(&name).copied().unwrap_or(0);
             let reader = SegmentReader::open(root, &name, from)?;
             readers.push((Arc::from(name), reader));
@@ -148,6 +160,16 @@ mod tests {
             position.insert(record.partition.to_string(), record.offset + 1);
             assert_eq!(ids(root.path(), &position), all[taken..]);
         }
+    }
+
+    #[test]
+    fn a_partition_that_went_away_is_an_error() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "a", &[1]);
+        let position = Position::from([("a".to_owned(), 1), ("gone".to_owned(), 7)]);
+        let error = MergedLog::open(root.path(), &position).unwrap_err();
+        assert!(matches!(error, LogError::Gap { wanted: 7, .. }), "{error}");
+        assert!(error.to_string().contains("gone"), "{error}");
     }
 
     #[test]

@@ -160,10 +160,11 @@ impl Processor {
         let Some(viewed) = self.book.viewed.remove(&timer.key) else {
             return;
         };
-        if let Some(of_pair) = self.touches.get_mut(&viewed.pair) {
+        let Some(pair) = viewed.pair else { return };
+        if let Some(of_pair) = self.touches.get_mut(&pair) {
             of_pair.retain(|key| *key != timer.key);
             if of_pair.is_empty() {
-                self.touches.remove(&viewed.pair);
+                self.touches.remove(&pair);
             }
         }
     }

@@ -324,6 +324,12 @@ fn features_of_the_event_are_used_if_they_are_of_this_spec() {
         (rows.len(), reasons.as_str()),
         (0, "bad_snapshot unattributed")
     );
+    // Two ids where one belongs, and none in the next column: the totals would still fit.
+    let (rows, reasons, _) = check(&digest, |it| it.sparse_offsets[1] += 1);
+    assert_eq!(
+        (rows.len(), reasons.as_str()),
+        (0, "bad_snapshot unattributed")
+    );
     let (rows, reasons, _) = check(&digest, |it| it.dense[0] = f32::NAN);
     assert_eq!(
         (rows.len(), reasons.as_str()),
@@ -352,4 +358,71 @@ fn removed_ads_leave_the_catalogue_and_keep_their_impressions() {
     let live = processor.ads().live();
     assert_eq!(live.campaigns.keys().collect::<Vec<_>>(), ["c1"]);
     assert_eq!(live.creatives.keys().collect::<Vec<_>>(), ["c1-b"]);
+}
+
+#[test]
+fn a_change_that_was_delayed_does_not_undo_a_newer_one() {
+    let mut removal = campaign("c2", T);
+    let Some(wire::events::event::Payload::CampaignChanged(it)) = &mut removal.payload else {
+        unreachable!("it was just made")
+    };
+    it.removed = true;
+    let (mut processor, outputs) = run(&[removal, campaign("c2", T - SECOND_US)]);
+    assert_eq!(reasons(&outputs), [""; 0]);
+    assert_eq!(processor.counters().catalogue_changes_stale, 1);
+    let live = processor.ads().live();
+    assert_eq!(live.campaigns.keys().collect::<Vec<_>>(), ["c1"]);
+    // A change that is newer still counts.
+    apply(&mut processor, &[campaign("c2", T + SECOND_US)]);
+    assert_eq!(processor.ads().live().campaigns.len(), 2);
+}
+
+#[test]
+fn an_impression_that_came_before_its_creative_may_be_sent_again() {
+    let mut again = served("i", "c9-a", T);
+    again.ingest_time_us += MINUTE_US;
+    let (processor, outputs) = run(&[
+        served("i", "c9-a", T),
+        campaign("c9", T),
+        creative("c9-a", "c9", T),
+        again.clone(),
+        again,
+        viewed("i", T + SECOND_US),
+    ]);
+    assert_eq!(reasons(&outputs), ["unknown_creative"]);
+    assert_eq!(outputs.rows.len(), 1);
+    assert_eq!(processor.counters().duplicates, 1);
+}
+
+#[test]
+fn a_conversion_within_its_window_counts_when_it_arrives_late() {
+    let mut processor = processor();
+    apply(&mut processor, &[served("i", "c1-a", T), viewed("i", T)]);
+    // The watermark passes the end of the window, but not by more than the allowed lateness.
+    apply(&mut processor, &[activity(5, T + 7 * DAY_US + HOUR_US)]);
+    let converted = conversion("c1", 1, T + 7 * DAY_US - MINUTE_US);
+    apply(&mut processor, &[converted, activity(5, T + 10 * DAY_US)]);
+    assert_eq!(processor.counters().conversions, 1);
+    let matured = processor.take_outputs().matured;
+    let of_day: Vec<_> = matured.values().flatten().collect();
+    assert_eq!(of_day[0].1.conversions, 1);
+}
+
+#[test]
+fn people_who_are_not_known_are_remembered_by_no_pair() {
+    let anonymous = |event| of_user(event, "");
+    let mut processor = processor();
+    apply(
+        &mut processor,
+        &[
+            anonymous(served("i", "c1-a", T)),
+            anonymous(viewed("i", T)),
+            served("j", "c1-a", T),
+            viewed("j", T),
+        ],
+    );
+    assert_eq!(processor.touches.len(), 1);
+    assert_eq!(processor.book.touches().len(), 1);
+    processor.close();
+    assert_eq!(processor.take_outputs().rows.len(), 2);
 }

@@ -122,7 +122,7 @@ proptest! {
         prop_assert!(c.views_not_viewable + c.views_repeated <= events.iter().filter(viewed).count() as u64);
         // Each event was refused, a duplicate, or one of these.
         let first_views = c.events_in - c.events_dead - c.duplicates - c.catalogue_changes
-            - c.activities - c.impressions_served - c.clicks - c.clicks_repeated
+            - c.catalogue_changes_stale - c.activities - c.impressions_served - c.clicks - c.clicks_repeated
             - c.conversions - c.conversions_unattributed - c.views_not_viewable - c.views_repeated;
         let with_view = outputs.rows.iter().filter(|row| row.impression.view_us.is_some());
         prop_assert_eq!(first_views, with_view.count() as u64);

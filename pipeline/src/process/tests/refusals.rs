@@ -92,6 +92,14 @@ fn envelopes() {
         "in_future",
         "clock runs ahead",
     );
+    let far_us = 7_000_000_000 * SECOND_US;
+    check(
+        changed(ok(), |it| {
+            (it.event_time_us, it.ingest_time_us) = (far_us, far_us)
+        }),
+        "in_future",
+        "clock runs ahead",
+    );
     check(
         changed(ok(), |it| it.event_id = "x".repeat(600)),
         "id_too_long",
