@@ -273,6 +273,25 @@ impl Aggregates {
         }
     }
 
+    /// States of some entities as they were when the hour of `now_us` began: for what is counted
+    /// late, when that hour's tiles hold what happened after it.
+    pub fn before_hour(&self, keys: &[EntityKey], now_us: i64) -> HashMap<EntityKey, EntityState> {
+        let hour = hour(now_us);
+        let known = keys
+            .iter()
+            .filter_map(|key| Some((*key, self.states.get(key)?)));
+        known
+            .map(|(key, state)| {
+                let mut state = state.clone();
+                state.tiles.retain(|tile| tile.hour < hour);
+                for values in &mut state.recent {
+                    values.retain(|(_, seen)| *seen < i64::from(hour) * HOUR_US);
+                }
+                (key, state)
+            })
+            .collect()
+    }
+
     /// Drops what no window reaches any more.
     pub fn expire(&mut self, now_us: i64, longest_window_hours: u32) {
         let from = hour(now_us).saturating_sub(longest_window_hours);
@@ -378,6 +397,23 @@ mod tests {
         check(24, 24, (3, 6.0));
         check(1, 23, (0, 0.0));
         check(168, 30, (4, 8.0));
+    }
+
+    #[test]
+    fn before_an_hour_is_without_it() {
+        let mut state = EntityState::default();
+        for hour in [3, 4, 5] {
+            state.add(SourceEvent::Click, 1.0, hour * HOUR_US + 7);
+            state.remember(0, hour as u64, hour * HOUR_US + 7);
+        }
+        let aggregates = Aggregates {
+            states: BTreeMap::from([(EntityKey(1), state)]),
+        };
+        let known = aggregates.before_hour(&[EntityKey(1), EntityKey(2)], 4 * HOUR_US + 9);
+        assert_eq!(known.len(), 1);
+        let state = &known[&EntityKey(1)];
+        assert_eq!(state.tiles.len(), 1);
+        assert_eq!(state.recent, [vec![(3, 3 * HOUR_US + 7)]]);
     }
 
     #[test]

@@ -70,7 +70,8 @@ impl Processor {
     }
 
     /// Sees to it that the snapshot holds the features of this spec: as sent, or else computed
-    /// from what is known now. Gives the ad's category, and the request's facts if they were
+    /// from what is known now; for an impression behind the watermark, from what was known when its
+    /// hour began, since the tiles of that hour hold what came after it. Gives the ad's category, and the request's facts if they were
     /// needed.
     fn take_features(
         &mut self,
@@ -94,9 +95,14 @@ impl Processor {
         let context = served.context.get_or_insert_default();
         let request = bind_request(&self.set, &self.book.ads, About::of(event, context));
         let now_us = event.event_time_us;
-        let counts =
-            self.set
-                .evaluate(&request, &[ad], &self.aggregates, now_us, &mut self.scratch);
+        let (set, row) = (&self.set, &mut self.scratch);
+        let counts = if now_us < self.book.max_event_us - self.windows.delay_us {
+            let keys = set.keys(&request, &[ad]);
+            let states = self.aggregates.before_hour(&keys, now_us);
+            set.evaluate(&request, &[ad], &states, now_us, row)
+        } else {
+            set.evaluate(&request, &[ad], &self.aggregates, now_us, row)
+        };
         let counters = &mut self.book.counters;
         counters.features_missing += counts.missing;
         counters.features_not_finite += counts.not_finite;

@@ -426,3 +426,24 @@ fn people_who_are_not_known_are_remembered_by_no_pair() {
     processor.close();
     assert_eq!(processor.take_outputs().rows.len(), 2);
 }
+
+#[test]
+fn a_late_impression_does_not_see_what_came_after_it() {
+    let (processor, outputs) = run(&[
+        served("early", "c1-a", T - SECOND_US),
+        viewed("early", T - SECOND_US),
+        served("after", "c1-a", T + 30 * MINUTE_US),
+        viewed("after", T + 30 * MINUTE_US),
+        activity(5, T + 2 * HOUR_US),
+        // Of the same hour as both, and behind the watermark by now.
+        served("late", "c1-a", T),
+        viewed("late", T + SECOND_US),
+    ]);
+    let views = |id: &str| {
+        let of = |row: &&Row| row.impression.served.impression_id == id;
+        let row = outputs.rows.iter().find(of).unwrap();
+        dense(&processor.set, row, "category_views")
+    };
+    assert_eq!(views("after"), 1.0);
+    assert_eq!(views("late"), 0.0);
+}
