@@ -1,0 +1,224 @@
+//! Process groups: how the ranks of a training run exchange data.
+//!
+//! A run has one [`Membership`] (who am I, of how many, where is rank 0: torchrun's variables),
+//! from which every rank enters the [`Rendezvous`]: a small key-value store held by rank 0, where
+//! protocol version, configuration and shared secret are checked. From it come the groups, one
+//! for each role (dense gradients, ids, rows), so that different traffic can overlap:
+//! [`TcpGroup`] over sockets, and `nccl` on GPUs. [`conformance`] is the suite that
+//! both pass.
+
+pub mod conformance;
+mod greeting;
+mod links;
+mod membership;
+mod rendezvous;
+mod store;
+mod tcp;
+#[cfg(test)]
+mod tests;
+
+use std::{io, ops::Range, time::Duration};
+
+use bytemuck::Pod;
+pub use greeting::GreetingError;
+pub use membership::{Membership, MembershipError};
+pub use rendezvous::{CollectiveConfig, JoinError, Rendezvous};
+pub use tcp::TcpGroup;
+
+/// Collective operations of a group of ranks.
+///
+/// All ranks call the same operations in the same order; one that does not is found out
+/// ([`CollectiveError::OutOfStep`]). After an error the group is of no further use: its
+/// connections are closed, so that the other ranks learn of it at once.
+pub trait ProcessGroup: Send {
+    /// This rank.
+    fn rank(&self) -> usize;
+
+    /// How many ranks there are.
+    fn world_size(&self) -> usize;
+
+    /// Sums `values` over all ranks, in place. All ranks get the same bits.
+    ///
+    /// # Errors
+    /// [`CollectiveError`]; `values` are then undefined.
+    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// Sums `values` over all ranks and leaves this rank its segment of the sum.
+    ///
+    /// # Shapes
+    /// - `values`: `[counts.sum()]`; undefined afterwards outside of the range returned
+    /// - `counts`: `[world_size]`; rank `r` keeps `counts[r]` values
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    fn reduce_scatter(
+        &mut self,
+        values: &mut [f32],
+        counts: &[usize],
+    ) -> Result<Range<usize>, CollectiveError>;
+
+    /// Gives `parts[r]` to rank `r` and returns what each rank gave to this one.
+    ///
+    /// # Shapes
+    /// - `parts`: `[world_size]`, of any lengths
+    /// - returns `[world_size]`, of the lengths that the others chose
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    fn all_to_all_v<T: Pod>(&mut self, parts: &[&[T]]) -> Result<Vec<Vec<T>>, CollectiveError>;
+
+    /// Gives `mine` to all ranks and returns what each rank gave, this one's included.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    fn all_gather_v<T: Pod>(&mut self, mine: &[T]) -> Result<Vec<Vec<T>>, CollectiveError> {
+        self.all_to_all_v(&vec![mine; self.world_size()])
+    }
+
+    /// Gives `values` of rank `root` to all; theirs are replaced, the length too.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    fn broadcast<T: Pod>(
+        &mut self,
+        root: usize,
+        values: &mut Vec<T>,
+    ) -> Result<(), CollectiveError>;
+
+    /// Returns when all ranks have called it.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.all_gather_v::<u8>(&[]).map(drop)
+    }
+
+    /// What this rank has put on the wire so far.
+    fn traffic(&self) -> Traffic;
+}
+
+/// Bytes of a group on the wire, headers included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// From this rank.
+    pub sent_bytes: u64,
+    /// To this rank.
+    pub received_bytes: u64,
+}
+
+/// The collective operations, by the names they have in errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Operation {
+    /// [`ProcessGroup::all_reduce`].
+    AllReduce = 1,
+    /// [`ProcessGroup::reduce_scatter`].
+    ReduceScatter = 2,
+    /// [`ProcessGroup::all_to_all_v`].
+    AllToAll = 3,
+    /// [`ProcessGroup::broadcast`].
+    Broadcast = 4,
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::AllReduce => "all-reduce",
+            Self::ReduceScatter => "reduce-scatter",
+            Self::AllToAll => "all-to-all",
+            Self::Broadcast => "broadcast",
+        })
+    }
+}
+
+/// Why a collective operation did not end.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectiveError {
+    /// A rank gave no sign for too long. Ranks that wait say for whom, so that the one named is
+    /// the one that all the others wait for in the end.
+    #[error("rank {rank} has been silent for {} s in {operation} {sequence} of group `{role}`: it hangs, or its machine is out of reach", waited.as_secs_f32())]
+    Silent {
+        /// The rank.
+        rank: usize,
+        /// What was going on.
+        operation: Operation,
+        /// How many operations of the group came before.
+        sequence: u32,
+        /// Name of the group.
+        role: String,
+        /// The time-out.
+        waited: Duration,
+    },
+    /// A rank has gone.
+    #[error("rank {rank} was lost in {operation} {sequence} of group `{role}`")]
+    Lost {
+        /// The rank.
+        rank: usize,
+        /// What was going on.
+        operation: Operation,
+        /// How many operations of the group came before.
+        sequence: u32,
+        /// Name of the group.
+        role: String,
+        /// What the system said, if the connection did not just end.
+        source: Option<io::Error>,
+    },
+    /// A rank is elsewhere in its program, or gives another amount.
+    #[error("rank {rank} is at {found} of group `{role}`, this rank at {wanted}")]
+    OutOfStep {
+        /// The rank.
+        rank: usize,
+        /// Where it is.
+        found: String,
+        /// Where this rank is.
+        wanted: String,
+        /// Name of the group.
+        role: String,
+    },
+    /// More than this rank can take.
+    #[error("rank {rank} gives {bytes} bytes at once in group `{role}`, the limit is {limit}")]
+    TooLong {
+        /// The rank.
+        rank: usize,
+        /// What it announced.
+        bytes: u64,
+        /// What is allowed.
+        limit: u64,
+        /// Name of the group.
+        role: String,
+    },
+    /// The system's wait for sockets failed.
+    #[error("waiting for the sockets of group `{role}`")]
+    Wait {
+        /// Name of the group.
+        role: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An earlier operation failed.
+    #[error("group `{role}` has failed before: its ranks must join anew")]
+    Broken {
+        /// Name of the group.
+        role: String,
+    },
+}
+
+impl CollectiveError {
+    /// The rank that is to blame, if one is.
+    pub fn rank(&self) -> Option<usize> {
+        match self {
+            Self::Silent { rank, .. }
+            | Self::Lost { rank, .. }
+            | Self::OutOfStep { rank, .. }
+            | Self::TooLong { rank, .. } => Some(*rank),
+            Self::Wait { .. } | Self::Broken { .. } => None,
+        }
+    }
+}
+
+/// Cuts `len` values into `parts` segments whose lengths differ by at most one.
+pub fn split_evenly(len: usize, parts: usize) -> Vec<usize> {
+    (0..parts)
+        .map(|part| len * (part + 1) / parts - len * part / parts)
+        .collect()
+}
