@@ -23,6 +23,10 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the others get to say for whom they wait.
 const BLAME_GRACE: Duration = Duration::from_secs(2);
 
+/// Bytes that are written or read at once: few calls, and what is on its way stays in a core's
+/// cache. Measured over loopback: 64 KiB costs a quarter more, 16 MiB as much.
+pub(super) const PIECE_BYTES: usize = 512 * 1024;
+
 /// What a rank sends before the data of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {

@@ -12,6 +12,7 @@ mod greeting;
 mod links;
 mod membership;
 mod rendezvous;
+mod ring;
 mod store;
 mod tcp;
 #[cfg(test)]

@@ -1,11 +1,6 @@
 //! A process group over sockets: for ranks on CPUs, and for tests.
 //!
-//! Sums go around a ring: every rank sends to the next and receives from the one before. What has
-//! come is added and passed on at once, in whatever pieces the network makes of it, so that all
-//! links are busy all the time. Everything else goes directly between each two ranks.
-//!
-//! Source of the ring: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters
-//! of workstations", J. Parallel Distrib. Comput. 69, 2009.
+//! Long sums go around a ring ([`ring`]); everything else goes directly between each two ranks.
 
 use std::{ops::Range, sync::Arc};
 
@@ -13,13 +8,13 @@ use bytemuck::Pod;
 
 use super::{
     CollectiveError, Operation, ProcessGroup, Rendezvous, Traffic,
-    links::{Header, Interest, Links},
+    links::{Header, Interest, Links, PIECE_BYTES},
     rendezvous::JoinError,
-    split_evenly,
+    ring, split_evenly,
 };
 
-/// Bytes that are read at once before they are added; they stay in a core's cache.
-const PIECE_BYTES: usize = 128 * 1024;
+/// Bytes of a message that go with its header.
+const FIRST_BYTES: usize = 8 * 1024;
 
 /// Up to here all ranks send all they have to each other, which takes one turn instead of
 /// `2 (world size - 1)`.
@@ -32,7 +27,6 @@ const MAX_PART_BYTES: u64 = 1 << 34;
 #[derive(Debug)]
 pub struct TcpGroup {
     links: Links,
-    piece: Vec<u8>,
 }
 
 impl TcpGroup {
@@ -43,7 +37,6 @@ impl TcpGroup {
     pub fn connect(rendezvous: &Arc<Rendezvous>, role: &str) -> Result<Self, JoinError> {
         Ok(Self {
             links: Links::connect(Arc::clone(rendezvous), role)?,
-            piece: vec![0; PIECE_BYTES],
         })
     }
 
@@ -141,99 +134,6 @@ impl TcpGroup {
         }
         Ok(received)
     }
-
-    /// Walks `steps` of the ring. In step `s` rank `r` sends segment `r - 1 - s` and receives
-    /// segment `r - 2 - s` (modulo the world size); what comes in the first `world_size - 1`
-    /// steps is added, what comes later replaces.
-    fn ring(
-        &mut self,
-        values: &mut [f32],
-        counts: &[usize],
-        steps: Range<usize>,
-    ) -> Result<(), CollectiveError> {
-        let (me, world_size) = (self.links.rank(), self.links.world_size());
-        let (next, before) = ((me + 1) % world_size, (me + world_size - 1) % world_size);
-        let segments = segments(counts);
-        let segment = |step: usize| segments[(me + 2 * world_size - 1 - step) % world_size].clone();
-        let header = self.links.header(size_of_val(values) as u64);
-        let mut out = Cursor::start(&steps);
-        let mut inn = Cursor::start(&steps);
-        let (mut header_sent, mut header_received) = (0, 0);
-        let mut theirs = [0; Header::BYTES];
-        // Bytes of a value that is not yet whole.
-        let mut carried = 0;
-        loop {
-            let mut moved = false;
-            if header_sent < Header::BYTES {
-                let sent = self.links.send(next, &header.encode()[header_sent..])?;
-                header_sent += sent;
-                moved |= sent > 0;
-            }
-            // A segment can be passed on as far as it has come in the step before.
-            out.skip_empty(&segment);
-            let ready = |out: &Cursor, inn: &Cursor| match out.step {
-                step if step >= steps.end => 0,
-                step if step == steps.start || step <= inn.step => segment(step).len() * 4,
-                step if step == inn.step + 1 => inn.bytes,
-                _ => 0,
-            };
-            if header_sent == Header::BYTES && out.bytes < ready(&out, &inn) {
-                let ready = ready(&out, &inn);
-                let bytes: &[u8] = bytemuck::cast_slice(&values[segment(out.step)]);
-                let sent = self.links.send(next, &bytes[out.bytes..ready])?;
-                out.bytes += sent;
-                moved |= sent > 0;
-                out.skip_empty(&segment);
-            }
-            if header_received < Header::BYTES {
-                let received = self.links.receive(before, &mut theirs[header_received..])?;
-                header_received += received;
-                moved |= received > 0;
-                if header_received == Header::BYTES && theirs != header.encode() {
-                    return Err(self.links.out_of_step(before, theirs, header));
-                }
-            }
-            inn.skip_empty(&|step| segment(step + 1));
-            if header_received == Header::BYTES && inn.step < steps.end {
-                let target = &mut values[segment(inn.step + 1)];
-                let received = if inn.step < world_size - 1 {
-                    let wanted = (target.len() * 4 - inn.bytes).min(PIECE_BYTES);
-                    let received = self
-                        .links
-                        .receive(before, &mut self.piece[carried..wanted])?;
-                    let whole = (carried + received) / 4 * 4;
-                    let at = inn.bytes / 4;
-                    add_bytes(&mut target[at..at + whole / 4], &self.piece[..whole]);
-                    self.piece.copy_within(whole..carried + received, 0);
-                    carried = carried + received - whole;
-                    inn.bytes += whole;
-                    received
-                } else {
-                    let bytes: &mut [u8] = bytemuck::cast_slice_mut(target);
-                    let received = self.links.receive(before, &mut bytes[inn.bytes..])?;
-                    inn.bytes += received;
-                    received
-                };
-                moved |= received > 0;
-                inn.skip_empty(&|step| segment(step + 1));
-            }
-            let write = header_sent < Header::BYTES || out.bytes < ready(&out, &inn);
-            let read = header_received < Header::BYTES || inn.step < steps.end;
-            if !write && !read && out.step >= steps.end {
-                return Ok(());
-            }
-            if !moved {
-                let of = |rank, read, write| Interest { rank, read, write };
-                let both = [of(before, true, false), of(next, false, true)];
-                let wanted = match (read, write) {
-                    (true, true) => &both[..],
-                    (true, false) => &both[..1],
-                    _ => &both[1..],
-                };
-                self.links.wait(wanted)?;
-            }
-        }
-    }
 }
 
 impl ProcessGroup for TcpGroup {
@@ -255,7 +155,12 @@ impl ProcessGroup for TcpGroup {
                 return group.all_reduce_directly(values);
             }
             let counts = split_evenly(values.len(), world_size);
-            group.ring(values, &counts, 0..2 * (world_size - 1))
+            ring::walk(
+                &mut group.links,
+                values,
+                &segments(&counts),
+                0..2 * (world_size - 1),
+            )
         })
     }
 
@@ -273,7 +178,12 @@ impl ProcessGroup for TcpGroup {
         );
         self.run(Operation::ReduceScatter, |group| {
             if world_size > 1 {
-                group.ring(values, counts, 0..world_size - 1)?;
+                ring::walk(
+                    &mut group.links,
+                    values,
+                    &segments(counts),
+                    0..world_size - 1,
+                )?;
             }
             Ok(segments(counts).swap_remove(group.links.rank()))
         })
@@ -312,33 +222,6 @@ impl ProcessGroup for TcpGroup {
     }
 }
 
-/// A place in a stream of segments.
-#[derive(Debug, Clone, Copy)]
-struct Cursor {
-    step: usize,
-    /// Bytes of the step's segment that are done.
-    bytes: usize,
-    end: usize,
-}
-
-impl Cursor {
-    fn start(steps: &Range<usize>) -> Self {
-        Self {
-            step: steps.start,
-            bytes: 0,
-            end: steps.end,
-        }
-    }
-
-    /// Goes on to the next segment that has bytes left.
-    fn skip_empty(&mut self, segment: &impl Fn(usize) -> Range<usize>) {
-        while self.step < self.end && self.bytes == segment(self.step).len() * 4 {
-            self.step += 1;
-            self.bytes = 0;
-        }
-    }
-}
-
 struct Outgoing<'a> {
     rank: usize,
     header: [u8; Header::BYTES],
@@ -356,10 +239,11 @@ impl Outgoing<'_> {
         if self.sent < Header::BYTES {
             // Header and the start of the body in one packet.
             let mut start = self.header[self.sent..].to_vec();
-            start.extend(&self.body[..self.body.len().min(PIECE_BYTES / 64)]);
+            start.extend(&self.body[..self.body.len().min(FIRST_BYTES)]);
             self.sent += links.send(self.rank, &start)?;
         } else {
-            self.sent += links.send(self.rank, &self.body[self.sent - Header::BYTES..])?;
+            let rest = &self.body[self.sent - Header::BYTES..];
+            self.sent += links.send(self.rank, &rest[..rest.len().min(PIECE_BYTES)])?;
         }
         Ok(self.sent > before)
     }
@@ -434,12 +318,5 @@ fn segments(counts: &[usize]) -> Vec<Range<usize>> {
 fn add(sums: &mut [f32], values: &[f32]) {
     for (sum, value) in sums.iter_mut().zip(values) {
         *sum += value;
-    }
-}
-
-/// As [`add`]; the values' bytes need not be aligned.
-fn add_bytes(sums: &mut [f32], values: &[u8]) {
-    for (sum, value) in sums.iter_mut().zip(values.chunks_exact(4)) {
-        *sum += f32::from_ne_bytes([value[0], value[1], value[2], value[3]]);
     }
 }
