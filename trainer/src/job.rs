@@ -9,7 +9,7 @@ use registry::{Artifact, Digest, Draft, Kind, Registry};
 use serde::Serialize;
 
 use crate::{
-    run::{Run, code_revision},
+    run::{REPORT, Run, code_revision},
     split::{Parts, SplitConfig},
     table::TrainingTable,
 };
@@ -55,6 +55,21 @@ impl Job {
         resolved: &str,
         source: Source<'_>,
     ) -> anyhow::Result<Self> {
+        let runs = Layout::new(common).runs();
+        let run = |_: u64| Run::start(&runs, kind.name(), resolved);
+        Self::start_with(common, kind, source, run).await
+    }
+
+    /// As [`Self::start`], with a run folder that is found when the table's version is known.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(
+        common: &CommonArgs,
+        kind: Kind,
+        source: Source<'_>,
+        run: impl FnOnce(u64) -> anyhow::Result<Run>,
+    ) -> anyhow::Result<Self> {
         let layout = Layout::new(common);
         let table = TrainingTable::open(&layout.table(source.table)).await?;
         let parts = source.split.parts(&table.load()?)?;
@@ -69,7 +84,7 @@ impl Job {
             schema: table.schema().clone(),
             table_version: table.version(),
             registry: Registry::open(&layout.registry())?,
-            run: Run::start(&layout.runs(), kind.name(), resolved)?,
+            run: run(table.version())?,
             kind,
             labels,
             reports: layout.reports(),
@@ -127,7 +142,7 @@ impl Job {
     /// # Errors
     /// When the disk refuses.
     pub fn report(&self, report: &impl Serialize, lines: &str) -> anyhow::Result<()> {
-        write_json(&self.run.dir.join("report.json"), report)?;
+        write_json(&self.run.dir.join(REPORT), report)?;
         write_json(&self.reports.join(format!("{}.json", self.kind)), report)?;
         if self.as_json {
             out!("{}", serde_json::to_string(report)?);

@@ -9,12 +9,15 @@
 //!
 //! This crate serves nothing and knows no query engine: it reads Delta and Parquet itself.
 
+pub mod checkpoint;
 pub mod collective;
 pub mod ctr;
+pub mod dense;
 pub mod job;
 pub mod plot;
 pub mod prescorer;
 pub mod run;
+pub mod schedule;
 pub mod sharding;
 pub mod split;
 pub mod table;

@@ -6,7 +6,7 @@ use clap::Parser;
 use cli::{CommonArgs, load_config};
 use serde::{Deserialize, Serialize};
 use trainer::{
-    ctr::{self, CtrConfig, EvalArgs},
+    ctr::{self, CtrConfig, EvalArgs, TrainArgs},
     prescorer::{self, PreScorerConfig},
     visual::{self, VisualTrainConfig},
 };
@@ -22,9 +22,8 @@ enum Verb {
     Train {
         #[command(flatten)]
         common: CommonArgs,
-        /// Where the dense half runs: cpu, or cuda in a build with that feature
-        #[arg(long, default_value = "cpu")]
-        device: String,
+        #[command(flatten)]
+        args: TrainArgs,
     },
     /// Measure a registered click model
     Eval(EvalArgs),
@@ -47,7 +46,7 @@ fn run() -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     match Verb::parse() {
-        Verb::Train { common, device } => {
+        Verb::Train { common, args } => {
             cli::init_logging(common.verbose);
             let kind = load_config::<KindOnly>(&common, None)?.config.kind;
             match kind.as_str() {
@@ -56,7 +55,7 @@ fn run() -> anyhow::Result<()> {
                     if common.print(&loaded) {
                         return Ok(());
                     }
-                    runtime.block_on(ctr::run_train(&common, loaded, &device))
+                    runtime.block_on(ctr::run_train(&common, loaded, &args))
                 }
                 "prescorer" => {
                     let loaded = load_config::<PreScorerConfig>(&common, None)?;

@@ -9,12 +9,22 @@ use std::{
 use anyhow::Context;
 use serde::Serialize;
 
+/// File of the metrics over time, one JSON object a line.
+const METRICS: &str = "metrics.jsonl";
+
+/// File with the digest of what the run computes.
+const DIGEST: &str = "run.sha256";
+
+/// File that stands for a run that is done.
+pub const REPORT: &str = "report.json";
+
 /// One run's folder: `<runs>/<name>-<number>`.
 #[derive(Debug)]
 pub struct Run {
     /// The folder, absolute.
     pub dir: PathBuf,
-    metrics: File,
+    /// None for the ranks that do not write.
+    metrics: Option<File>,
 }
 
 impl Run {
@@ -28,9 +38,68 @@ impl Run {
         let dir = next_dir(&runs, name)?;
         fs::write(dir.join("config.resolved.toml"), resolved)
             .with_context(|| format!("writing into {}", dir.display()))?;
-        let path = dir.join("metrics.jsonl");
-        let metrics = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+        let metrics = open_metrics(&dir)?;
         Ok(Self { dir, metrics })
+    }
+
+    /// As [`Self::start`], for a run that can be resumed: a digest says what it computes.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn start_resumable(
+        runs: &Path,
+        name: &str,
+        resolved: &str,
+        digest: &str,
+    ) -> anyhow::Result<Self> {
+        let run = Self::start(runs, name, resolved)?;
+        fs::write(run.dir.join(DIGEST), digest)
+            .with_context(|| format!("writing into {}", run.dir.display()))?;
+        Ok(run)
+    }
+
+    /// The newest run of a name that computes the same and is not done.
+    ///
+    /// # Errors
+    /// When the folder of runs cannot be read.
+    pub fn unfinished(runs: &Path, name: &str, digest: &str) -> anyhow::Result<Option<PathBuf>> {
+        if !runs.exists() {
+            return Ok(None);
+        }
+        let mut found = Vec::new();
+        let read = || format!("reading {}", runs.display());
+        for entry in fs::read_dir(runs).with_context(read)? {
+            let dir = entry.with_context(read)?.path();
+            let of_name = dir
+                .file_name()
+                .and_then(|file| {
+                    file.to_str()?
+                        .strip_prefix(name)?
+                        .strip_prefix('-')?
+                        .parse()
+                        .ok()
+                })
+                .map(|number: u64| (number, dir.clone()));
+            let same = || fs::read_to_string(dir.join(DIGEST)).is_ok_and(|found| found == digest);
+            found.extend(of_name.filter(|_| same() && !dir.join(REPORT).exists()));
+        }
+        found.sort_unstable();
+        Ok(found.pop().map(|(_, dir)| dir))
+    }
+
+    /// Goes on with a run.
+    ///
+    /// # Errors
+    /// When its metrics cannot be opened.
+    pub fn resume(dir: &Path) -> anyhow::Result<Self> {
+        let dir = fs::canonicalize(dir).with_context(|| format!("finding {}", dir.display()))?;
+        let metrics = open_metrics(&dir)?;
+        Ok(Self { dir, metrics })
+    }
+
+    /// A run that another rank writes.
+    pub fn follow(dir: PathBuf) -> Self {
+        Self { dir, metrics: None }
     }
 
     /// Appends one line to `metrics.jsonl`.
@@ -39,9 +108,49 @@ impl Run {
     /// When the disk refuses.
     pub fn log(&mut self, metrics: &impl Serialize) -> anyhow::Result<()> {
         let line = serde_json::to_string(metrics)?;
-        writeln!(self.metrics, "{line}")
-            .with_context(|| format!("logging to {}", self.dir.display()))
+        match &mut self.metrics {
+            Some(file) => writeln!(file, "{line}")
+                .with_context(|| format!("logging to {}", self.dir.display())),
+            None => Ok(()),
+        }
     }
+
+    /// Lines of the metrics; those that a crash cut off are left out.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn metrics(&self) -> anyhow::Result<Vec<serde_json::Value>> {
+        let path = self.dir.join(METRICS);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect())
+    }
+
+    /// Leaves out the lines that do not count any more, because the run goes on from before.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn rewind(&mut self, keep: impl Fn(&serde_json::Value) -> bool) -> anyhow::Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
+        let kept = self.metrics()?.into_iter().filter(keep);
+        let text: String = kept.map(|line| format!("{line}\n")).collect();
+        let path = self.dir.join(METRICS);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        self.metrics = open_metrics(&self.dir)?;
+        Ok(())
+    }
+}
+
+fn open_metrics(dir: &Path) -> anyhow::Result<Option<File>> {
+    let path = dir.join(METRICS);
+    let file = File::options().create(true).append(true).open(&path);
+    file.map(Some)
+        .with_context(|| format!("opening {}", path.display()))
 }
 
 /// Claims the first free number; two runs at the same time get two.
@@ -87,5 +196,33 @@ mod tests {
                 "{\"step\":1}\n"
             );
         }
+    }
+
+    #[test]
+    fn an_unfinished_run_of_the_same_digest_is_found_and_rewound() {
+        let runs = tempfile::tempdir().unwrap();
+        let find = |digest: &str| Run::unfinished(runs.path(), "ctr", digest).unwrap();
+        assert_eq!(find("a"), None);
+        Run::start(runs.path(), "ctr", "").unwrap();
+        let mut run = Run::start_resumable(runs.path(), "ctr", "", "a").unwrap();
+        (1..=3).for_each(|step| run.log(&serde_json::json!({"step": step})).unwrap());
+        assert_eq!(find("b"), None);
+        let found = find("a").unwrap();
+        let mut again = Run::resume(&found).unwrap();
+        again
+            .rewind(|line| line["step"].as_u64() <= Some(2))
+            .unwrap();
+        again
+            .log(&serde_json::json!({"step": 3, "again": true}))
+            .unwrap();
+        let steps: Vec<_> = again
+            .metrics()
+            .unwrap()
+            .iter()
+            .map(|line| line["step"].clone())
+            .collect();
+        assert_eq!(steps, [1, 2, 3]);
+        fs::write(found.join(REPORT), "{}").unwrap();
+        assert_eq!(find("a"), None);
     }
 }

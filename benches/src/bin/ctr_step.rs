@@ -4,21 +4,21 @@
 //! the worst case for caches. The peer is `benches/peers/ctr_step.py`, which has the same flags.
 //! The last line on stdout is one JSON object.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use burn::backend::Autodiff;
 use clap::Parser;
 use features::{FeatureBatch, Jagged};
 use models::{
     Cpu,
-    ctr::{DcnV2Config, Normalisation},
+    ctr::{DcnV2Config, Normalisation, Pooling},
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use trainer::{
-    ctr::{Learner, StepBatch, TrainingConfig},
-    sharding::{ShardedTables, SparseOptimizerConfig, TableConfig},
+    ctr::{Groups, Learner, StepBatch, StepLimits, TrainingConfig},
+    sharding::{Plan, ShardedTables, SparseOptimizerConfig, Storage, TableConfig},
 };
 
 /// Batches made before the clock starts; steps take them in turn.
@@ -92,16 +92,21 @@ fn main() -> anyhow::Result<()> {
     let batches = batches(&args);
     let mut learner = learner(&args);
     let mut batches = batches.iter().cycle();
+    let mut groups = Groups::alone();
+    let router = learner.router().clone();
     let mut step = || {
-        let batch = batches.next().expect("there is at least one batch");
+        let batch = batches.next().expect("there is at least one batch").clone();
         let started = Instant::now();
-        learner.step(batch);
-        started.elapsed().as_secs_f64() * 1e3
+        let routed = batch.route(&router, &mut groups.ids)?;
+        let limits = StepLimits::default();
+        learner.step(&[routed], limits, &mut groups.rows, &mut groups.dense)?;
+        anyhow::Ok(started.elapsed().as_secs_f64() * 1e3)
     };
     for _ in 0..args.warm_up {
-        step();
+        step()?;
     }
-    let mut times: Vec<f64> = (0..args.steps).map(|_| step()).collect();
+    let times: anyhow::Result<Vec<f64>> = (0..args.steps).map(|_| step()).collect();
+    let mut times = times?;
     times.sort_by(f64::total_cmp);
     print(&Timing {
         samples_per_second: args.batch as f64 / median(&times) * 1e3,
@@ -131,6 +136,7 @@ fn learner(args: &Args) -> Learner<Autodiff<Cpu>> {
             feature: format!("feature_{feature}"),
             rows: args.table_rows,
             dim: args.dim,
+            pooling: Pooling::Mean,
         })
         .collect();
     let model = DcnV2Config {
@@ -146,7 +152,13 @@ fn learner(args: &Args) -> Learner<Autodiff<Cpu>> {
     Learner::new(
         &model,
         &TrainingConfig::default(),
-        ShardedTables::new(&tables, SparseOptimizerConfig::default(), args.seed),
+        ShardedTables::new(
+            Arc::new(Plan::alone(&tables)),
+            0,
+            SparseOptimizerConfig::default(),
+            Storage::F32,
+            args.seed,
+        ),
         normalisation,
         args.seed,
         Default::default(),

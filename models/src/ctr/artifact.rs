@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     dcn_v2::{DcnV2, DcnV2Config},
-    embedding::EmbeddingTable,
+    embedding::{EmbeddingTable, Pooling},
 };
 use crate::{
     Cpu,
@@ -93,6 +93,8 @@ struct TableShape {
     feature: String,
     rows: usize,
     dim: usize,
+    #[serde(default)]
+    pooling: Pooling,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -254,7 +256,7 @@ impl<B: Backend> CtrModel<B> {
         write_dense(batch, &self.normalisation, &mut input, width);
         let mut column = batch.num_dense;
         for (table, bags) in self.tables.iter().zip(&batch.sparse) {
-            table.pool_mean(bags, 0, &mut input, width, column);
+            table.pool(bags, 0, &mut input, width, column);
             column += table.dim;
         }
         let input = Tensor::from_data(
@@ -306,6 +308,7 @@ impl<B: Backend> CtrModel<B> {
             feature: table.feature.clone(),
             rows: table.rows,
             dim: table.dim,
+            pooling: table.pooling,
         };
         let file = ModelFile {
             architecture: ARCHITECTURE.to_owned(),
@@ -452,6 +455,7 @@ fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>
                 feature: shape.feature.clone(),
                 rows: shape.rows,
                 dim: shape.dim,
+                pooling: shape.pooling,
                 weights: values,
             })
         })
@@ -480,6 +484,7 @@ mod tests {
             feature: feature.into(),
             rows,
             dim: 4,
+            pooling: Pooling::Mean,
             weights: (0..rows * 4)
                 .map(|_| random.random_range(-1.0..1.0))
                 .collect(),

@@ -1,6 +1,18 @@
-//! Embedding tables and mean pooling.
+//! Embedding tables and pooling.
 
 use features::Jagged;
+use serde::{Deserialize, Serialize};
+
+/// What becomes of the rows of a bag.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// Their sum.
+    Sum,
+}
 
 /// The rows of one feature's table.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,6 +23,8 @@ pub struct EmbeddingTable {
     pub rows: usize,
     /// Length of a row.
     pub dim: usize,
+    /// What becomes of the rows of a bag.
+    pub pooling: Pooling,
     /// `[rows, dim]`, row-major.
     pub weights: Vec<f32>,
 }
@@ -21,20 +35,13 @@ impl EmbeddingTable {
         (id % self.rows as u64) as usize
     }
 
-    /// Writes the mean of each bag's rows.
+    /// Writes the mean or the sum of each bag's rows.
     ///
     /// # Shapes
     /// - `bags`: the bags `first..` that `out` has room for
-    /// - `out`: rows of `stride` values; a bag's mean goes to `column..column + dim` of its row,
+    /// - `out`: rows of `stride` values; a bag's goes to `column..column + dim` of its row,
     ///   an empty bag gives zeros
-    pub fn pool_mean(
-        &self,
-        bags: &Jagged,
-        first: usize,
-        out: &mut [f32],
-        stride: usize,
-        column: usize,
-    ) {
+    pub fn pool(&self, bags: &Jagged, first: usize, out: &mut [f32], stride: usize, column: usize) {
         for (at, row) in out.chunks_exact_mut(stride).enumerate() {
             let target = &mut row[column..column + self.dim];
             let ids = bags.row(first + at);
@@ -43,7 +50,10 @@ impl EmbeddingTable {
                 continue;
             }
             target.fill(0.0);
-            let share = 1.0 / ids.len().max(1) as f32;
+            let share = match self.pooling {
+                Pooling::Mean => 1.0 / ids.len().max(1) as f32,
+                Pooling::Sum => 1.0,
+            };
             for id in ids {
                 for (sum, value) in target.iter_mut().zip(self.row(*id)) {
                     *sum += share * value;
@@ -63,11 +73,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bags_pool_to_their_mean_and_empty_ones_to_zero() {
-        let table = EmbeddingTable {
+    fn bags_pool_to_their_mean_or_sum_and_empty_ones_to_zero() {
+        let mut table = EmbeddingTable {
             feature: "f".into(),
             rows: 3,
             dim: 2,
+            pooling: Pooling::Mean,
             weights: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
         };
         let mut bags = Jagged::default();
@@ -75,7 +86,10 @@ mod tests {
         bags.push_row(&[]);
         bags.push_row(&[0, 2]);
         let mut out = vec![9.0; 9];
-        table.pool_mean(&bags, 0, &mut out, 3, 1);
+        table.pool(&bags, 0, &mut out, 3, 1);
         assert_eq!(out, [9.0, 3.0, 4.0, 9.0, 0.0, 0.0, 9.0, 3.0, 4.0]);
+        table.pooling = Pooling::Sum;
+        table.pool(&bags, 0, &mut out, 3, 1);
+        assert_eq!(out, [9.0, 3.0, 4.0, 9.0, 0.0, 0.0, 9.0, 6.0, 8.0]);
     }
 }

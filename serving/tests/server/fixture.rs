@@ -14,7 +14,7 @@ use features::{
     online,
 };
 use models::{
-    ctr::{CtrModel, DcnV2Config, EmbeddingTable, Normalisation},
+    ctr::{CtrModel, DcnV2Config, EmbeddingTable, Normalisation, Pooling},
     prescorer::{PreScorer, PreScorerInfo},
 };
 use prost::Message;
@@ -411,6 +411,7 @@ fn ranker(schema: &Schema, version: u64) -> CtrModel {
             feature: field.name.clone(),
             rows,
             dim,
+            pooling: Pooling::Mean,
             weights: (0..rows * dim)
                 .map(|_| random.random_range(-0.5..0.5))
                 .collect(),

@@ -16,6 +16,8 @@ mod ring;
 mod store;
 mod tcp;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::{io, ops::Range, time::Duration};

@@ -7,7 +7,7 @@ use std::{ops::Range, sync::Arc};
 use bytemuck::Pod;
 
 use super::{
-    CollectiveError, Operation, ProcessGroup, Rendezvous, Traffic,
+    CollectiveConfig, CollectiveError, Membership, Operation, ProcessGroup, Rendezvous, Traffic,
     links::{Header, Interest, Links, PIECE_BYTES},
     rendezvous::JoinError,
     ring, split_evenly,
@@ -38,6 +38,14 @@ impl TcpGroup {
         Ok(Self {
             links: Links::connect(Arc::clone(rendezvous), role)?,
         })
+    }
+
+    /// The group of a rank that is alone.
+    pub fn alone() -> Self {
+        let met = Rendezvous::join(Membership::alone(), &CollectiveConfig::default(), "");
+        // One rank waits for nobody and opens no socket.
+        let group = met.and_then(|met| Self::connect(&met, "alone"));
+        group.expect("a group of one")
     }
 
     /// Runs one operation; a group whose operation failed is done for.

@@ -2,29 +2,18 @@
 
 use std::{
     io::Write,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{Arc, mpsc},
     thread,
 };
 
 use proptest::prelude::*;
 
-use super::{conformance::conform, *};
-
-/// A port for the rendezvous of `world_size` threads, and what each of them needs to join.
-fn members(world_size: usize) -> (TcpListener, Vec<Membership>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let master_port = listener.local_addr().unwrap().port();
-    let member = |rank| Membership {
-        rank,
-        local_rank: rank,
-        world_size,
-        master_addr: "127.0.0.1".into(),
-        master_port,
-        attempt: "test/0".into(),
-    };
-    (listener, (0..world_size).map(member).collect())
-}
+use super::{
+    conformance::conform,
+    testing::{meet, members},
+    *,
+};
 
 fn config(timeout_seconds: f64) -> CollectiveConfig {
     CollectiveConfig {
@@ -39,20 +28,8 @@ fn on_ranks<T: Send>(
     config: &CollectiveConfig,
     body: impl Fn(TcpGroup) -> T + Sync,
 ) -> Vec<T> {
-    let (listener, members) = members(world_size);
-    let mut listener = Some(listener);
-    thread::scope(|scope| {
-        let ranks: Vec<_> = members
-            .into_iter()
-            .map(|member| {
-                let (listener, body) = (listener.take(), &body);
-                scope.spawn(move || {
-                    let met = Rendezvous::enter(member, config, "digest", listener).unwrap();
-                    body(TcpGroup::connect(&met, "dense").unwrap())
-                })
-            })
-            .collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    meet(world_size, config, |met| {
+        body(TcpGroup::connect(&met, "dense").unwrap())
     })
 }
 
@@ -203,28 +180,20 @@ fn a_sum_costs_what_the_ring_must_and_hardly_more() {
 
 #[test]
 fn groups_of_two_roles_do_not_mix() {
-    let (listener, members) = members(2);
-    let mut listener = Some(listener);
-    thread::scope(|scope| {
-        for member in members {
-            let listener = listener.take();
-            scope.spawn(move || {
-                let met = Rendezvous::enter(member, &config(60.0), "digest", listener).unwrap();
-                let mut dense = TcpGroup::connect(&met, "dense").unwrap();
-                let mut rows = TcpGroup::connect(&met, "rows").unwrap();
-                // The two ranks use them in opposite order.
-                let (mut a, mut b) = (vec![1.0f32], vec![10.0f32]);
-                if dense.rank() == 0 {
-                    let other = thread::spawn(move || rows.all_reduce(&mut b).map(|()| b));
-                    dense.all_reduce(&mut a).unwrap();
-                    b = other.join().unwrap().unwrap();
-                } else {
-                    rows.all_reduce(&mut b).unwrap();
-                    dense.all_reduce(&mut a).unwrap();
-                }
-                assert_eq!((a, b), (vec![2.0], vec![20.0]));
-            });
+    meet(2, &config(60.0), |met| {
+        let mut dense = TcpGroup::connect(&met, "dense").unwrap();
+        let mut rows = TcpGroup::connect(&met, "rows").unwrap();
+        // The two ranks use them in opposite order.
+        let (mut a, mut b) = (vec![1.0f32], vec![10.0f32]);
+        if dense.rank() == 0 {
+            let other = thread::spawn(move || rows.all_reduce(&mut b).map(|()| b));
+            dense.all_reduce(&mut a).unwrap();
+            b = other.join().unwrap().unwrap();
+        } else {
+            rows.all_reduce(&mut b).unwrap();
+            dense.all_reduce(&mut a).unwrap();
         }
+        assert_eq!((a, b), (vec![2.0], vec![20.0]));
     });
 }
 

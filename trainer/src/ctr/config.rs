@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use features::Schema;
-use models::ctr::DcnV2Config;
+use models::ctr::{DcnV2Config, Pooling};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    sharding::{SparseOptimizerConfig, TableConfig},
+    checkpoint::CheckpointConfig,
+    collective::CollectiveConfig,
+    schedule::ScheduleConfig,
+    sharding::{PlannerConfig, SparseOptimizerConfig, Storage, TableConfig},
     split::SplitConfig,
 };
 
@@ -29,6 +32,10 @@ pub struct CtrConfig {
     pub tables: TablesConfig,
     /// The loop.
     pub training: TrainingConfig,
+    /// How often it is saved.
+    pub checkpoint: CheckpointConfig,
+    /// How ranks find and wait for each other.
+    pub collective: CollectiveConfig,
 }
 
 impl Default for CtrConfig {
@@ -41,6 +48,8 @@ impl Default for CtrConfig {
             model: DcnV2Config::default(),
             tables: TablesConfig::default(),
             training: TrainingConfig::default(),
+            checkpoint: CheckpointConfig::default(),
+            collective: CollectiveConfig::default(),
         }
     }
 }
@@ -55,8 +64,14 @@ pub struct TablesConfig {
     pub rows: usize,
     /// Rows of single features that need more or fewer.
     pub rows_of: BTreeMap<String, usize>,
+    /// What becomes of the rows of features with several ids.
+    pub pooling: Pooling,
+    /// Type of the weights in memory.
+    pub storage: Storage,
     /// How rows are moved.
     pub optimizer: SparseOptimizerConfig,
+    /// How tables are spread over the ranks.
+    pub planner: PlannerConfig,
 }
 
 impl Default for TablesConfig {
@@ -65,7 +80,10 @@ impl Default for TablesConfig {
             embedding_dim: 16,
             rows: 65_536,
             rows_of: BTreeMap::new(),
+            pooling: Pooling::default(),
+            storage: Storage::default(),
             optimizer: SparseOptimizerConfig::default(),
+            planner: PlannerConfig::default(),
         }
     }
 }
@@ -87,6 +105,7 @@ impl TablesConfig {
             feature: name.clone(),
             rows: self.rows_of.get(name).copied().unwrap_or(self.rows).max(1),
             dim: self.embedding_dim,
+            pooling: self.pooling,
         };
         Ok(schema
             .sparse
@@ -100,23 +119,54 @@ impl TablesConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainingConfig {
-    /// Rows of a step.
+    /// Rows of a step, of all ranks together.
     pub batch_size: usize,
+    /// Parts into which a step is cut for memory's sake; their gradients are summed.
+    pub micro_batches: usize,
     /// Passes over the training rows; the best by validation log loss is kept.
     pub epochs: usize,
     /// Step size of the dense weights (Adam).
     pub learning_rate: f64,
     /// Pull of the dense weights towards zero.
     pub weight_decay: f32,
+    /// Longest gradient of the dense weights; longer ones are scaled down to it. 0: no limit.
+    pub max_gradient_norm: f32,
+    /// How the learning rates go.
+    pub schedule: ScheduleConfig,
+    /// What is done about losses that cannot be.
+    pub guard: GuardConfig,
+}
+
+/// Steps whose loss or gradient is no number move nothing; nor do spikes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GuardConfig {
+    /// A loss of so many times the running mean is a spike. 0: none is.
+    pub spike_factor: f64,
+    /// Skipped steps in a row that end the run.
+    pub stop_after: u64,
+}
+
+impl Default for GuardConfig {
+    fn default() -> Self {
+        Self {
+            spike_factor: 0.0,
+            stop_after: 5,
+        }
+    }
 }
 
 impl Default for TrainingConfig {
     fn default() -> Self {
         Self {
             batch_size: 1024,
+            micro_batches: 1,
             epochs: 2,
             learning_rate: 1e-3,
             weight_decay: 0.0,
+            max_gradient_norm: 10.0,
+            schedule: ScheduleConfig::default(),
+            guard: GuardConfig::default(),
         }
     }
 }

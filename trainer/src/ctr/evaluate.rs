@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::table::Examples;
 
 /// Rows that are scored at once.
-const SCORE_BATCH: usize = 4096;
+pub(super) const SCORE_BATCH: usize = 4096;
 
 /// Bins of the reliability diagram.
 const BINS: usize = 20;

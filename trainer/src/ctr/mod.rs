@@ -7,12 +7,14 @@ mod calibrate;
 mod config;
 mod evaluate;
 mod step;
+#[cfg(test)]
+mod tests;
 mod train;
 mod verb;
 
 pub use calibrate::fit_calibration;
-pub use config::{CtrConfig, TablesConfig, TrainingConfig};
+pub use config::{CtrConfig, GuardConfig, TablesConfig, TrainingConfig};
 pub use evaluate::{Evaluation, evaluate};
-pub use step::{Learner, StepBatch};
-pub use train::{Progress, train};
-pub use verb::{EvalArgs, run_eval, run_train};
+pub use step::{Groups, Learner, RoutedBatch, StepBatch, StepLimits, StepOutcome};
+pub use train::{Progress, Task, TrainError, Trained, train};
+pub use verb::{EvalArgs, Resume, TrainArgs, run_eval, run_train};

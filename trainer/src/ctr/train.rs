@@ -1,44 +1,84 @@
 //! The training loop.
 
-use std::time::Instant;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::{self, Scope},
+    time::Instant,
+};
 
 use burn::tensor::backend::AutodiffBackend;
 use features::Schema;
 use models::ctr::{CtrModel, CtrModelError, Normalisation};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     calibrate::fit_calibration,
     config::CtrConfig,
-    evaluate::{Evaluation, evaluate, score_all},
-    step::{Learner, StepBatch},
+    evaluate::{Evaluation, SCORE_BATCH, evaluate},
+    step::{Groups, Learner, RoutedBatch, StepBatch, StepLimits, StepOutcome},
 };
-use crate::{sharding::ShardedTables, table::Examples};
+use crate::{
+    checkpoint::{CheckpointError, Checkpoints},
+    collective::{CollectiveError, ProcessGroup, split_evenly},
+    sharding::{PlanError, Planner, Router, ShardedTables},
+    table::Examples,
+};
 
 /// Steps between two points of the loss curve.
-const CURVE_STEPS: usize = 10;
+const CURVE_STEPS: u64 = 10;
+
+/// Steps before a loss can count as a spike.
+const GUARD_WARM_UP: u64 = 20;
 
 /// One line of a run's metrics.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Progress {
+    /// The run goes on from a checkpoint; lines of later steps and epochs do not count.
+    Resumed {
+        /// Steps so far.
+        resumed_step: u64,
+        /// Epochs so far.
+        resumed_epoch: u64,
+        /// Rows so far.
+        samples: u64,
+    },
     /// The mean loss of the steps since the last line.
     Steps {
         /// Steps so far.
-        step: usize,
-        /// Rows so far.
-        samples: usize,
+        step: u64,
+        /// Rows so far, of all ranks.
+        samples: u64,
         /// Mean training loss, nats.
         loss: f64,
-        /// Rows per second since the start of the epoch.
+        /// Length of the dense gradient of the last step.
+        gradient_norm: f32,
+        /// Rows per second of all ranks since the start of the epoch.
         samples_per_second: f64,
+    },
+    /// A step whose loss or gradient was no number, or a spike: it moved nothing.
+    Skipped {
+        /// The step.
+        step: u64,
+        /// Its epoch, from 0.
+        epoch: u64,
+        /// Its place in the epoch's order.
+        batch: usize,
+        /// The first of its rows.
+        impression_id: String,
+        /// Its loss.
+        skipped_loss: f32,
     },
     /// The end of an epoch.
     Epoch {
         /// Epochs so far.
-        epoch: usize,
+        epoch: u64,
         /// Measures on the validation rows.
         valid: Evaluation,
     },
@@ -57,14 +97,16 @@ pub enum TrainError {
         /// What there is.
         known: String,
     },
-    /// The loss is no number.
+    /// Steps in a row that could not be taken.
     #[error(
-        "the loss at step {step} is {loss}: lower training.learning_rate, or look for huge values in the table"
+        "{count} steps in a row up to step {step} were skipped, the last with loss {loss}: lower training.learning_rate, or look for huge values in the rows named in metrics.jsonl"
     )]
     Diverged {
-        /// The step.
-        step: usize,
-        /// The loss.
+        /// The last of them.
+        step: u64,
+        /// How many (`training.guard.stop_after`).
+        count: u64,
+        /// The last loss.
         loss: f32,
     },
     /// The model does not fit its own rows.
@@ -76,226 +118,465 @@ pub enum TrainError {
         /// The key.
         key: &'static str,
     },
+    /// The tables cannot be spread.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A rank was lost, or the like.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// A checkpoint could not be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
 }
 
-/// Trains a model; `report` hears of steps and epochs as they happen.
+/// What to learn.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'a> {
+    /// How.
+    pub config: &'a CtrConfig,
+    /// Columns of the rows.
+    pub schema: &'a Schema,
+    /// Rows to learn from.
+    pub train: &'a Examples,
+    /// Rows to choose the epoch and to calibrate by.
+    pub valid: &'a Examples,
+}
+
+/// How training ended.
+#[derive(Debug)]
+pub enum Trained {
+    /// With a model, equal on all ranks.
+    Done(Box<CtrModel>),
+    /// It was asked to stop, and saved itself at a step.
+    Stopped {
+        /// The step.
+        step: u64,
+    },
+}
+
+/// Where a run stands; what a checkpoint keeps besides the weights.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    /// Epochs that are done.
+    epoch: u64,
+    /// Steps of this epoch that are done.
+    batch: usize,
+    step: u64,
+    samples: u64,
+    /// Steps that moved weights.
+    updates: u64,
+    /// Of the steps since the last line of the metrics.
+    curve_sum: f64,
+    curve_count: u64,
+    /// Running mean of the loss, for the guard.
+    mean_loss: f64,
+    /// Steps in a row that were skipped.
+    skipped: u64,
+    best: Option<Best>,
+}
+
+/// The best epoch so far.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Best {
+    log_loss: f64,
+    /// The checkpoint's step.
+    step: u64,
+    updates: u64,
+}
+
+/// Trains a model, from the newest checkpoint if there is one; `report` hears of steps and epochs
+/// as they happen, and `stop` is looked at in every step.
 ///
-/// Keeps the epoch with the lowest log loss on the validation rows, and fits its calibration
-/// there.
+/// The epoch with the lowest log loss on the validation rows is kept, and its calibration fitted
+/// there. The same seed gives the same bits with the same number of ranks, however often the run
+/// was interrupted, and the same losses to rounding with any number.
 ///
 /// # Errors
 /// [`TrainError`].
-pub fn train<B: AutodiffBackend>(
-    config: &CtrConfig,
-    schema: &Schema,
-    train: &Examples,
-    valid: &Examples,
+pub fn train<B: AutodiffBackend, G: ProcessGroup + 'static>(
+    task: Task<'_>,
     device: &B::Device,
+    groups: &mut Groups<G>,
+    checkpoints: &mut Checkpoints<G>,
+    stop: &AtomicBool,
     mut report: impl FnMut(&Progress),
-) -> Result<CtrModel<B::InnerBackend>, TrainError> {
+) -> Result<Trained, TrainError> {
+    let mut learner = learner::<B>(task, groups, device)?;
+    let mut state = State::default();
+    if let Some(restored) = checkpoints.latest(&mut groups.dense, |part| learner.needs(part))? {
+        state = serde_json::from_value(restored.manifest.state.clone()).map_err(|error| {
+            CheckpointError::Damaged {
+                key: restored.name.clone(),
+                problem: error.to_string(),
+            }
+        })?;
+        learner.restore(&restored, state.updates)?;
+        tracing::info!(checkpoint = restored.name, step = state.step, "going on");
+        report(&Progress::Resumed {
+            resumed_step: state.step,
+            resumed_epoch: state.epoch,
+            samples: state.samples,
+        });
+    }
+    while state.epoch < task.config.training.epochs as u64 {
+        let mut run = Epoch {
+            task,
+            learner: &mut learner,
+            state: &mut state,
+            checkpoints,
+            stop,
+            report: &mut report,
+        };
+        if run.run(groups)? {
+            checkpoints.save(learner.save(json(&state)), state.best.map(|best| best.step))?;
+            checkpoints.wait()?;
+            return Ok(Trained::Stopped { step: state.step });
+        }
+        let logits = score(task.valid, &learner, groups)?;
+        let (_, evaluation) = calibrated(task, &logits);
+        state.epoch += 1;
+        state.batch = 0;
+        if state
+            .best
+            .is_none_or(|best| evaluation.log_loss < best.log_loss)
+        {
+            state.best = Some(Best {
+                log_loss: evaluation.log_loss,
+                step: state.step,
+                updates: state.updates,
+            });
+        }
+        report(&Progress::Epoch {
+            epoch: state.epoch,
+            valid: evaluation,
+        });
+        checkpoints.save(learner.save(json(&state)), state.best.map(|best| best.step))?;
+    }
+    checkpoints.wait()?;
+    // Every epoch was measured.
+    let best = state.best.expect("one epoch or more");
+    if best.step != state.step {
+        let restored =
+            checkpoints.of_step(best.step, &mut groups.dense, |part| learner.needs(part))?;
+        learner.restore(&restored, best.updates)?;
+    }
+    finished(task, &learner, groups)
+}
+
+fn json(state: &State) -> serde_json::Value {
+    // Plain numbers, which JSON can always say.
+    serde_json::to_value(state).expect("a state is JSON")
+}
+
+fn learner<B: AutodiffBackend>(
+    task: Task<'_>,
+    groups: &Groups<impl ProcessGroup>,
+    device: &B::Device,
+) -> Result<Learner<B>, TrainError> {
+    let Task { config, schema, .. } = task;
     for (key, value) in [
         ("batch_size", config.training.batch_size),
         ("epochs", config.training.epochs),
+        ("micro_batches", config.training.micro_batches),
     ] {
         if value == 0 {
             return Err(TrainError::Zero { key });
         }
     }
-    let tables = config
-        .tables
-        .tables(schema)
-        .map_err(|feature| TrainError::UnknownFeature {
-            feature,
-            known: schema
-                .sparse
-                .iter()
-                .map(|field| field.name.as_str())
-                .collect::<Vec<_>>()
-                .join(", "),
-        })?;
-    let tables = ShardedTables::new(&tables, config.tables.optimizer.clone(), config.seed);
-    let normalisation = Normalisation::fit(&train.features.dense, train.features.num_dense);
-    let mut learner = Learner::<B>::new(
+    let names = || schema.sparse.iter().map(|field| field.name.as_str());
+    let unknown = |feature| TrainError::UnknownFeature {
+        feature,
+        known: names().collect::<Vec<_>>().join(", "),
+    };
+    let tables = config.tables.tables(schema).map_err(unknown)?;
+    let world_size = groups.rows.world_size();
+    let planner = Planner {
+        config: &config.tables.planner,
+        optimizer: &config.tables.optimizer,
+        storage: config.tables.storage,
+        world_size,
+        batch_size: config.training.batch_size.div_ceil(world_size),
+    };
+    let planned = planner.plan(&tables)?;
+    if world_size > 1 && groups.rows.rank() == 0 {
+        tracing::info!("sharding plan\n{}", planned.describe());
+    }
+    let tables = ShardedTables::new(
+        Arc::new(planned.plan),
+        groups.rows.rank(),
+        config.tables.optimizer.clone(),
+        config.tables.storage,
+        config.seed,
+    );
+    let dense = &task.train.features;
+    Ok(Learner::new(
         &config.model,
         &config.training,
         tables,
-        normalisation,
+        Normalisation::fit(&dense.dense, dense.num_dense),
         config.seed,
         device.clone(),
-    );
-    let mut random = ChaCha8Rng::seed_from_u64(config.seed);
-    let mut order: Vec<usize> = (0..train.len()).collect();
-    let mut best: Option<(f64, CtrModel<B::InnerBackend>)> = None;
-    let (mut step, mut samples) = (0, 0);
-    for epoch in 1..=config.training.epochs {
+    ))
+}
+
+/// One pass over the training rows, or what is left of it.
+struct Epoch<'a, 'b, B: AutodiffBackend, G> {
+    task: Task<'a>,
+    learner: &'b mut Learner<B>,
+    state: &'b mut State,
+    checkpoints: &'b mut Checkpoints<G>,
+    stop: &'b AtomicBool,
+    report: &'b mut dyn FnMut(&Progress),
+}
+
+impl<B: AutodiffBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
+    /// Returns whether it was stopped before its end.
+    fn run(&mut self, groups: &mut Groups<G>) -> Result<bool, TrainError> {
+        let training = &self.task.config.training;
+        let order = self.order();
+        let batches: Vec<&[usize]> = order.chunks(training.batch_size).collect();
+        let (started, before) = (Instant::now(), self.state.samples);
+        let Groups { ids, rows, dense } = groups;
+        let part = Part {
+            rows: self.task.train,
+            rank: ids.rank(),
+            world_size: ids.world_size(),
+        };
+        let router = self.learner.router().clone();
+        thread::scope(|scope| {
+            // The next step's ids travel while this step computes.
+            let mut ahead = Ahead::start(scope, part, training.micro_batches, router, ids);
+            let first = self.state.batch;
+            ahead.ask(batches.get(first).copied());
+            for at in first..batches.len() {
+                ahead.ask(batches.get(at + 1).copied());
+                let micro_batches = ahead.take()?;
+                let limits = StepLimits {
+                    max_loss: self.max_loss(),
+                    stop: self.stop.load(Ordering::Relaxed),
+                };
+                let outcome = self.learner.step(&micro_batches, limits, rows, dense)?;
+                self.state.batch += 1;
+                self.state.step += 1;
+                self.state.samples += batches[at].len() as u64;
+                self.note(&outcome, batches[at])?;
+                let speed = (self.state.samples - before) as f64 / started.elapsed().as_secs_f64();
+                self.tell(&outcome, speed);
+                if outcome.stopping {
+                    return Ok(true);
+                }
+                self.save_when_due(at + 1 == batches.len());
+            }
+            Ok(false)
+        })
+    }
+
+    /// The epoch's order of rows.
+    fn order(&self) -> Vec<usize> {
+        let mut random = ChaCha8Rng::seed_from_u64(self.task.config.seed);
+        random.set_stream(self.state.epoch);
+        let mut order: Vec<usize> = (0..self.task.train.len()).collect();
         order.shuffle(&mut random);
-        let (started, before) = (Instant::now(), samples);
-        let (mut sum, mut count) = (0.0, 0);
-        for chunk in order.chunks(config.training.batch_size) {
-            let loss = learner.step(&batch_of(train, chunk));
-            step += 1;
-            samples += chunk.len();
-            if !loss.is_finite() {
-                return Err(TrainError::Diverged { step, loss });
-            }
-            sum += f64::from(loss);
-            count += 1;
-            if count == CURVE_STEPS {
-                let samples_per_second =
-                    (samples - before) as f64 / started.elapsed().as_secs_f64();
-                report(&Progress::Steps {
-                    step,
-                    samples,
-                    loss: sum / f64::from(count as u32),
-                    samples_per_second,
-                });
-                (sum, count) = (0.0, 0);
-            }
+        order
+    }
+
+    /// Losses above are spikes.
+    fn max_loss(&self) -> f32 {
+        let factor = self.task.config.training.guard.spike_factor;
+        if factor > 0.0 && self.state.updates >= GUARD_WARM_UP {
+            return (factor * self.state.mean_loss) as f32;
         }
-        let model = snapshot(config, schema, &learner, device, valid)?;
-        let evaluation = evaluate(&score_all(&model, valid, false)?, valid);
-        report(&Progress::Epoch {
-            epoch,
-            valid: evaluation.clone(),
+        f32::INFINITY
+    }
+
+    fn note(&mut self, outcome: &StepOutcome, rows: &[usize]) -> Result<(), TrainError> {
+        let state = &mut *self.state;
+        let loss = f64::from(outcome.loss);
+        if outcome.applied {
+            state.updates += 1;
+            state.skipped = 0;
+            state.curve_sum += loss;
+            state.curve_count += 1;
+            let share = (1.0 / state.updates as f64).max(0.02);
+            state.mean_loss += share * (loss - state.mean_loss);
+            return Ok(());
+        }
+        state.skipped += 1;
+        let skipped = Progress::Skipped {
+            step: state.step,
+            epoch: state.epoch,
+            batch: state.batch - 1,
+            impression_id: self.task.train.impression_ids[rows[0]].clone(),
+            skipped_loss: outcome.loss,
+        };
+        tracing::warn!(?skipped, "step skipped");
+        (self.report)(&skipped);
+        if state.skipped >= self.task.config.training.guard.stop_after {
+            return Err(TrainError::Diverged {
+                step: state.step,
+                count: state.skipped,
+                loss: outcome.loss,
+            });
+        }
+        Ok(())
+    }
+
+    /// A point of the loss curve, when there are steps enough.
+    fn tell(&mut self, outcome: &StepOutcome, samples_per_second: f64) {
+        let state = &mut *self.state;
+        if state.curve_count < CURVE_STEPS {
+            return;
+        }
+        (self.report)(&Progress::Steps {
+            step: state.step,
+            samples: state.samples,
+            loss: state.curve_sum / state.curve_count as f64,
+            gradient_norm: outcome.gradient_norm,
+            samples_per_second,
         });
-        if best
-            .as_ref()
-            .is_none_or(|(loss, _)| evaluation.log_loss < *loss)
-        {
-            best = Some((evaluation.log_loss, model));
+        (state.curve_sum, state.curve_count) = (0.0, 0);
+    }
+
+    /// The end of an epoch is saved after it is measured.
+    fn save_when_due(&mut self, last: bool) {
+        let every = self.checkpoints.config().every_steps;
+        if every == 0 || last || !self.state.step.is_multiple_of(every) {
+            return;
+        }
+        let snapshot = self.learner.save(json(self.state));
+        let best = self.state.best.map(|best| best.step);
+        // The run goes on without a checkpoint; the next may be better.
+        if let Err(error) = self.checkpoints.save(snapshot, best) {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(error, "a checkpoint was not written");
         }
     }
-    // At least one epoch was run.
-    Ok(best.expect("one epoch or more").1)
 }
 
-fn batch_of(rows: &Examples, chunk: &[usize]) -> StepBatch {
-    StepBatch {
-        features: rows.features.gather(chunk),
-        labels: chunk.iter().map(|row| rows.clicks[*row]).collect(),
-        weights: chunk.iter().map(|row| rows.weights[*row]).collect(),
+/// This rank's rows of a batch.
+#[derive(Debug, Clone, Copy)]
+struct Part<'a> {
+    rows: &'a Examples,
+    rank: usize,
+    world_size: usize,
+}
+
+impl Part<'_> {
+    /// Of the rows of all ranks.
+    fn of(&self, all: &[usize]) -> StepBatch {
+        let counts = split_evenly(all.len(), self.world_size);
+        let first: usize = counts[..self.rank].iter().sum();
+        let mine = &all[first..first + counts[self.rank]];
+        StepBatch {
+            features: self.rows.features.gather(mine),
+            labels: mine.iter().map(|row| self.rows.clicks[*row]).collect(),
+            weights: mine.iter().map(|row| self.rows.weights[*row]).collect(),
+        }
     }
 }
 
-/// The model as it stands, calibrated on the validation rows.
-fn snapshot<B: AutodiffBackend>(
-    config: &CtrConfig,
-    schema: &Schema,
+/// Makes and routes the next step's batches on a thread of its own. Every rank asks for the same
+/// batches, and never for one more than the others: else one would wait in vain.
+struct Ahead<'a> {
+    ask: mpsc::Sender<&'a [usize]>,
+    take: mpsc::Receiver<Result<Vec<RoutedBatch>, CollectiveError>>,
+}
+
+impl<'a> Ahead<'a> {
+    fn start<'scope, G: ProcessGroup>(
+        scope: &'scope Scope<'scope, '_>,
+        part: Part<'a>,
+        micro_batches: usize,
+        router: Router,
+        ids: &'scope mut G,
+    ) -> Self
+    where
+        'a: 'scope,
+    {
+        let (ask, asked) = mpsc::channel::<&[usize]>();
+        let (give, take) = mpsc::channel();
+        scope.spawn(move || {
+            for rows in asked {
+                let mut first = 0;
+                let counts = split_evenly(rows.len(), micro_batches);
+                let batches = counts.into_iter().map(|count| {
+                    let mine = part.of(&rows[first..first + count]);
+                    first += count;
+                    mine.route(&router, ids)
+                });
+                if give.send(batches.collect()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { ask, take }
+    }
+
+    fn ask(&mut self, rows: Option<&'a [usize]>) {
+        if let Some(rows) = rows {
+            // The thread ends after this handle; if it has panicked, `take` says so.
+            self.ask.send(rows).ok();
+        }
+    }
+
+    fn take(&mut self) -> Result<Vec<RoutedBatch>, CollectiveError> {
+        // It gives something for everything it was asked.
+        self.take.recv().expect("the routing thread")
+    }
+}
+
+/// Logits of all rows on all ranks, each of which scores its part.
+fn score<B: AutodiffBackend, G: ProcessGroup>(
+    rows: &Examples,
     learner: &Learner<B>,
-    device: &B::Device,
-    valid: &Examples,
-) -> Result<CtrModel<B::InnerBackend>, TrainError> {
-    let (network, tables) = learner.parts();
-    let normalisation = learner.normalisation().clone();
+    groups: &mut Groups<G>,
+) -> Result<Vec<f32>, CollectiveError> {
+    let part = Part {
+        rows,
+        rank: groups.ids.rank(),
+        world_size: groups.ids.world_size(),
+    };
+    let all: Vec<usize> = (0..rows.len()).collect();
+    let mut logits = Vec::with_capacity(rows.len());
+    for chunk in all.chunks(SCORE_BATCH * part.world_size) {
+        let batch = part.of(chunk).route(learner.router(), &mut groups.ids)?;
+        let mine = learner.logits(&batch, &mut groups.rows)?;
+        logits.extend(groups.rows.all_gather_v(&mine)?.concat());
+    }
+    Ok(logits)
+}
+
+/// Calibration on the validation rows, and what the calibrated model is worth there.
+fn calibrated(task: Task<'_>, logits: &[f32]) -> (models::ctr::Calibration, Evaluation) {
+    let Examples {
+        clicks, weights, ..
+    } = task.valid;
+    let calibration = fit_calibration(logits, clicks, weights);
+    let scores: Vec<f32> = logits
+        .iter()
+        .map(|logit| calibration.probability(*logit))
+        .collect();
+    (calibration, evaluate(&scores, task.valid))
+}
+
+/// The model with its whole tables.
+fn finished<B: AutodiffBackend, G: ProcessGroup>(
+    task: Task<'_>,
+    learner: &Learner<B>,
+    groups: &mut Groups<G>,
+) -> Result<Trained, TrainError> {
+    let logits = score(task.valid, learner, groups)?;
+    let (network, tables) = learner.parts(&mut groups.rows)?;
     let mut model = CtrModel::new(
-        config.model.clone(),
-        schema.clone(),
-        normalisation,
+        task.config.model.clone(),
+        task.schema.clone(),
+        learner.normalisation().clone(),
         tables,
         network,
-        device.clone(),
+        Default::default(),
     );
-    let logits = score_all(&model, valid, true)?;
-    model.calibration = fit_calibration(&logits, &valid.clicks, &valid.weights);
-    Ok(model)
-}
-
-#[cfg(test)]
-mod tests {
-    use burn::backend::Autodiff;
-    use models::Cpu;
-    use rand::Rng;
-
-    use super::*;
-
-    /// Rows whose click is certain for ids below 50, and otherwise follows a dense number.
-    fn rows(count: usize, seed: u64) -> (Schema, Examples) {
-        let schema: Schema = serde_json::from_value(serde_json::json!({
-            "digest": "d", "dense": [{"name": "x"}], "sparse": [{"name": "id", "multi": false}],
-        }))
-        .unwrap();
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut rows = Examples::empty(&schema);
-        for row in 0..count {
-            let (x, id) = (
-                random.random_range(-1.0f32..1.0),
-                random.random_range(0u64..100),
-            );
-            rows.features.dense.push(x);
-            rows.features.sparse[0].push_row(&[id]);
-            rows.features.num_rows += 1;
-            rows.clicks.push(f32::from(u8::from(id < 50 || x > 0.8)));
-            rows.weights.push(1.0);
-            rows.impression_ids.push(format!("{row}"));
-        }
-        (schema, rows)
-    }
-
-    fn config() -> CtrConfig {
-        let mut config = CtrConfig::default();
-        config.model.hidden = vec![16];
-        config.model.num_cross_layers = 1;
-        config.tables.rows = 128;
-        config.tables.embedding_dim = 4;
-        config.training.batch_size = 64;
-        config.training.epochs = 3;
-        config
-    }
-
-    fn fit(config: &CtrConfig) -> (CtrModel<Cpu>, Vec<Progress>) {
-        let (schema, data) = rows(3000, 1);
-        let (_, valid) = rows(500, 2);
-        let mut told = Vec::new();
-        let model = train::<Autodiff<Cpu>>(
-            config,
-            &schema,
-            &data,
-            &valid,
-            &Default::default(),
-            |progress| {
-                told.push(progress.clone());
-            },
-        );
-        (model.unwrap(), told)
-    }
-
-    #[test]
-    fn ids_and_numbers_are_learnt_and_calibrated() {
-        let (model, told) = fit(&config());
-        let (_, test) = rows(2000, 3);
-        let evaluation = evaluate(&score_all(&model, &test, false).unwrap(), &test);
-        assert!(evaluation.auc.unwrap() > 0.97, "{evaluation:?}");
-        assert!(
-            (evaluation.calibration_ratio - 1.0).abs() < 0.05,
-            "{evaluation:?}"
-        );
-        assert_eq!(
-            told.iter()
-                .filter(|progress| matches!(progress, Progress::Epoch { .. }))
-                .count(),
-            3
-        );
-    }
-
-    #[test]
-    fn a_seed_fixes_the_model_bit_for_bit() {
-        let (_, test) = rows(200, 3);
-        let mut config = config();
-        config.model.net_dropout = 0.1;
-        let scores = |config: &CtrConfig| score_all(&fit(config).0, &test, false).unwrap();
-        let first = scores(&config);
-        assert_eq!(first, scores(&config));
-        config.seed = 2;
-        assert_ne!(first, scores(&config));
-    }
-
-    #[test]
-    fn a_table_of_an_unknown_feature_is_refused() {
-        let (schema, data) = rows(100, 1);
-        let mut config = config();
-        config.tables.rows_of.insert("idd".into(), 5);
-        let result =
-            train::<Autodiff<Cpu>>(&config, &schema, &data, &data, &Default::default(), |_| {});
-        assert!(matches!(result, Err(TrainError::UnknownFeature { .. })));
-    }
+    model.calibration = calibrated(task, &logits).0;
+    Ok(Trained::Done(Box::new(model)))
 }

@@ -1,20 +1,36 @@
 //! `marquee train configs/ctr.toml` and `marquee eval`.
 
-use anyhow::bail;
+use std::{
+    convert::Infallible,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use anyhow::{Context, bail};
 use burn::backend::Autodiff;
-use cli::{CommonArgs, Layout, Loaded, out, write_text};
+use cli::{CommonArgs, Layout, Loaded, Preempted, out, write_text};
+use indicatif::ProgressBar;
 use models::{Cpu, ctr::CtrModel};
 use registry::{Digest, Kind, Registry};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{
     config::CtrConfig,
     evaluate::{Evaluation, evaluate, score_all},
-    train::{Progress, train},
+    step::Groups,
+    train::{Progress, Task, Trained, train},
 };
 use crate::{
+    checkpoint::{Checkpoints, Folder},
+    collective::{Membership, ProcessGroup, Rendezvous, TcpGroup},
     job::{Job, Source},
     plot::Plot,
+    run::Run,
     table::{Examples, TrainingTable},
 };
 
@@ -38,69 +54,222 @@ struct Report {
 
 #[derive(Debug, Serialize)]
 struct CurvePoint {
-    step: usize,
+    step: u64,
     loss: f64,
 }
 
-/// Trains a click model, measures it on the test rows and publishes it.
+/// Which run is gone on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest of the same configuration and data that is not done, if there is one.
+    Auto,
+    /// None: a new run.
+    Never,
+    /// The run of a folder.
+    Run(PathBuf),
+}
+
+impl FromStr for Resume {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "auto" | "latest" => Self::Auto,
+            "never" => Self::Never,
+            path => Self::Run(path.into()),
+        })
+    }
+}
+
+/// What `marquee train` takes besides the flags of all verbs.
+#[derive(Debug, Clone, clap::Args)]
+pub struct TrainArgs {
+    /// Where the dense half runs: cpu, or cuda in a build with that feature
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Run to go on with: auto (the newest unfinished one of the same configuration and data),
+    /// never, or a run's folder
+    #[arg(long, default_value = "auto", value_name = "auto|never|DIR")]
+    pub resume: Resume,
+}
+
+/// Trains a click model, together with the other ranks if there are any; rank 0 measures it on
+/// the test rows and publishes it.
 ///
 /// # Errors
-/// Whatever keeps it from its end.
+/// Whatever keeps it from its end; [`Preempted`] if it was stopped and saved itself.
 pub async fn run_train(
     common: &CommonArgs,
     loaded: Loaded<CtrConfig>,
-    device: &str,
+    args: &TrainArgs,
 ) -> anyhow::Result<()> {
     let config = &loaded.config;
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).context("watching for signals")?;
+    }
+    let membership = Membership::from_environment()?;
+    let rank = membership.rank;
+    let digest = hex_sha256(&loaded.resolved);
+    let met = Rendezvous::join(membership, &config.collective, &digest)?;
+    let mut groups = Groups::connect(&met)?;
+    let saving = TcpGroup::connect(&met, "checkpoints")?;
+
     let source = Source {
         table: &config.table,
         split: &config.split,
         seed: config.seed,
     };
-    let mut job = Job::start(common, Kind::Ctr, &loaded.resolved, source).await?;
-    let bar = job.bar(job.parts.train.len() * config.training.epochs);
-    let (mut curve, mut speed, mut valid_log_loss) = (Vec::new(), 0.0, f64::INFINITY);
+    let mut run_digest = String::new();
+    let choose = |version| {
+        run_digest = digest_of_run(config, version)?;
+        let runs = Layout::new(common).runs();
+        let found = match rank {
+            0 => Some(open_run(
+                &runs,
+                &args.resume,
+                &loaded.resolved,
+                &run_digest,
+            )?),
+            _ => None,
+        };
+        let mut dir: Vec<u8> = Vec::new();
+        dir.extend(found.iter().flat_map(|run| run.dir.as_os_str().as_bytes()));
+        groups.dense.broadcast(0, &mut dir)?;
+        Ok(found.unwrap_or_else(|| Run::follow(OsStr::from_bytes(&dir).into())))
+    };
+    let mut job = Job::start_with(common, Kind::Ctr, source, choose).await?;
+    let folder = Folder::local(&job.run.dir.join("checkpoints"))?;
+    let mut checkpoints = Checkpoints::new(folder, config.checkpoint.clone(), run_digest, saving);
+
+    let bar = match rank {
+        0 => job.bar(job.parts.train.len() * config.training.epochs),
+        _ => ProgressBar::hidden(),
+    };
+    let (mut speed, run) = (0.0, &mut job.run);
     let report = |told: &Progress| {
-        match told {
-            Progress::Steps {
-                step,
-                samples,
-                loss,
-                samples_per_second,
-            } => {
-                bar.set_position(*samples as u64);
-                bar.set_message(format!("loss {loss:.4}"));
-                curve.push(CurvePoint {
-                    step: *step,
-                    loss: *loss,
-                });
-                speed = *samples_per_second;
-            }
-            Progress::Epoch { epoch, valid } => {
-                valid_log_loss = valid_log_loss.min(valid.log_loss);
-                let auc = valid.auc.unwrap_or(f64::NAN);
-                bar.println(format!(
-                    "epoch {epoch}: valid AUC {auc:.4}, log loss {:.4}",
-                    valid.log_loss
-                ));
-            }
+        show(told, &bar);
+        if let Progress::Steps {
+            samples_per_second, ..
+        } = told
+        {
+            speed = *samples_per_second;
         }
-        if let Err(error) = job.run.log(told) {
+        if let Err(error) = note(told, run) {
             tracing::warn!(%error, "metrics not written");
         }
     };
-    let parts = &job.parts;
-    let model = on_device(
-        device,
+    let task = Task {
         config,
-        &job.schema,
-        &parts.train,
-        &parts.valid,
+        schema: &job.schema,
+        train: &job.parts.train,
+        valid: &job.parts.valid,
+    };
+    let trained = on_device(
+        &args.device,
+        task,
+        &mut groups,
+        &mut checkpoints,
+        &stop,
         report,
     )?;
     bar.finish_and_clear();
+    match trained {
+        Trained::Stopped { step } => Err(Preempted {
+            saved: format!("{} at step {step}", job.run.dir.display()),
+        }
+        .into()),
+        Trained::Done(model) if rank == 0 => finish(&job, config, &model, speed).await,
+        Trained::Done(_) => Ok(()),
+    }
+}
 
-    let scores = score_all(&model, &parts.test, false)?;
+/// Of all that decides what a run computes: how it is saved and spread does not.
+fn digest_of_run(config: &CtrConfig, table_version: u64) -> anyhow::Result<String> {
+    let mut config = config.clone();
+    config.checkpoint = Default::default();
+    config.collective = Default::default();
+    config.tables.planner = Default::default();
+    let text = toml::to_string(&config).context("writing the configuration")?;
+    Ok(hex_sha256(&format!(
+        "{text}\ntable_version = {table_version}\n"
+    )))
+}
+
+fn hex_sha256(text: &str) -> String {
+    let digest = Sha256::digest(text);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn open_run(runs: &Path, resume: &Resume, resolved: &str, digest: &str) -> anyhow::Result<Run> {
+    let name = Kind::Ctr.name();
+    let found = match resume {
+        Resume::Auto => Run::unfinished(runs, name, digest)?,
+        Resume::Never => None,
+        Resume::Run(dir) => Some(dir.clone()),
+    };
+    match found {
+        Some(dir) => Run::resume(&dir),
+        None => Run::start_resumable(runs, name, resolved, digest),
+    }
+}
+
+fn show(told: &Progress, bar: &ProgressBar) {
+    match told {
+        Progress::Resumed {
+            samples,
+            resumed_step,
+            ..
+        } => {
+            bar.set_position(*samples);
+            bar.println(format!("going on after step {resumed_step}"));
+        }
+        Progress::Steps { samples, loss, .. } => {
+            bar.set_position(*samples);
+            bar.set_message(format!("loss {loss:.4}"));
+        }
+        Progress::Skipped {
+            step, skipped_loss, ..
+        } => {
+            bar.println(format!("step {step} skipped: loss {skipped_loss}"));
+        }
+        Progress::Epoch { epoch, valid } => {
+            let auc = valid.auc.unwrap_or(f64::NAN);
+            bar.println(format!(
+                "epoch {epoch}: valid AUC {auc:.4}, log loss {:.4}",
+                valid.log_loss
+            ));
+        }
+    }
+}
+
+fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
+    if let Progress::Resumed {
+        resumed_step,
+        resumed_epoch,
+        ..
+    } = told
+    {
+        let within = |line: &serde_json::Value, key: &str, last: u64| {
+            line[key].as_u64().is_none_or(|found| found <= last)
+        };
+        return run.rewind(|line| {
+            within(line, "step", *resumed_step) && within(line, "epoch", *resumed_epoch)
+        });
+    }
+    run.log(told)
+}
+
+/// Measures a trained model on the test rows and publishes it.
+async fn finish(
+    job: &Job,
+    config: &CtrConfig,
+    model: &CtrModel<Cpu>,
+    speed: f64,
+) -> anyhow::Result<()> {
+    let lines = job.run.metrics()?;
+    let parts = &job.parts;
+    let scores = score_all(model, &parts.test, false)?;
     let evaluation = evaluate(&scores, &parts.test);
     let predictions = job.run.dir.join("predictions.csv");
     write_text(&predictions, &predictions_csv(&parts.test, &scores))?;
@@ -125,12 +294,12 @@ pub async fn run_train(
     );
     let report = Report {
         test: evaluation,
-        valid_log_loss,
+        valid_log_loss: best_log_loss(&lines),
         samples_per_second: speed,
         train_rows: parts.train.len(),
         table_version: job.table_version,
         seed: config.seed,
-        curve,
+        curve: curve(&lines),
         predictions,
         plot,
         artifact: artifact.digest,
@@ -138,35 +307,57 @@ pub async fn run_train(
     job.report(&report, &line)
 }
 
+fn curve(lines: &[serde_json::Value]) -> Vec<CurvePoint> {
+    let point = |line: &serde_json::Value| {
+        Some(CurvePoint {
+            step: line["step"].as_u64()?,
+            loss: line["loss"].as_f64()?,
+        })
+    };
+    lines.iter().filter_map(point).collect()
+}
+
+fn best_log_loss(lines: &[serde_json::Value]) -> f64 {
+    let of = |line: &serde_json::Value| line["valid"]["log_loss"].as_f64();
+    lines.iter().filter_map(of).fold(f64::INFINITY, f64::min)
+}
+
 /// Trains on the device asked for and brings the model to the CPU.
 fn on_device(
     device: &str,
-    config: &CtrConfig,
-    schema: &features::Schema,
-    rows: &Examples,
-    valid: &Examples,
+    task: Task<'_>,
+    groups: &mut Groups<TcpGroup>,
+    checkpoints: &mut Checkpoints<TcpGroup>,
+    stop: &AtomicBool,
     report: impl FnMut(&Progress),
-) -> anyhow::Result<CtrModel<Cpu>> {
+) -> anyhow::Result<Trained> {
     match device {
-        "cpu" => Ok(train::<Autodiff<Cpu>>(
-            config,
-            schema,
-            rows,
-            valid,
-            &Default::default(),
-            report,
-        )?),
+        "cpu" => {
+            let device = Default::default();
+            Ok(train::<Autodiff<Cpu>, _>(
+                task,
+                &device,
+                groups,
+                checkpoints,
+                stop,
+                report,
+            )?)
+        }
         #[cfg(feature = "cuda")]
         "cuda" => {
             let device = Default::default();
-            let model = train::<Autodiff<burn::backend::Cuda>>(
-                config, schema, rows, valid, &device, report,
+            let trained = train::<Autodiff<burn::backend::Cuda>, _>(
+                task,
+                &device,
+                groups,
+                checkpoints,
+                stop,
+                report,
             )?;
-            let dir = std::env::temp_dir().join(format!("marquee-ctr-{}", std::process::id()));
-            model.save(&dir)?;
-            let moved = CtrModel::load(&dir);
-            std::fs::remove_dir_all(&dir)?;
-            Ok(moved?)
+            Ok(match trained {
+                Trained::Stopped { step } => Trained::Stopped { step },
+                Trained::Done(model) => Trained::Done(Box::new(model.to_cpu())),
+            })
         }
         other => bail!(
             "device `{other}` is not in this build: use --device cpu, or build with --features cuda for cuda"

@@ -1,13 +1,27 @@
-//! Embedding tables outside automatic differentiation.
+//! Embedding tables outside automatic differentiation, split over the ranks of a run.
 //!
-//! A step goes: ids to the rank that owns their rows → local lookup and pooling → pooled vectors
-//! back → dense forward and backward with the pooled block as one leaf tensor → its gradient to
-//! the owners → fused optimizer on the touched rows only. With one rank every row is local and
-//! the exchanges fall away; [`ShardedTables::lookup`] and [`ShardedTables::update`] are the two
-//! ends that stay the same when process groups join them.
+//! A [`Plan`] says who holds which part of which table ([`Planner`] makes one). A step goes: ids to
+//! the ranks that own their rows, distinct ones only ([`Router::route`], which may run ahead) →
+//! lookup there, vectors back, pooled ([`ShardedTables::lookup`]) → dense forward and backward with
+//! the pooled block as one leaf tensor → its gradient to the owners → fused optimizer on the
+//! touched rows only ([`ShardedTables::update`]). With one rank every row is local and the
+//! exchanges fall away. What is learnt does not depend on the plan.
 
 mod optimizer;
+mod persist;
+mod plan;
+mod routing;
+mod shard;
+mod storage;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 pub use optimizer::{SparseOptimizer, SparseOptimizerConfig};
-pub use tables::{ShardedTables, TableConfig};
+pub use plan::{
+    Plan, PlanError, Planned, Planner, PlannerConfig, RowSlice, ShardSpec, Sharding, ShardingKind,
+    TableConfig,
+};
+pub use routing::{Bags, Routed, Router};
+pub use storage::Storage;
+pub use tables::{Received, ShardedTables};

@@ -1,76 +1,71 @@
-//! This rank's tables: pooled lookup, and update of the rows that a batch touched.
+//! This rank's part of all tables: pooled lookup, and update of the rows that a batch touched.
 
-use features::Jagged;
+use std::{borrow::Cow, sync::Arc};
+
 use models::ctr::EmbeddingTable;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::optimizer::SparseOptimizerConfig;
+use super::{
+    optimizer::{SparseOptimizerConfig, Update},
+    plan::{Plan, ShardSpec, Sharding},
+    routing::{Request, Routed, Router},
+    shard::{Shard, Touched},
+    storage::Storage,
+};
+use crate::collective::{CollectiveError, ProcessGroup};
 
 /// Rows of a batch that one task pools; small enough to balance two cores.
 const ROWS_PER_TASK: usize = 256;
 
-/// One table to be made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TableConfig {
-    /// The sparse feature it belongs to.
-    pub feature: String,
-    /// Number of rows; an id's row is `id % rows`.
-    pub rows: usize,
-    /// Length of a row.
-    pub dim: usize,
-}
+/// How far ahead rows are fetched into the cache.
+const PREFETCH: usize = 16;
 
-#[derive(Debug, Clone)]
-struct Shard {
-    table: EmbeddingTable,
-    /// One value a row: the optimizer's state.
-    accumulators: Vec<f32>,
-    /// First column in the pooled block.
-    column: usize,
-}
-
-/// The tables of all sparse features, in the order of the schema.
+/// The tables of all sparse features, in the order of the plan.
 #[derive(Debug, Clone)]
 pub struct ShardedTables {
-    shards: Vec<Shard>,
+    pub(super) router: Router,
+    pub(super) rank: usize,
+    pub(super) optimizer: SparseOptimizerConfig,
+    pub(super) shards: Vec<Shard>,
+    /// First column of each table in the pooled block.
+    columns: Vec<usize>,
     width: usize,
-    optimizer: SparseOptimizerConfig,
+    /// Updates so far.
+    pub(super) step: u64,
+}
+
+/// Gradients that have reached the owners of their rows.
+#[derive(Debug)]
+pub struct Received<'a> {
+    routed: &'a Routed,
+    gradient: Cow<'a, [f32]>,
 }
 
 impl ShardedTables {
-    /// Makes fresh tables with weights uniform in ±0.01, each from its own random stream, so that
-    /// a table's weights do not depend on the others or on where it lies.
-    pub fn new(tables: &[TableConfig], optimizer: SparseOptimizerConfig, seed: u64) -> Self {
-        let mut width = 0;
-        let shards = tables
-            .iter()
-            .map(|config| {
-                let mut random = ChaCha8Rng::seed_from_u64(seed);
-                random.set_stream(features::hash::hash_text(&config.feature));
-                let values = config.rows * config.dim;
-                let weights = (0..values)
-                    .map(|_| random.random_range(-0.01..0.01))
-                    .collect();
-                let column = width;
-                width += config.dim;
-                Shard {
-                    table: EmbeddingTable {
-                        feature: config.feature.clone(),
-                        rows: config.rows,
-                        dim: config.dim,
-                        weights,
-                    },
-                    accumulators: vec![0.0; config.rows],
-                    column,
-                }
-            })
-            .collect();
+    /// Makes this rank's part of fresh tables, with weights uniform in ±0.01 that depend on the
+    /// seed and the table's name, and not on the plan.
+    pub fn new(
+        plan: Arc<Plan>,
+        rank: usize,
+        optimizer: SparseOptimizerConfig,
+        storage: Storage,
+        seed: u64,
+    ) -> Self {
+        let (columns, width) = plan.columns();
+        let router = Router::new(Arc::clone(&plan), rank);
+        let make = |(_, spec): (usize, &ShardSpec)| {
+            let table = &plan.tables[spec.table].0;
+            Shard::new(spec.clone(), table, storage, &optimizer, seed)
+        };
+        let shards = router.held_by(rank).map(make).collect();
         Self {
-            shards,
-            width,
+            router,
+            rank,
             optimizer,
+            shards,
+            columns,
+            width,
+            step: 0,
         }
     }
 
@@ -79,204 +74,376 @@ impl ShardedTables {
         self.width
     }
 
-    /// The tables as they stand, in the order of the schema.
-    pub fn tables(&self) -> Vec<EmbeddingTable> {
-        self.shards
-            .iter()
-            .map(|shard| shard.table.clone())
-            .collect()
+    /// Who finds the way of ids.
+    pub fn router(&self) -> &Router {
+        &self.router
     }
 
-    /// Pools the bags of a batch by their mean, an empty bag to zeros.
+    /// Bytes of this rank's weights and optimizer state.
+    pub fn bytes(&self) -> usize {
+        self.shards.iter().map(Shard::bytes).sum()
+    }
+
+    /// Pools the bags of a batch by table, an empty bag to zeros.
     ///
     /// # Shapes
-    /// - `bags`: one [`Jagged`] of `rows` bags per table
     /// - returns `[rows, width]`
-    pub fn lookup(&self, bags: &[Jagged], rows: usize) -> Vec<f32> {
-        let mut pooled = vec![0.0; rows * self.width];
-        pooled
-            .par_chunks_mut(ROWS_PER_TASK * self.width.max(1))
-            .enumerate()
-            .for_each(|(task, out)| {
-                for (shard, bags) in self.shards.iter().zip(bags) {
-                    shard.table.pool_mean(
-                        bags,
-                        task * ROWS_PER_TASK,
-                        out,
-                        self.width,
-                        shard.column,
-                    );
-                }
-            });
-        pooled
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn lookup(
+        &self,
+        routed: &Routed,
+        group: &mut impl ProcessGroup,
+    ) -> Result<Vec<f32>, CollectiveError> {
+        let mut pooled = vec![0.0; routed.rows * self.width];
+        self.pool_locally(routed, &mut pooled);
+        if self.router.plan().world_size == 1 {
+            return Ok(pooled);
+        }
+        let answers: Vec<Vec<f32>> = (0..routed.orders.len())
+            .into_par_iter()
+            .map(|rank| self.answer(routed, rank))
+            .collect();
+        let parts: Vec<&[f32]> = answers.iter().map(Vec::as_slice).collect();
+        let received = group.all_to_all_v(&parts)?;
+        self.pool_received(routed, &received, &mut pooled);
+        Ok(pooled)
     }
 
-    /// Moves the rows that a batch touched, each once, by the sum of its gradients. The result
-    /// does not depend on the number of threads.
+    /// Brings the gradients of looked-up rows to their owners; [`Self::apply`] takes them.
     ///
     /// # Shapes
-    /// - `bags`: as in [`Self::lookup`]
     /// - `gradient`: `[rows, width]`, of the pooled block
-    pub fn update(&mut self, bags: &[Jagged], gradient: &[f32]) {
-        let (width, optimizer) = (self.width, &self.optimizer);
-        self.shards
-            .par_iter_mut()
-            .zip(bags)
-            .for_each(|(shard, bags)| shard.update(bags, gradient, width, optimizer));
-    }
-}
-
-impl Shard {
-    fn update(
-        &mut self,
-        bags: &Jagged,
-        gradient: &[f32],
-        width: usize,
-        optimizer: &SparseOptimizerConfig,
-    ) {
-        // (row, bag) packed, so that one sort brings a row's bags together in a fixed order.
-        let mut touched = Vec::with_capacity(bags.ids.len());
-        for bag in 0..bags.offsets.len() - 1 {
-            touched.extend(
-                bags.row(bag)
-                    .iter()
-                    .map(|id| (self.table.row_of(*id) as u64) << 32 | bag as u64),
-            );
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn exchange<'a>(
+        &self,
+        routed: &'a Routed,
+        gradient: &'a [f32],
+        group: &mut impl ProcessGroup,
+    ) -> Result<Received<'a>, CollectiveError> {
+        if self.router.plan().world_size == 1 {
+            return Ok(Received {
+                routed,
+                gradient: Cow::Borrowed(gradient),
+            });
         }
-        touched.sort_unstable();
-        let dim = self.table.dim;
-        let mut sum = vec![0.0; dim];
-        for of_row in touched.chunk_by(|a, b| a >> 32 == b >> 32) {
-            sum.fill(0.0);
-            for packed in of_row {
-                let bag = (packed & u64::from(u32::MAX)) as usize;
-                let share = 1.0 / (bags.offsets[bag + 1] - bags.offsets[bag]) as f32;
-                let from = bag * width + self.column;
-                for (sum, g) in sum.iter_mut().zip(&gradient[from..from + dim]) {
-                    *sum += share * g;
-                }
-            }
-            let row = (of_row[0] >> 32) as usize;
-            let weights = &mut self.table.weights[row * dim..(row + 1) * dim];
-            optimizer.step(weights, &mut self.accumulators[row], &mut sum);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::sharding::SparseOptimizer;
-
-    fn configs() -> [TableConfig; 2] {
-        [("a", 5, 2), ("b", 3, 3)].map(|(feature, rows, dim)| TableConfig {
-            feature: feature.into(),
-            rows,
-            dim,
+        let sent: Vec<Vec<f32>> = routed
+            .requests
+            .par_iter()
+            .map(|requests| self.gradients(requests, gradient))
+            .collect();
+        let parts: Vec<&[f32]> = sent.iter().map(Vec::as_slice).collect();
+        Ok(Received {
+            routed,
+            gradient: Cow::Owned(group.all_to_all_v(&parts)?.concat()),
         })
     }
 
-    fn jagged(bags: &[Vec<u64>]) -> Jagged {
-        let mut jagged = Jagged::default();
-        bags.iter().for_each(|bag| jagged.push_row(bag));
-        jagged
-    }
-
-    /// The same update by dense arithmetic over whole tables.
-    fn reference(
-        tables: &[EmbeddingTable],
-        bags: &[Jagged],
-        gradient: &[f32],
-        optimizer: &SparseOptimizerConfig,
-    ) -> Vec<Vec<f32>> {
-        let mut column = 0;
-        let mut updated = Vec::new();
-        for (table, bags) in tables.iter().zip(bags) {
-            let mut dense = vec![0.0f32; table.weights.len()];
-            let mut hit = vec![false; table.rows];
-            for bag in 0..bags.offsets.len() - 1 {
-                for id in bags.row(bag) {
-                    let row = table.row_of(*id);
-                    hit[row] = true;
-                    for at in 0..table.dim {
-                        dense[row * table.dim + at] +=
-                            gradient[bag * 5 + column + at] / bags.row(bag).len() as f32;
+    /// Pools tables that are wholly here.
+    fn pool_locally(&self, routed: &Routed, pooled: &mut [f32]) {
+        let alone = self.router.plan().world_size == 1;
+        let local = |shard: &&Shard| alone || shard.spec.owner.is_none();
+        let local: Vec<&Shard> = self.shards.iter().filter(local).collect();
+        if local.is_empty() {
+            return;
+        }
+        let tasks = pooled.par_chunks_mut(ROWS_PER_TASK * self.width);
+        tasks.enumerate().for_each(|(task, out)| {
+            for shard in &local {
+                let batch = &routed.tables[shard.spec.table];
+                let column = self.columns[shard.spec.table];
+                let first = task * ROWS_PER_TASK;
+                let bags = &batch.offsets[first..=first + out.len() / self.width];
+                for (row, ends) in out.chunks_exact_mut(self.width).zip(bags.windows(2)) {
+                    let target = &mut row[column..column + shard.dim];
+                    for entry in ends[0] as usize..ends[1] as usize {
+                        if let Some(ahead) = batch.rows.get(entry + PREFETCH) {
+                            shard.prefetch(*ahead as usize);
+                        }
+                        let row = batch.rows[entry] as usize;
+                        match batch.scale.get(entry) {
+                            None if ends[1] - ends[0] == 1 => shard.read(row, target),
+                            scale => shard.add_to(row, scale.copied().unwrap_or(1.0), target),
+                        }
                     }
                 }
             }
-            let mut weights = table.weights.clone();
-            for row in (0..table.rows).filter(|row| hit[*row]) {
-                let g = &dense[row * table.dim..(row + 1) * table.dim];
-                let accumulator = g.iter().map(|g| g * g).sum::<f32>() / table.dim as f32;
-                let rate = optimizer.learning_rate / (accumulator.sqrt() + optimizer.eps);
-                for at in 0..table.dim {
-                    weights[row * table.dim + at] -= rate * g[at];
-                }
-            }
-            updated.push(weights);
-            column += table.dim;
-        }
-        updated
+        });
     }
 
-    proptest! {
-        #[test]
-        fn an_update_equals_dense_arithmetic_and_moves_nothing_else(
-            bags in prop::collection::vec((prop::collection::vec(any::<u64>(), 0..4), prop::collection::vec(any::<u64>(), 0..4)), 1..30),
-            scale in 0.1f32..2.0,
-        ) {
-            let optimizer = SparseOptimizerConfig::default();
-            let mut sharded = ShardedTables::new(&configs(), optimizer.clone(), 1);
-            let before = sharded.tables();
-            let (left, right): (Vec<_>, Vec<_>) = bags.into_iter().unzip();
-            let rows = left.len();
-            let bags = [jagged(&left), jagged(&right)];
-            // One sign a column: a sum that cancels to zero leaves rounding, which the optimizer
-            // would scale to a whole step.
-            let sign = |at: usize| [1.0, -1.0][at % 5 % 2];
-            let gradient: Vec<f32> = (0..rows * 5).map(|at| scale * sign(at) * ((at % 7) as f32 + 1.0)).collect();
-            sharded.update(&bags, &gradient);
-            let expected = reference(&before, &bags, &gradient, &optimizer);
-            for (found, expected) in sharded.tables().iter().zip(&expected) {
-                for (found, expected) in found.weights.iter().zip(expected) {
-                    prop_assert!((found - expected).abs() < 1e-5, "{} {}", found, expected);
+    /// The vectors that a rank has ordered.
+    fn answer(&self, routed: &Routed, rank: usize) -> Vec<f32> {
+        let mut vectors = Vec::new();
+        for order in &routed.orders[rank] {
+            let shard = &self.shards[order.shard];
+            if shard.spec.owner.is_none() {
+                continue;
+            }
+            let first = vectors.len();
+            vectors.resize(first + order.num_vectors * shard.dim, 0.0);
+            let mut targets = vectors[first..].chunks_exact_mut(shard.dim);
+            let mut entry = 0;
+            for vector in 0..order.num_vectors {
+                let Some(target) = targets.next() else { break };
+                match order.lengths.get(vector) {
+                    None => {
+                        if let Some(ahead) = order.rows.get(vector + PREFETCH) {
+                            shard.prefetch(*ahead as usize);
+                        }
+                        shard.read(order.rows[vector] as usize, target);
+                    }
+                    Some(length) => {
+                        for at in entry..entry + *length as usize {
+                            let weight = order.weights.get(at).copied().unwrap_or(1.0);
+                            shard.add_to(order.rows[at] as usize, weight, target);
+                        }
+                        entry += *length as usize;
+                    }
                 }
             }
         }
+        vectors
     }
 
-    #[test]
-    fn lookup_gives_means_side_by_side() {
-        let tables = ShardedTables::new(&configs(), SparseOptimizerConfig::default(), 1);
-        let bags = [jagged(&[vec![7], vec![]]), jagged(&[vec![0, 1], vec![2]])];
-        let pooled = tables.lookup(&bags, 2);
-        let all = tables.tables();
-        assert_eq!(pooled[..2], all[0].weights[4..6]);
-        assert_eq!(pooled[5..7], [0.0, 0.0]);
-        assert_eq!(pooled[7..], all[1].weights[6..9]);
-        assert!((pooled[2] - (all[1].weights[0] + all[1].weights[3]) / 2.0).abs() < 1e-9);
+    /// Adds what the owners sent to the bags.
+    fn pool_received(&self, routed: &Routed, received: &[Vec<f32>], pooled: &mut [f32]) {
+        struct Given<'a> {
+            request: &'a Request,
+            vectors: &'a [f32],
+            dim: usize,
+            column: usize,
+        }
+        let mut given = Vec::new();
+        for (rank, vectors) in received.iter().enumerate() {
+            let mut at = 0;
+            let held = self.router.held_by(rank);
+            for (request, (_, spec)) in routed.requests[rank].iter().zip(held) {
+                if spec.owner.is_none() {
+                    continue;
+                }
+                let dim = spec.columns.len();
+                let end = at + request.num_vectors * dim;
+                given.push(Given {
+                    request,
+                    vectors: &vectors[at..end],
+                    dim,
+                    column: self.columns[spec.table] + spec.columns.start,
+                });
+                at = end;
+            }
+        }
+        let tasks = pooled.par_chunks_mut(ROWS_PER_TASK * self.width.max(1));
+        tasks.enumerate().for_each(|(task, out)| {
+            let first = (task * ROWS_PER_TASK) as u32;
+            let end = first + (out.len() / self.width) as u32;
+            for given in &given {
+                let terms = &given.request.terms;
+                let from = terms.partition_point(|term| term.bag < first);
+                for term in terms[from..].iter().take_while(|term| term.bag < end) {
+                    let at = (term.bag - first) as usize * self.width + given.column;
+                    let vector = term.vector as usize * given.dim;
+                    let vector = &given.vectors[vector..vector + given.dim];
+                    for (sum, value) in out[at..at + given.dim].iter_mut().zip(vector) {
+                        *sum += term.scale * value;
+                    }
+                }
+            }
+        });
     }
 
-    #[test]
-    fn a_tables_weights_do_not_depend_on_its_neighbours() {
-        let both = ShardedTables::new(&configs(), SparseOptimizerConfig::default(), 1).tables();
-        let alone =
-            ShardedTables::new(&configs()[1..], SparseOptimizerConfig::default(), 1).tables();
-        assert_eq!(both[1], alone[0]);
+    /// The gradients of what was asked of one rank.
+    fn gradients(&self, requests: &[Request], gradient: &[f32]) -> Vec<f32> {
+        let shards = self.router.specs();
+        let dim = |request: &Request| shards[request.shard].columns.len();
+        let total = requests
+            .iter()
+            .map(|request| request.num_vectors * dim(request));
+        let mut gradients = vec![0.0; total.sum()];
+        let mut first = 0;
+        for request in requests {
+            let (spec, dim) = (&shards[request.shard], dim(request));
+            let column = self.columns[spec.table] + spec.columns.start;
+            for term in &request.terms {
+                let from = term.bag as usize * self.width + column;
+                let to = first + term.vector as usize * dim;
+                let source = &gradient[from..from + dim];
+                for (sum, g) in gradients[to..to + dim].iter_mut().zip(source) {
+                    *sum += term.scale * g;
+                }
+            }
+            first += request.num_vectors * dim;
+        }
+        gradients
     }
 
-    #[test]
-    fn sgd_moves_by_the_gradient() {
-        let optimizer = SparseOptimizerConfig {
-            kind: SparseOptimizer::Sgd,
-            learning_rate: 0.5,
-            ..Default::default()
+    /// Moves the rows that some batches touched, each once, by the sum of its gradients over all
+    /// batches and ranks. The result does not depend on the number of threads.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn apply(
+        &mut self,
+        received: &[Received<'_>],
+        rate_scale: f32,
+        group: &mut impl ProcessGroup,
+    ) -> Result<(), CollectiveError> {
+        match received {
+            [one] => self.apply_all(&one.routed.touched, &one.gradient, rate_scale, group),
+            several => {
+                let gradient: Vec<&[f32]> = several.iter().map(|one| &*one.gradient).collect();
+                let gradient = gradient.concat();
+                let mut touched = vec![Touched::default(); self.shards.len()];
+                let mut before = 0;
+                for one in several {
+                    for (all, more) in touched.iter_mut().zip(&one.routed.touched) {
+                        all.append(more, before);
+                    }
+                    before += one.gradient.len();
+                }
+                touched.par_iter_mut().for_each(Touched::sort);
+                self.apply_all(&touched, &gradient, rate_scale, group)
+            }
+        }
+    }
+
+    fn apply_all(
+        &mut self,
+        touched: &[Touched],
+        gradient: &[f32],
+        rate_scale: f32,
+        group: &mut impl ProcessGroup,
+    ) -> Result<(), CollectiveError> {
+        self.step += 1;
+        let step = self.step;
+        let (optimizer, plan) = (&self.optimizer, self.router.plan());
+        let update_of = |shard: &Shard| Update {
+            step,
+            rate_scale,
+            dim: plan.tables[shard.spec.table].0.dim,
         };
-        let mut tables = ShardedTables::new(&configs()[..1], optimizer, 1);
-        let before = tables.tables()[0].weights[2];
-        tables.update(&[jagged(&[vec![1]])], &[0.2, 0.0]);
-        assert!((tables.tables()[0].weights[2] - (before - 0.1)).abs() < 1e-7);
+        // Rows whose columns lie on several ranks, where the step is that of the whole row.
+        let cut = |table: usize| {
+            optimizer.needs_square_sum()
+                && matches!(plan.tables[table].1, Sharding::ColumnWise { .. })
+        };
+        self.shards
+            .par_iter_mut()
+            .zip(touched)
+            .filter(|(shard, _)| !cut(shard.spec.table))
+            .for_each(|(shard, touched)| {
+                let update = update_of(shard);
+                shard.update(touched, gradient, optimizer, update);
+            });
+        if !(0..plan.tables.len()).any(cut) {
+            return Ok(());
+        }
+        let mut sums: Vec<(Vec<f32>, Vec<f32>)> = self
+            .shards
+            .par_iter()
+            .zip(touched)
+            .map(|(shard, touched)| match cut(shard.spec.table) {
+                true => shard.sums(touched, gradient, optimizer),
+                false => (Vec::new(), Vec::new()),
+            })
+            .collect();
+        Self::exchange_squares(&self.shards, plan, &mut sums, group)?;
+        self.shards
+            .par_iter_mut()
+            .zip(touched)
+            .zip(sums)
+            .filter(|((shard, _), _)| cut(shard.spec.table))
+            .for_each(|((shard, touched), (mut sums, squares))| {
+                let update = update_of(shard);
+                shard.update_by_sums(touched, &mut sums, &squares, optimizer, update);
+            });
+        Ok(())
+    }
+
+    /// Replaces the squares of this rank's columns by those of all columns. All owners of a table
+    /// were asked for the same rows, so that their lists agree.
+    fn exchange_squares(
+        shards: &[Shard],
+        plan: &Plan,
+        sums: &mut [(Vec<f32>, Vec<f32>)],
+        group: &mut impl ProcessGroup,
+    ) -> Result<(), CollectiveError> {
+        let sharers = |table: usize| match &plan.tables[table].1 {
+            Sharding::ColumnWise { ranks } => ranks.as_slice(),
+            _ => &[],
+        };
+        let mut parts = vec![Vec::new(); group.world_size()];
+        for (shard, (_, squares)) in shards.iter().zip(sums.iter()) {
+            for rank in sharers(shard.spec.table) {
+                parts[*rank].extend_from_slice(squares);
+            }
+        }
+        let parts: Vec<&[f32]> = parts.iter().map(Vec::as_slice).collect();
+        let received = group.all_to_all_v(&parts)?;
+        let mut taken = vec![0; received.len()];
+        for (shard, (_, squares)) in shards.iter().zip(sums.iter_mut()) {
+            let ranks = sharers(shard.spec.table);
+            if ranks.is_empty() {
+                continue;
+            }
+            let count = squares.len();
+            squares.fill(0.0);
+            for rank in ranks {
+                let theirs = &received[*rank][taken[*rank]..taken[*rank] + count];
+                for (sum, square) in squares.iter_mut().zip(theirs) {
+                    *sum += square;
+                }
+                taken[*rank] += count;
+            }
+        }
+        Ok(())
+    }
+
+    /// All tables, whole, on every rank: for small models, and to publish them.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn gather(
+        &self,
+        group: &mut impl ProcessGroup,
+    ) -> Result<Vec<EmbeddingTable>, CollectiveError> {
+        let plan = self.router.plan();
+        let mut tables: Vec<EmbeddingTable> = plan
+            .tables
+            .iter()
+            .map(|(table, _)| EmbeddingTable {
+                feature: table.feature.clone(),
+                rows: table.rows,
+                dim: table.dim,
+                pooling: table.pooling,
+                weights: vec![0.0; table.rows * table.dim],
+            })
+            .collect();
+        // One table at a time, so that little is held twice.
+        for (at, table) in tables.iter_mut().enumerate() {
+            let mut mine = Vec::new();
+            for shard in self.shards.iter().filter(|shard| shard.spec.table == at) {
+                if shard.spec.owner.is_some() || self.rank == 0 {
+                    let first = mine.len();
+                    mine.resize(first + shard.rows * shard.dim, 0.0);
+                    shard.values.read(0, &mut mine[first..]);
+                }
+            }
+            let all = group.all_gather_v(&mine)?;
+            let mut taken = vec![0; all.len()];
+            for spec in self.router.specs().iter().filter(|spec| spec.table == at) {
+                let rank = spec.owner.unwrap_or(0);
+                let (rows, dim) = (spec.rows.count(table.rows), spec.columns.len());
+                let values = &all[rank][taken[rank]..taken[rank] + rows * dim];
+                for (local, values) in values.chunks_exact(dim).enumerate() {
+                    let to = spec.rows.global(local) * table.dim + spec.columns.start;
+                    table.weights[to..to + dim].copy_from_slice(values);
+                }
+                taken[rank] += rows * dim;
+            }
+        }
+        Ok(tables)
     }
 }

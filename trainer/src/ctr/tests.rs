@@ -1,0 +1,380 @@
+//! The training loop: what it learns, on how many ranks, and after what interruptions.
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use burn::backend::Autodiff;
+use features::Schema;
+use models::{Cpu, ctr::CtrModel};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{
+    config::CtrConfig,
+    evaluate::{evaluate, score_all},
+    step::Groups,
+    train::{Progress, Task, TrainError, Trained, train},
+};
+use crate::{
+    checkpoint::{Checkpoints, Folder},
+    collective::{CollectiveConfig, ProcessGroup, TcpGroup, testing::meet},
+    sharding::{ShardingKind, SparseOptimizer},
+    table::Examples,
+};
+
+/// Rows whose click is certain for ids below 50, and otherwise follows a dense number.
+fn rows(count: usize, seed: u64) -> (Schema, Examples) {
+    let schema: Schema = serde_json::from_value(serde_json::json!({
+        "digest": "d",
+        "dense": [{"name": "x"}],
+        "sparse": [{"name": "id", "multi": false}, {"name": "several", "multi": true}],
+    }))
+    .unwrap();
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut rows = Examples::empty(&schema);
+    for row in 0..count {
+        let (x, id) = (
+            random.random_range(-1.0f32..1.0),
+            random.random_range(0u64..100),
+        );
+        let several: Vec<u64> = (0..random.random_range(0..5))
+            .map(|_| random.random())
+            .collect();
+        rows.features.dense.push(x);
+        rows.features.sparse[0].push_row(&[id]);
+        rows.features.sparse[1].push_row(&several);
+        rows.features.num_rows += 1;
+        rows.clicks.push(f32::from(u8::from(id < 50 || x > 0.8)));
+        rows.weights.push(random.random_range(0.5..1.5));
+        rows.impression_ids.push(format!("{row}"));
+    }
+    (schema, rows)
+}
+
+fn config() -> CtrConfig {
+    let mut config = CtrConfig::default();
+    config.model.hidden = vec![16];
+    config.model.num_cross_layers = 1;
+    config.tables.rows = 128;
+    config.tables.embedding_dim = 4;
+    config.training.batch_size = 64;
+    config.training.epochs = 3;
+    config
+}
+
+/// One run, or a part of one, on some ranks.
+struct Part<'a> {
+    config: &'a CtrConfig,
+    world_size: usize,
+    /// Where checkpoints are.
+    dir: &'a Path,
+    rows: usize,
+    /// Stops after the first step, or at the first point of the loss curve, or not at all.
+    stop: Stop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Stop {
+    AtOnce,
+    AtPoint,
+    Never,
+}
+
+impl Part<'_> {
+    /// What rank 0 has in the end, and what it was told.
+    fn run(&self) -> (Result<Trained, TrainError>, Vec<Progress>) {
+        let (schema, data) = rows(self.rows, 1);
+        let (_, valid) = rows(500, 2);
+        let mut ranks = meet(self.world_size, &CollectiveConfig::default(), |met| {
+            let mut groups = Groups::connect(&met).unwrap();
+            let saving = TcpGroup::connect(&met, "checkpoints").unwrap();
+            let folder = Folder::local(self.dir).unwrap();
+            let saved = self.config.checkpoint.clone();
+            let mut checkpoints = Checkpoints::new(folder, saved, "run".into(), saving);
+            // One rank is asked to stop, as by a signal.
+            let asked = groups.rows.rank() == self.world_size - 1;
+            let stop = AtomicBool::new(asked && self.stop == Stop::AtOnce);
+            let mut told = Vec::new();
+            let task = Task {
+                config: self.config,
+                schema: &schema,
+                train: &data,
+                valid: &valid,
+            };
+            let report = |progress: &Progress| {
+                told.push(progress.clone());
+                let point = matches!(progress, Progress::Steps { .. });
+                if asked && self.stop == Stop::AtPoint && point {
+                    stop.store(true, Ordering::Relaxed);
+                }
+            };
+            let device = Default::default();
+            let trained = train::<Autodiff<Cpu>, _>(
+                task,
+                &device,
+                &mut groups,
+                &mut checkpoints,
+                &stop,
+                report,
+            );
+            (trained, told)
+        });
+        ranks.swap_remove(0)
+    }
+}
+
+fn fit(config: &CtrConfig, world_size: usize) -> (CtrModel<Cpu>, Vec<Progress>) {
+    let dir = tempfile::tempdir().unwrap();
+    let part = Part {
+        config,
+        world_size,
+        dir: dir.path(),
+        rows: 3000,
+        stop: Stop::Never,
+    };
+    let (trained, told) = part.run();
+    (model(trained.unwrap()), told)
+}
+
+fn model(trained: Trained) -> CtrModel<Cpu> {
+    match trained {
+        Trained::Done(model) => *model,
+        Trained::Stopped { step } => panic!("stopped at step {step}"),
+    }
+}
+
+fn scores(model: &CtrModel<Cpu>) -> Vec<f32> {
+    score_all(model, &rows(300, 3).1, false).unwrap()
+}
+
+/// `(step, loss)` of the metrics, without what depends on the clock.
+fn losses(told: &[Progress]) -> Vec<(u64, f64)> {
+    let point = |progress: &Progress| match progress {
+        Progress::Steps { step, loss, .. } => Some((*step, *loss)),
+        Progress::Epoch { epoch, valid } => Some((1_000_000 + epoch, valid.log_loss)),
+        _ => None,
+    };
+    told.iter().filter_map(point).collect()
+}
+
+fn assert_close(found: &[(u64, f64)], wanted: &[(u64, f64)], tolerance: f64) {
+    assert_eq!(found.len(), wanted.len());
+    for (found, wanted) in found.iter().zip(wanted) {
+        assert_eq!(found.0, wanted.0);
+        assert!(
+            (found.1 - wanted.1).abs() < tolerance,
+            "{found:?} {wanted:?}"
+        );
+    }
+}
+
+#[test]
+fn ids_and_numbers_are_learnt_and_calibrated() {
+    let (model, told) = fit(&config(), 1);
+    let (_, test) = rows(2000, 3);
+    let evaluation = evaluate(&score_all(&model, &test, false).unwrap(), &test);
+    assert!(evaluation.auc.unwrap() > 0.97, "{evaluation:?}");
+    assert!(
+        (evaluation.calibration_ratio - 1.0).abs() < 0.05,
+        "{evaluation:?}"
+    );
+    let epochs = told
+        .iter()
+        .filter(|told| matches!(told, Progress::Epoch { .. }));
+    assert_eq!(epochs.count(), 3);
+}
+
+#[test]
+fn a_seed_fixes_the_model_bit_for_bit() {
+    let mut config = config();
+    config.model.net_dropout = 0.1;
+    let first = scores(&fit(&config, 1).0);
+    assert_eq!(first, scores(&fit(&config, 1).0));
+    config.seed = 2;
+    assert_ne!(first, scores(&fit(&config, 1).0));
+}
+
+#[test]
+fn a_table_of_an_unknown_feature_is_refused() {
+    let mut config = config();
+    config.tables.rows_of.insert("idd".into(), 5);
+    let dir = tempfile::tempdir().unwrap();
+    let part = Part {
+        config: &config,
+        world_size: 1,
+        dir: dir.path(),
+        rows: 100,
+        stop: Stop::Never,
+    };
+    assert!(matches!(
+        part.run().0,
+        Err(TrainError::UnknownFeature { .. })
+    ));
+}
+
+#[test]
+fn any_number_of_ranks_has_the_same_loss_curve() {
+    let config = config();
+    let wanted = losses(&fit(&config, 1).1);
+    assert!(wanted.len() > 10);
+    for world_size in 2..=4 {
+        assert_close(&losses(&fit(&config, world_size).1), &wanted, 2e-4);
+    }
+}
+
+#[test]
+fn every_sharding_has_the_same_loss_curve() {
+    let mut config = config();
+    // Column-wise wants four columns a rank.
+    config.tables.embedding_dim = 8;
+    let wanted = losses(&fit(&config, 1).1);
+    for kind in [
+        ShardingKind::Replicated,
+        ShardingKind::TableWise,
+        ShardingKind::RowWise,
+        ShardingKind::ColumnWise,
+    ] {
+        let all = ["id", "several"].map(|feature| (feature.to_owned(), kind));
+        config.tables.planner.sharding_of = all.into();
+        assert_close(&losses(&fit(&config, 2).1), &wanted, 2e-4);
+    }
+}
+
+#[test]
+fn micro_batches_change_nothing_but_rounding() {
+    let mut config = config();
+    let wanted = losses(&fit(&config, 1).1);
+    config.training.micro_batches = 3;
+    assert_close(&losses(&fit(&config, 1).1), &wanted, 2e-4);
+    assert_close(&losses(&fit(&config, 2).1), &wanted, 2e-4);
+}
+
+/// Runs in parts, with the numbers of ranks given; the metrics of all parts, as one would find
+/// them in the end.
+fn in_parts(config: &CtrConfig, parts: &[(usize, Stop)]) -> (CtrModel<Cpu>, Vec<(u64, f64)>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut all: Vec<(u64, f64)> = Vec::new();
+    for (world_size, stop) in parts {
+        let part = Part {
+            config,
+            world_size: *world_size,
+            dir: dir.path(),
+            rows: 3000,
+            stop: *stop,
+        };
+        let (trained, told) = part.run();
+        if let Some(Progress::Resumed { resumed_step, .. }) = told.first() {
+            all.retain(|(step, _)| *step > 1_000_000 || step <= resumed_step);
+        }
+        all.extend(losses(&told));
+        if *stop == Stop::Never {
+            return (model(trained.unwrap()), all);
+        }
+        assert!(
+            matches!(trained, Ok(Trained::Stopped { .. })),
+            "{trained:?}"
+        );
+    }
+    panic!("the last part goes to the end");
+}
+
+#[test]
+fn an_interrupted_run_equals_the_uninterrupted_bit_for_bit() {
+    let mut config = config();
+    config.checkpoint.every_steps = 7;
+    let optimizers = [SparseOptimizer::RowwiseAdagrad, SparseOptimizer::Adam];
+    for (world_size, optimizer) in [(1, optimizers[0]), (3, optimizers[1])] {
+        config.tables.optimizer.kind = optimizer;
+        // Threads that are ranks share the backend's random numbers; processes do not.
+        config.model.net_dropout = if world_size == 1 { 0.1 } else { 0.0 };
+        let (whole, told) = fit(&config, world_size);
+        use Stop::{AtOnce, AtPoint, Never};
+        let stops = [
+            AtOnce, AtPoint, AtOnce, AtOnce, AtPoint, AtPoint, AtPoint, AtOnce, AtPoint, Never,
+        ];
+        let (model, metrics) = in_parts(&config, &stops.map(|stop| (world_size, stop)));
+        assert_eq!(scores(&model), scores(&whole));
+        assert_eq!(metrics, losses(&told));
+    }
+}
+
+#[test]
+fn other_numbers_of_ranks_go_on_with_the_same_loss_curve() {
+    let mut config = config();
+    for kind in [SparseOptimizer::RowwiseAdagrad, SparseOptimizer::Adam] {
+        config.tables.optimizer.kind = kind;
+        let wanted = losses(&fit(&config, 1).1);
+        let parts = [4, 2, 3].map(|ranks| (ranks, Stop::AtPoint));
+        let parts = [&parts[..], &[(1, Stop::Never)]].concat();
+        assert_close(&in_parts(&config, &parts).1, &wanted, 2e-4);
+    }
+}
+
+#[test]
+fn the_best_epoch_is_kept_however_many_follow() {
+    let mut config = config();
+    // Far too fast: later epochs get worse.
+    config.training.learning_rate = 0.05;
+    config.training.epochs = 8;
+    config.checkpoint.keep = 1;
+    let (model, told) = fit(&config, 1);
+    let epochs: Vec<f64> = losses(&told)
+        .into_iter()
+        .filter(|(step, _)| *step > 1_000_000)
+        .map(|(_, loss)| loss)
+        .collect();
+    let best = epochs.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(epochs[7] > best, "{epochs:?}");
+    let (_, valid) = rows(500, 2);
+    let found = evaluate(&score_all(&model, &valid, false).unwrap(), &valid).log_loss;
+    assert!((found - best).abs() < 1e-5, "{found} {best}");
+}
+
+#[test]
+fn steps_that_are_no_number_move_nothing_and_end_the_run_when_there_are_too_many() {
+    let (schema, mut data) = rows(640, 1);
+    let (_, valid) = rows(100, 2);
+    let config = config();
+    let run = |data: &Examples| {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::local(dir.path()).unwrap();
+        let saved = config.checkpoint.clone();
+        let mut checkpoints = Checkpoints::new(folder, saved, "run".into(), TcpGroup::alone());
+        let mut told = Vec::new();
+        let task = Task {
+            config: &config,
+            schema: &schema,
+            train: data,
+            valid: &valid,
+        };
+        let report = |progress: &Progress| told.push(progress.clone());
+        let stop = AtomicBool::new(false);
+        let mut groups = Groups::alone();
+        let device = Default::default();
+        let trained =
+            train::<Autodiff<Cpu>, _>(task, &device, &mut groups, &mut checkpoints, &stop, report);
+        (trained, told)
+    };
+    data.weights[77] = f32::NAN;
+    let (trained, told) = run(&data);
+    let skipped = told
+        .iter()
+        .filter(|told| matches!(told, Progress::Skipped { .. }));
+    assert_eq!(skipped.count(), 3, "once an epoch");
+    assert!(
+        scores(&model(trained.unwrap()))
+            .iter()
+            .all(|score| score.is_finite())
+    );
+
+    data.weights.fill(f32::NAN);
+    let (trained, _) = run(&data);
+    let Err(TrainError::Diverged {
+        step: 5, count: 5, ..
+    }) = trained
+    else {
+        panic!("{trained:?}");
+    };
+}

@@ -1,0 +1,133 @@
+//! Weights and gradients of a network, one after the other in the order of the module.
+
+use burn::{
+    module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param},
+    optim::GradientsParams,
+    prelude::Backend,
+    tensor::{Tensor, TensorData, backend::AutodiffBackend},
+};
+
+/// Adds the gradients of all weights; a weight may have none.
+///
+/// # Shapes
+/// - `sums`: `[num_weights]`, or longer
+pub(crate) fn add_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
+    module: &M,
+    gradients: GradientsParams,
+    sums: &mut [f32],
+) {
+    struct Add<'a> {
+        gradients: GradientsParams,
+        sums: &'a mut [f32],
+        at: usize,
+    }
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Add<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let count = param.val().shape().num_elements();
+            if let Some(gradient) = self.gradients.remove::<B::InnerBackend, D>(param.id) {
+                let sums = &mut self.sums[self.at..self.at + count];
+                for (sum, g) in sums.iter_mut().zip(to_vec(gradient)) {
+                    *sum += g;
+                }
+            }
+            self.at += count;
+        }
+    }
+    module.visit(&mut Add {
+        gradients,
+        sums,
+        at: 0,
+    });
+}
+
+/// The weights.
+pub(crate) fn flatten_weights<B: Backend>(module: &impl Module<B>) -> Vec<f32> {
+    struct Flatten(Vec<f32>);
+    impl<B: Backend> ModuleVisitor<B> for Flatten {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            self.0.extend(to_vec(param.val()));
+        }
+    }
+    let mut visitor = Flatten(Vec::new());
+    module.visit(&mut visitor);
+    visitor.0
+}
+
+/// The module with other weights; the inverse of [`flatten_weights`].
+///
+/// # Panics
+/// If there are fewer than the module has.
+pub(crate) fn load_weights<B: Backend, M: Module<B>>(
+    module: M,
+    weights: &[f32],
+    device: &B::Device,
+) -> M {
+    struct Load<'a, B: Backend> {
+        weights: &'a [f32],
+        device: &'a B::Device,
+    }
+    impl<B: Backend> ModuleMapper<B> for Load<'_, B> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            let (id, old, mapper) = param.consume();
+            let (mine, rest) = self.weights.split_at(old.shape().num_elements());
+            self.weights = rest;
+            let data = TensorData::new(mine.to_vec(), old.shape());
+            let new = Tensor::from_data(data, self.device).set_require_grad(old.is_require_grad());
+            Param::from_mapped_value(id, new, mapper)
+        }
+    }
+    module.map(&mut Load::<B> { weights, device })
+}
+
+/// Scales the vector down to a length, if it is longer; returns its length before. 0: no limit.
+pub(crate) fn clip(values: &mut [f32], max_norm: f32) -> f32 {
+    let squares = values.iter().map(|value| f64::from(*value).powi(2));
+    let norm = squares.sum::<f64>().sqrt() as f32;
+    if max_norm > 0.0 && norm > max_norm && norm.is_finite() {
+        let scale = max_norm / norm;
+        values.iter_mut().for_each(|value| *value *= scale);
+    }
+    norm
+}
+
+/// The numbers of a tensor.
+pub(crate) fn to_vec<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    let data = tensor.into_data().convert::<f32>();
+    // The data were converted to f32 just before.
+    data.into_vec().expect("numbers of type f32")
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::{backend::Autodiff, nn::LinearConfig};
+    use models::Cpu;
+
+    use super::*;
+
+    #[test]
+    fn weights_survive_being_flat_and_still_learn() {
+        let device = Default::default();
+        let layer = LinearConfig::new(3, 2).init::<Autodiff<Cpu>>(&device);
+        let weights: Vec<f32> = (0..8).map(|at| at as f32).collect();
+        let layer = load_weights(layer, &weights, &device);
+        assert_eq!(flatten_weights(&layer), weights);
+        let input = Tensor::<Autodiff<Cpu>, 2>::ones([1, 3], &device);
+        let loss = layer.forward(input).sum();
+        let gradients = GradientsParams::from_grads(loss.backward(), &layer);
+        let mut sums = [1.0; 9];
+        add_gradients(&layer, gradients, &mut sums);
+        assert_eq!(sums, [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0]);
+        add_gradients(&layer, GradientsParams::new(), &mut sums);
+        assert_eq!(sums[..8], [2.0; 8]);
+    }
+
+    #[test]
+    fn a_long_vector_is_cut_and_a_short_one_is_not() {
+        let mut values = [3.0, 4.0];
+        assert_eq!(clip(&mut values, 2.5), 5.0);
+        assert_eq!(values, [1.5, 2.0]);
+        assert_eq!(clip(&mut values, 0.0), 2.5);
+        assert_eq!(clip(&mut values, 3.0), 2.5);
+        assert_eq!(values, [1.5, 2.0]);
+    }
+}

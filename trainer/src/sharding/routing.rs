@@ -1,0 +1,376 @@
+//! Which rank is asked for which rows of a batch, and what becomes of them.
+//!
+//! Routing needs no weights: it can run ahead of the step that uses it. For every shard a rank
+//! either asks for the distinct rows of its batch and pools them itself, or, where bags are long
+//! and their rows are many, has its bags pooled by the owner; it takes the way of fewer bytes.
+
+use std::sync::Arc;
+
+use features::Jagged;
+use models::ctr::Pooling;
+use rayon::prelude::*;
+
+use super::{
+    plan::{Plan, ShardSpec},
+    shard::Touched,
+};
+use crate::collective::{CollectiveError, ProcessGroup};
+
+/// Words before the rows of a request: way, vectors, rows.
+const HEADER: usize = 3;
+const WAY_ROWS: u32 = 0;
+const WAY_BAGS: u32 = 1;
+const WAY_WEIGHTED_BAGS: u32 = 2;
+
+/// Ids of all tables of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Bags<'a> {
+    /// One per table.
+    pub ids: &'a [Jagged],
+    /// Weights of the ids, one list per table; `None`: all 1. Means take no weights.
+    pub weights: Option<&'a [Vec<f32>]>,
+    /// Number of bags of each table.
+    pub rows: usize,
+}
+
+/// Finds the way of every id; the same on all ranks.
+#[derive(Debug, Clone)]
+pub struct Router {
+    plan: Arc<Plan>,
+    shards: Arc<Vec<ShardSpec>>,
+    rank: usize,
+}
+
+/// A batch whose rows are known to their owners.
+#[derive(Debug, Clone)]
+pub struct Routed {
+    /// Number of bags of each table.
+    pub(super) rows: usize,
+    pub(super) tables: Vec<TableBatch>,
+    /// What this rank asks of each rank.
+    pub(super) requests: Vec<Vec<Request>>,
+    /// What each rank asks of this one.
+    pub(super) orders: Vec<Vec<Order>>,
+    /// For each shard of this rank.
+    pub(super) touched: Vec<Touched>,
+}
+
+/// One table's ids as rows.
+#[derive(Debug, Clone)]
+pub(super) struct TableBatch {
+    /// `[bags + 1]`.
+    pub offsets: Vec<u32>,
+    /// Row of each entry.
+    pub rows: Vec<u32>,
+    /// The bag of each entry.
+    pub bags: Vec<u32>,
+    /// What each entry's row is multiplied with; empty: 1.
+    pub scale: Vec<f32>,
+    /// Whether all entries of a bag have the same scale, as in a mean.
+    pub scaled_by_bag: bool,
+    /// `row << 32 | entry`, rising.
+    pub by_row: Vec<u64>,
+}
+
+/// What this rank wants of one shard.
+#[derive(Debug, Clone)]
+pub(super) struct Request {
+    /// Index in the plan's shards.
+    pub shard: usize,
+    /// How many vectors come, and gradients go.
+    pub num_vectors: usize,
+    /// What is added to which bag, by rising bag.
+    pub terms: Vec<Term>,
+}
+
+/// `bag += scale × vector`, and backward `gradient of vector += scale × gradient of bag`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Term {
+    pub bag: u32,
+    pub vector: u32,
+    pub scale: f32,
+}
+
+/// What another rank wants of a shard of this one.
+#[derive(Debug, Clone)]
+pub(super) struct Order {
+    /// Index among this rank's shards.
+    pub shard: usize,
+    pub num_vectors: usize,
+    /// Local rows, in the order of the vectors they go into.
+    pub rows: Vec<u32>,
+    /// How many rows each vector is the sum of; empty: one.
+    pub lengths: Vec<u32>,
+    /// What the rows are multiplied with; empty: 1.
+    pub weights: Vec<f32>,
+}
+
+impl Router {
+    /// For one rank of a plan.
+    pub fn new(plan: Arc<Plan>, rank: usize) -> Self {
+        let shards = Arc::new(plan.shards());
+        Self { plan, shards, rank }
+    }
+
+    /// The plan's shards that a rank holds, with their index among all.
+    pub(super) fn held_by(&self, rank: usize) -> impl Iterator<Item = (usize, &ShardSpec)> {
+        self.shards
+            .iter()
+            .enumerate()
+            .filter(move |(_, shard)| shard.owner.is_none_or(|owner| owner == rank))
+    }
+
+    /// The plan's shards.
+    pub(super) fn specs(&self) -> &[ShardSpec] {
+        &self.shards
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Tells the owners of a batch's rows what this rank wants, and hears what the others want.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn route(
+        &self,
+        bags: Bags<'_>,
+        group: &mut impl ProcessGroup,
+    ) -> Result<Routed, CollectiveError> {
+        let tables: Vec<TableBatch> = (0..self.plan.tables.len())
+            .into_par_iter()
+            .map(|table| self.table_batch(table, bags))
+            .collect();
+        if self.plan.world_size == 1 {
+            let touched = self
+                .held_by(0)
+                .map(|(_, shard)| self.touched_locally(shard, &tables));
+            return Ok(Routed {
+                rows: bags.rows,
+                touched: touched.collect(),
+                tables,
+                requests: Vec::new(),
+                orders: Vec::new(),
+            });
+        }
+        let mut requests = Vec::new();
+        let mut messages = Vec::new();
+        for rank in 0..self.plan.world_size {
+            let held: Vec<_> = self.held_by(rank).collect();
+            let (asked, words): (Vec<Request>, Vec<Vec<u32>>) = held
+                .into_par_iter()
+                .map(|(at, shard)| request(at, shard, &tables[shard.table]))
+                .unzip();
+            requests.push(asked);
+            messages.push(words.concat());
+        }
+        let parts: Vec<&[u32]> = messages.iter().map(Vec::as_slice).collect();
+        let received = group.all_to_all_v(&parts)?;
+        let orders: Vec<Vec<Order>> = received.iter().map(|words| self.orders(words)).collect();
+        Ok(Routed {
+            rows: bags.rows,
+            touched: self.touched(&orders),
+            tables,
+            requests,
+            orders,
+        })
+    }
+
+    fn table_batch(&self, table: usize, bags: Bags<'_>) -> TableBatch {
+        let (config, ids) = (&self.plan.tables[table].0, &bags.ids[table]);
+        debug_assert!(ids.fits(bags.rows), "one bag a row");
+        let rows: Vec<u32> = ids
+            .ids
+            .iter()
+            .map(|id| (id % config.rows as u64) as u32)
+            .collect();
+        let mut of_entry = Vec::with_capacity(rows.len());
+        let mut scale = match (config.pooling, bags.weights) {
+            (Pooling::Sum, Some(weights)) => weights[table].clone(),
+            _ => Vec::new(),
+        };
+        let single = ids.offsets.windows(2).all(|ends| ends[1] - ends[0] <= 1);
+        for (bag, ends) in ids.offsets.windows(2).enumerate() {
+            let length = (ends[1] - ends[0]) as usize;
+            of_entry.extend(std::iter::repeat_n(bag as u32, length));
+            if config.pooling == Pooling::Mean && !single {
+                scale.extend(std::iter::repeat_n(1.0 / length as f32, length));
+            }
+        }
+        let mut by_row: Vec<u64> = rows
+            .iter()
+            .enumerate()
+            .map(|(entry, row)| u64::from(*row) << 32 | entry as u64)
+            .collect();
+        by_row.sort_unstable();
+        TableBatch {
+            offsets: ids.offsets.clone(),
+            rows,
+            bags: of_entry,
+            scale,
+            scaled_by_bag: config.pooling == Pooling::Mean,
+            by_row,
+        }
+    }
+
+    /// With one rank the gradients lie in the pooled block.
+    fn touched_locally(&self, shard: &ShardSpec, tables: &[TableBatch]) -> Touched {
+        let (columns, width) = self.plan.columns();
+        let table = &tables[shard.table];
+        let column = columns[shard.table] as u32;
+        Touched {
+            by_row: table.by_row.clone(),
+            gradient_at: table
+                .bags
+                .iter()
+                .map(|bag| bag * width as u32 + column)
+                .collect(),
+            scale: table.scale.clone(),
+        }
+    }
+
+    /// Takes a rank's message apart. It was made by [`request`] for the same plan.
+    fn orders(&self, mut words: &[u32]) -> Vec<Order> {
+        self.held_by(self.rank)
+            .enumerate()
+            .map(|(shard, _)| {
+                let (header, rest) = words.split_at(HEADER);
+                let (num_vectors, num_rows) = (header[1] as usize, header[2] as usize);
+                let (rows, rest) = rest.split_at(num_rows);
+                let lengths = if header[0] == WAY_ROWS {
+                    0
+                } else {
+                    num_vectors
+                };
+                let (lengths, rest) = rest.split_at(lengths);
+                let weights = if header[0] == WAY_WEIGHTED_BAGS {
+                    num_rows
+                } else {
+                    0
+                };
+                let (weights, rest) = rest.split_at(weights);
+                words = rest;
+                Order {
+                    shard,
+                    num_vectors,
+                    rows: rows.to_vec(),
+                    lengths: lengths.to_vec(),
+                    weights: weights.iter().map(|bits| f32::from_bits(*bits)).collect(),
+                }
+            })
+            .collect()
+    }
+
+    /// For each shard of this rank: where the gradients will lie that the ranks send, one rank's
+    /// after the other's.
+    fn touched(&self, orders: &[Vec<Order>]) -> Vec<Touched> {
+        let held: Vec<&ShardSpec> = self.held_by(self.rank).map(|(_, shard)| shard).collect();
+        let mut touched = vec![Touched::default(); held.len()];
+        let mut at = 0;
+        for order in orders.iter().flatten() {
+            let dim = held[order.shard].columns.len();
+            let of_shard = &mut touched[order.shard];
+            let mut vector = 0;
+            let mut left = order.lengths.first().copied().unwrap_or(1);
+            for row in &order.rows {
+                while left == 0 {
+                    vector += 1;
+                    left = order.lengths.get(vector).copied().unwrap_or(1);
+                }
+                left -= 1;
+                let entry = of_shard.gradient_at.len() as u64;
+                of_shard.by_row.push(u64::from(*row) << 32 | entry);
+                of_shard.gradient_at.push((at + vector * dim) as u32);
+            }
+            if !order.weights.is_empty() {
+                // Entries of other ranks had none so far.
+                let before = of_shard.gradient_at.len() - order.rows.len();
+                of_shard.scale.resize(before, 1.0);
+                of_shard.scale.extend(&order.weights);
+            }
+            at += order.num_vectors * dim;
+        }
+        for of_shard in &mut touched {
+            if !of_shard.scale.is_empty() {
+                of_shard.scale.resize(of_shard.gradient_at.len(), 1.0);
+            }
+        }
+        touched.par_iter_mut().for_each(Touched::sort);
+        touched
+    }
+}
+
+/// What a batch wants of a shard, and the words that say so.
+fn request(at: usize, shard: &ShardSpec, table: &TableBatch) -> (Request, Vec<u32>) {
+    let local = |row: u32| shard.rows.local(row as usize) as u32;
+    let wanted = |row: u32| shard.rows.has(row as usize);
+    let (mut rows, mut vector_of) = (Vec::new(), vec![0; table.rows.len()]);
+    let mut num_entries = 0;
+    for run in table.by_row.chunk_by(|a, b| a >> 32 == b >> 32) {
+        let row = (run[0] >> 32) as u32;
+        if wanted(row) {
+            for packed in run {
+                vector_of[(packed & u64::from(u32::MAX)) as usize] = rows.len() as u32;
+            }
+            num_entries += run.len();
+            rows.push(local(row));
+        }
+    }
+    let entries = || (0..table.rows.len()).filter(|entry| wanted(table.rows[*entry]));
+    // Bags that have entries here, and the first of them.
+    let mut bags: Vec<(u32, usize)> = entries().map(|entry| (table.bags[entry], entry)).collect();
+    bags.dedup_by_key(|(bag, _)| *bag);
+    // Words: ids once, vectors there and back, of a replicated table only back.
+    let vectors = shard.columns.len() * if shard.owner.is_some() { 2 } else { 1 };
+    let weighted = !table.scale.is_empty() && !table.scaled_by_bag;
+    let by_rows = rows.len() * (1 + vectors);
+    let by_bags = num_entries * (1 + usize::from(weighted)) + bags.len() * (1 + vectors);
+    let scale_of = |entry: usize| table.scale.get(entry).copied().unwrap_or(1.0);
+    if by_rows <= by_bags {
+        let terms = entries().map(|entry| Term {
+            bag: table.bags[entry],
+            vector: vector_of[entry],
+            scale: scale_of(entry),
+        });
+        let request = Request {
+            shard: at,
+            num_vectors: rows.len(),
+            terms: terms.collect(),
+        };
+        let mut words = vec![WAY_ROWS, rows.len() as u32, rows.len() as u32];
+        words.extend(rows);
+        return (request, words);
+    }
+    let terms = bags.iter().enumerate().map(|(vector, (bag, first))| Term {
+        bag: *bag,
+        vector: vector as u32,
+        scale: if weighted { 1.0 } else { scale_of(*first) },
+    });
+    let request = Request {
+        shard: at,
+        num_vectors: bags.len(),
+        terms: terms.collect(),
+    };
+    let way = if weighted {
+        WAY_WEIGHTED_BAGS
+    } else {
+        WAY_BAGS
+    };
+    let mut words = vec![way, bags.len() as u32, num_entries as u32];
+    words.extend(entries().map(|entry| local(table.rows[entry])));
+    let mut lengths = vec![0u32; bags.len()];
+    let mut vector = 0;
+    for entry in entries() {
+        if bags[vector].0 != table.bags[entry] {
+            vector += 1;
+        }
+        lengths[vector] += 1;
+    }
+    words.extend(lengths);
+    if weighted {
+        words.extend(entries().map(|entry| table.scale[entry].to_bits()));
+    }
+    (request, words)
+}

@@ -1,0 +1,284 @@
+//! What is learnt does not depend on how the tables are spread.
+
+use std::sync::Arc;
+
+use features::Jagged;
+use models::ctr::{EmbeddingTable, Pooling};
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::collective::{CollectiveConfig, ProcessGroup, TcpGroup, split_evenly, testing::meet};
+
+const STEPS: usize = 3;
+const BAGS: usize = 37;
+
+/// Three tables: one id a bag, several as a mean, several weighted as a sum.
+fn tables() -> Vec<TableConfig> {
+    let table = |feature: &str, rows, dim, pooling| TableConfig {
+        feature: feature.into(),
+        rows,
+        dim,
+        pooling,
+    };
+    vec![
+        table("one", 50, 4, Pooling::Mean),
+        table("mean", 7, 8, Pooling::Mean),
+        table("sum", 3000, 5, Pooling::Sum),
+    ]
+}
+
+/// A batch of all ranks together.
+#[derive(Clone)]
+struct Batch {
+    ids: Vec<Jagged>,
+    weights: Vec<Vec<f32>>,
+    gradient: Vec<f32>,
+}
+
+const WIDTH: usize = 17;
+
+fn batch(random: &mut ChaCha8Rng) -> Batch {
+    let (mut ids, mut weights) = (vec![Jagged::default(); 3], vec![Vec::new(); 3]);
+    for _ in 0..BAGS {
+        for (table, most) in [(0, 1), (1, 4), (2, 12)] {
+            let length = match table {
+                0 => usize::from(random.random_bool(0.9)),
+                _ => random.random_range(0..=most),
+            };
+            let bag: Vec<u64> = (0..length).map(|_| random.random()).collect();
+            weights[table].extend(bag.iter().map(|_| random.random_range(0.5f32..2.0)));
+            ids[table].push_row(&bag);
+        }
+    }
+    // One sign a column: a sum that cancels leaves rounding, which Adagrad would scale to a step.
+    let sign = |at: usize| [1.0, -1.0][at % WIDTH % 2];
+    let gradient = (0..BAGS * WIDTH).map(|at| sign(at) * random.random_range(0.1f32..1.0));
+    let gradient = gradient.collect();
+    Batch {
+        ids,
+        weights,
+        gradient,
+    }
+}
+
+/// The bags `range` of a batch.
+fn part(batch: &Batch, range: std::ops::Range<usize>) -> Batch {
+    let mut part = Batch {
+        ids: vec![Jagged::default(); 3],
+        weights: vec![Vec::new(); 3],
+        gradient: batch.gradient[range.start * WIDTH..range.end * WIDTH].to_vec(),
+    };
+    for table in 0..3 {
+        let (ids, weights) = (&batch.ids[table], &batch.weights[table]);
+        for bag in range.clone() {
+            part.ids[table].push_row(ids.row(bag));
+            let (from, to) = (ids.offsets[bag] as usize, ids.offsets[bag + 1] as usize);
+            part.weights[table].extend(&weights[from..to]);
+        }
+    }
+    part
+}
+
+/// Pooled blocks of all steps, and the tables in the end.
+type Learnt = (Vec<Vec<f32>>, Vec<EmbeddingTable>);
+
+fn learn(
+    plan: &Arc<Plan>,
+    optimizer: &SparseOptimizerConfig,
+    storage: Storage,
+    batches: &[Batch],
+) -> Learnt {
+    let world_size = plan.world_size;
+    let ranks: Vec<Learnt> = meet(world_size, &CollectiveConfig::default(), |met| {
+        let mut group = TcpGroup::connect(&met, "rows").unwrap();
+        let rank = group.rank();
+        let mut tables = ShardedTables::new(Arc::clone(plan), rank, optimizer.clone(), storage, 5);
+        let mut pooled = Vec::new();
+        for batch in batches {
+            let counts = split_evenly(BAGS, world_size);
+            let first: usize = counts[..rank].iter().sum();
+            let mine = part(batch, first..first + counts[rank]);
+            let bags = Bags {
+                ids: &mine.ids,
+                weights: Some(&mine.weights),
+                rows: counts[rank],
+            };
+            let routed = tables.router().route(bags, &mut group).unwrap();
+            pooled.push(tables.lookup(&routed, &mut group).unwrap());
+            let given = tables
+                .exchange(&routed, &mine.gradient, &mut group)
+                .unwrap();
+            tables.apply(&[given], 1.0, &mut group).unwrap();
+        }
+        (pooled, tables.gather(&mut group).unwrap())
+    });
+    let steps = (0..batches.len()).map(|step| {
+        ranks
+            .iter()
+            .flat_map(move |(pooled, _)| pooled[step].clone())
+    });
+    let pooled = steps.map(Iterator::collect).collect();
+    assert!(
+        ranks.iter().all(|(_, tables)| *tables == ranks[0].1),
+        "all ranks gather the same"
+    );
+    (pooled, ranks[0].1.clone())
+}
+
+fn batches(seed: u64) -> Vec<Batch> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    (0..STEPS).map(|_| batch(&mut random)).collect()
+}
+
+fn assert_close(found: &Learnt, wanted: &Learnt, tolerance: f32, what: &str) {
+    let pairs = found.0.iter().zip(&wanted.0).flat_map(|(a, b)| {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b)
+    });
+    let tables = found.1.iter().zip(&wanted.1);
+    let pairs = pairs.chain(tables.flat_map(|(a, b)| a.weights.iter().zip(&b.weights)));
+    for (found, wanted) in pairs {
+        assert!(
+            (found - wanted).abs() <= tolerance,
+            "{what}: {found} against {wanted}"
+        );
+    }
+}
+
+const KINDS: [SparseOptimizer; 5] = [
+    SparseOptimizer::RowwiseAdagrad,
+    SparseOptimizer::Adagrad,
+    SparseOptimizer::Adam,
+    SparseOptimizer::Sgd,
+    SparseOptimizer::Ftrl,
+];
+
+fn sharding(kind: u8, world_size: usize, draw: usize) -> Sharding {
+    match kind % 4 {
+        0 => Sharding::Replicated {},
+        1 => Sharding::TableWise {
+            rank: draw % world_size,
+        },
+        2 => Sharding::RowWise {},
+        _ => {
+            let slices = 1 + draw % world_size;
+            Sharding::ColumnWise {
+                ranks: (0..slices).map(|part| (part + draw) % world_size).collect(),
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn every_plan_learns_what_one_process_learns(
+        world_size in 2usize..=4,
+        kinds in prop::array::uniform3(any::<u8>()),
+        draw in 0usize..4,
+        optimizer in 0usize..5,
+        clip in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let optimizer = SparseOptimizerConfig {
+            kind: KINDS[optimizer],
+            weight_decay: 0.01,
+            max_row_norm: if clip { 2.0 } else { 0.0 },
+            ..Default::default()
+        };
+        let batches = batches(seed);
+        let alone = learn(&Arc::new(Plan::alone(&tables())), &optimizer, Storage::F32, &batches);
+        let spread = tables().into_iter().zip(kinds).map(|(table, kind)| (table, sharding(kind, world_size, draw)));
+        let plan = Plan::new(world_size, spread.collect());
+        let found = learn(&Arc::new(plan.clone()), &optimizer, Storage::F32, &batches);
+        assert_close(&found, &alone, 2e-5, &format!("{:?} {optimizer:?}", plan.tables));
+    }
+}
+
+#[test]
+fn sixteen_bit_tables_learn_nearly_the_same_everywhere() {
+    let optimizer = SparseOptimizerConfig::default();
+    let batches = batches(3);
+    let wide = learn(
+        &Arc::new(Plan::alone(&tables())),
+        &optimizer,
+        Storage::F32,
+        &batches,
+    );
+    for (storage, tolerance) in [(Storage::Bf16, 0.02), (Storage::F16, 0.002)] {
+        let alone = learn(
+            &Arc::new(Plan::alone(&tables())),
+            &optimizer,
+            storage,
+            &batches,
+        );
+        assert_close(&alone, &wide, tolerance, "16 bit against 32");
+        let row_wise = tables()
+            .into_iter()
+            .map(|table| (table, Sharding::RowWise {}));
+        let plan = Plan::new(3, row_wise.collect());
+        let cut = learn(&Arc::new(plan), &optimizer, storage, &batches);
+        assert_close(&cut, &alone, tolerance, "three ranks against one");
+    }
+}
+
+/// One step over dense arithmetic on whole tables.
+#[test]
+fn one_process_learns_what_dense_arithmetic_says() {
+    let optimizer = SparseOptimizerConfig {
+        kind: SparseOptimizer::Sgd,
+        learning_rate: 0.5,
+        ..Default::default()
+    };
+    let plan = Arc::new(Plan::alone(&tables()));
+    let batches = batches(9);
+    let before = learn(&plan, &optimizer, Storage::F32, &[]).1;
+    let (pooled, after) = learn(&plan, &optimizer, Storage::F32, &batches[..1]);
+    let mut column = 0;
+    for (table, (before, after)) in before.iter().zip(&after).enumerate() {
+        let (ids, weights) = (&batches[0].ids[table], &batches[0].weights[table]);
+        let (mut wanted, dim) = (before.weights.clone(), before.dim);
+        for bag in 0..BAGS {
+            let mut sum = vec![0.0; dim];
+            let first = ids.offsets[bag] as usize;
+            for (at, id) in ids.row(bag).iter().enumerate() {
+                let scale = match before.pooling {
+                    Pooling::Mean => 1.0 / ids.row(bag).len() as f32,
+                    Pooling::Sum => weights[first + at],
+                };
+                let row = before.row_of(*id) * dim;
+                for x in 0..dim {
+                    sum[x] += scale * before.weights[row + x];
+                    wanted[row + x] -= 0.5 * scale * batches[0].gradient[bag * WIDTH + column + x];
+                }
+            }
+            for x in 0..dim {
+                assert!((pooled[0][bag * WIDTH + column + x] - sum[x]).abs() < 1e-6);
+            }
+        }
+        for (found, wanted) in after.weights.iter().zip(&wanted) {
+            assert!((found - wanted).abs() < 1e-5, "{found} {wanted}");
+        }
+        column += dim;
+    }
+}
+
+#[test]
+fn a_tables_weights_do_not_depend_on_its_neighbours() {
+    let optimizer = SparseOptimizerConfig::default();
+    let first = |tables: &[TableConfig]| {
+        learn(
+            &Arc::new(Plan::alone(tables)),
+            &optimizer,
+            Storage::F32,
+            &[],
+        )
+        .1
+    };
+    let all = first(&tables());
+    assert_eq!(all[1..], first(&tables()[1..]));
+    assert!(all[0].weights.iter().all(|weight| weight.abs() <= 0.01));
+    assert!(all[0].weights.iter().any(|weight| *weight > 0.005));
+}
