@@ -22,4 +22,4 @@ pub use args::CommonArgs;
 pub use config::{ConfigError, Loaded, load_config, parse_config};
 pub use layout::Layout;
 pub use output::{init_logging, print_line, progress, write_json, write_text};
-pub use run::{GateRefused, Preempted, exit, main};
+pub use run::{GateRefused, Preempted, Usage, exit, exit_code, main};

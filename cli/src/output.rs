@@ -31,7 +31,8 @@ pub fn print_line(line: &str) {
 pub fn init_logging(verbose: u8) {
     let default = match verbose {
         0 => "warn",
-        1 => "info",
+        // The table's library tells of every file.
+        1 => "info,buoyant_kernel=warn,buoyant_kernel_engine=warn",
         _ => "debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));

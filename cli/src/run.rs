@@ -18,6 +18,11 @@ pub mod exit {
     pub const RESUME: u8 = 75;
 }
 
+/// Something that was asked for cannot be; ends the program with [`exit::USAGE`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
 /// A gate's refusal; ends the program with [`exit::GATE`].
 #[derive(Debug, thiserror::Error)]
 #[error("refused by the gate: {reason}")]
@@ -40,7 +45,7 @@ pub fn main(run: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::from(exit::OK),
         Err(error) => {
             report(&error);
-            ExitCode::from(code(&error))
+            ExitCode::from(exit_code(&error))
         }
     }
 }
@@ -56,7 +61,12 @@ fn report(error: &anyhow::Error) {
     }
 }
 
-fn code(error: &anyhow::Error) -> u8 {
+/// The exit code of a program that ends with this error.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    // As a context it is no cause of its own.
+    if error.is::<Usage>() {
+        return exit::USAGE;
+    }
     error
         .chain()
         .find_map(|cause| {
@@ -81,9 +91,11 @@ mod tests {
 
     #[test]
     fn each_kind_of_end_has_its_code_under_any_context() {
-        let check =
-            |error: anyhow::Error, expected| assert_eq!(code(&error.context("training")), expected);
+        let check = |error: anyhow::Error, expected| {
+            assert_eq!(exit_code(&error.context("training")), expected)
+        };
         check(anyhow::anyhow!("broken"), exit::FAILURE);
+        check(Usage("two of one".into()).into(), exit::USAGE);
         check(
             GateRefused {
                 reason: "recall 0.9, wanted 0.95".into(),

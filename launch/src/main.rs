@@ -4,7 +4,7 @@ use std::{env, ffi::OsString, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
 use launch::{
-    completion, dispatch, doctor, help, quickstart, registry_verbs, report,
+    completion, dispatch, doctor, help, quickstart, registry_verbs, report, supervisor,
     verbs::{self, Program},
 };
 
@@ -22,6 +22,9 @@ enum Own {
     /// The whole loop, from nothing to the report
     #[command(disable_help_flag = true)]
     Quickstart(quickstart::QuickstartArgs),
+    /// Runs of several processes
+    #[command(subcommand)]
+    Launch(supervisor::LaunchVerb),
     /// Shell completion for bash, zsh or fish
     Completion(completion::CompletionArgs),
 }
@@ -79,6 +82,7 @@ fn run_own(args: &[OsString]) -> anyhow::Result<()> {
         Own::Report(args) => report::run(&args),
         Own::Doctor(args) => doctor::run(&args),
         Own::Quickstart(args) => quickstart::run(args),
+        Own::Launch(verb) => supervisor::run(&verb),
         Own::Completion(args) => {
             completion::run(&args, Own::command());
             Ok(())

@@ -128,6 +128,15 @@ pub const GROUPS: &[Group] = &[
                 "Train the model that a configuration describes",
             ),
             verb("eval", Program::Trainer, "Measure a registered click model"),
+            nest(
+                "launch",
+                Program::Launch,
+                "Runs of several processes",
+                &[(
+                    "run",
+                    "Start the ranks of a training run, and start them again when one fails",
+                )],
+            ),
         ],
     },
     Group {

@@ -62,6 +62,23 @@ impl Ended {
     }
 }
 
+/// A world of some thousand impressions.
+pub const TINY_WORLD: [&str; 13] = [
+    "configs/world-procedural.toml",
+    "--set",
+    "users=60",
+    "--set",
+    "creatives=60",
+    "--set",
+    "campaigns=12",
+    "--set",
+    "days=4",
+    "--set",
+    "impressions_per_day=2000",
+    "--set",
+    "delivery.broken_share=0.0",
+];
+
 /// A data folder of a test's own.
 pub struct Bench {
     /// The folder; it goes when the bench is dropped.
@@ -94,6 +111,19 @@ impl Bench {
     pub fn run(&self, args: &[&str]) -> Ended {
         let output = self.command(args).output().expect("marquee starts");
         ended(&output)
+    }
+
+    /// A data folder with the training table of [`TINY_WORLD`].
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn with_table() -> Self {
+        let bench = Self::default();
+        bench
+            .run(&[&["world", "generate"][..], &TINY_WORLD].concat())
+            .ok();
+        bench.run(&["events", "process", "--flush"]).ok();
+        bench
     }
 
     /// Starts `marquee serve` on free ports and waits until it says where it listens.
@@ -160,7 +190,11 @@ impl Drop for Server {
     }
 }
 
-fn ended(output: &Output) -> Ended {
+/// How a program ended, whose output was taken.
+///
+/// # Panics
+/// If a signal ended it.
+pub fn ended(output: &Output) -> Ended {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     let code = output

@@ -3,22 +3,6 @@
 use marquee_tests::Bench;
 use serde_json::Value;
 
-const WORLD: [&str; 13] = [
-    "configs/world-procedural.toml",
-    "--set",
-    "users=60",
-    "--set",
-    "creatives=60",
-    "--set",
-    "campaigns=12",
-    "--set",
-    "days=4",
-    "--set",
-    "impressions_per_day=2000",
-    "--set",
-    "delivery.broken_share=0.0",
-];
-
 /// Midnight after the world's history: its first day is 20,700.
 const AFTER_US: i64 = 20_704 * 86_400_000_000;
 
@@ -40,11 +24,7 @@ const VISUAL: [&str; 5] = [
 
 /// Everything up to a published bundle.
 fn published() -> Bench {
-    let bench = Bench::default();
-    bench
-        .run(&[&["world", "generate"][..], &WORLD].concat())
-        .ok();
-    bench.run(&["events", "process", "--flush"]).ok();
+    let bench = Bench::with_table();
     bench.run(&["features", "materialize"]).ok();
     trained(&bench, &CTR);
     trained(&bench, &["configs/prescorer.toml"]);

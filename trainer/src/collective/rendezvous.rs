@@ -111,6 +111,23 @@ pub enum JoinError {
     },
 }
 
+impl JoinError {
+    /// Whether trying again cannot help: somebody is configured wrongly.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Timeout { .. } | Self::Secret { .. } | Self::Spoilt { .. } => true,
+            Self::Greeting { source, .. } => matches!(
+                source,
+                GreetingError::Config { .. }
+                    | GreetingError::WorldSize { .. }
+                    | GreetingError::Version { .. }
+                    | GreetingError::Secret { .. }
+            ),
+            _ => false,
+        }
+    }
+}
+
 /// A rank's place in a run that is complete: all ranks have joined.
 #[derive(Debug)]
 pub struct Rendezvous {

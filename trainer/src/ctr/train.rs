@@ -230,8 +230,7 @@ pub fn train<B: AutodiffBackend, G: ProcessGroup + 'static>(
             report: &mut report,
         };
         if run.run(groups)? {
-            checkpoints.save(learner.save(json(&state)), state.best.map(|best| best.step))?;
-            checkpoints.wait()?;
+            save_now(checkpoints, &learner, &state)?;
             return Ok(Trained::Stopped { step: state.step });
         }
         let logits = score(task.valid, &learner, groups)?;
@@ -252,9 +251,8 @@ pub fn train<B: AutodiffBackend, G: ProcessGroup + 'static>(
             epoch: state.epoch,
             valid: evaluation,
         });
-        checkpoints.save(learner.save(json(&state)), state.best.map(|best| best.step))?;
+        save_now(checkpoints, &learner, &state)?;
     }
-    checkpoints.wait()?;
     // Every epoch was measured.
     let best = state.best.expect("one epoch or more");
     if best.step != state.step {
@@ -263,6 +261,25 @@ pub fn train<B: AutodiffBackend, G: ProcessGroup + 'static>(
         learner.restore(&restored, best.updates)?;
     }
     finished(task, &learner, groups)
+}
+
+/// Saves what the run cannot do without, and waits for it.
+fn save_now<B: AutodiffBackend, G: ProcessGroup + 'static>(
+    checkpoints: &mut Checkpoints<G>,
+    learner: &Learner<B>,
+    state: &State,
+) -> Result<(), CheckpointError> {
+    let before = checkpoints.save(learner.save(json(state)), state.best.map(|best| best.step));
+    told(before);
+    checkpoints.wait()
+}
+
+/// A run goes on without a checkpoint between two; the next may be written.
+fn told(written: Result<(), CheckpointError>) {
+    if let Err(error) = written {
+        let error: &dyn std::error::Error = &error;
+        tracing::error!(error, "a checkpoint was not written");
+    }
 }
 
 fn json(state: &State) -> serde_json::Value {
@@ -447,11 +464,7 @@ impl<B: AutodiffBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
         }
         let snapshot = self.learner.save(json(self.state));
         let best = self.state.best.map(|best| best.step);
-        // The run goes on without a checkpoint; the next may be better.
-        if let Err(error) = self.checkpoints.save(snapshot, best) {
-            let error: &dyn std::error::Error = &error;
-            tracing::error!(error, "a checkpoint was not written");
-        }
+        told(self.checkpoints.save(snapshot, best));
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use burn::backend::Autodiff;
-use cli::{CommonArgs, Layout, Loaded, Preempted, out, write_text};
+use cli::{CommonArgs, Layout, Loaded, Preempted, Usage, out, write_text};
 use indicatif::ProgressBar;
 use models::{Cpu, ctr::CtrModel};
 use registry::{Digest, Kind, Registry};
@@ -104,14 +104,17 @@ pub async fn run_train(
     args: &TrainArgs,
 ) -> anyhow::Result<()> {
     let config = &loaded.config;
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).context("watching for signals")?;
-    }
     let membership = Membership::from_environment()?;
     let rank = membership.rank;
     let digest = hex_sha256(&loaded.resolved);
-    let met = Rendezvous::join(membership, &config.collective, &digest)?;
+    let met = Rendezvous::join(membership, &config.collective, &digest).map_err(|error| {
+        let lasting = error.is_lasting();
+        let error = anyhow::Error::from(error);
+        match lasting {
+            true => error.context(Usage("the ranks do not belong together".to_owned())),
+            false => error,
+        }
+    })?;
     let mut groups = Groups::connect(&met)?;
     let saving = TcpGroup::connect(&met, "checkpoints")?;
 
@@ -148,7 +151,9 @@ pub async fn run_train(
     };
     let (mut speed, run) = (0.0, &mut job.run);
     let report = |told: &Progress| {
-        show(told, &bar);
+        if rank == 0 {
+            show(told, &bar);
+        }
         if let Progress::Steps {
             samples_per_second, ..
         } = told
@@ -159,6 +164,11 @@ pub async fn run_train(
             tracing::warn!(%error, "metrics not written");
         }
     };
+    // Before this there is nothing to save, and a signal ends the process as it ends any.
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).context("watching for signals")?;
+    }
     let task = Task {
         config,
         schema: &job.schema,
@@ -224,7 +234,13 @@ fn show(told: &Progress, bar: &ProgressBar) {
             bar.set_position(*samples);
             bar.println(format!("going on after step {resumed_step}"));
         }
-        Progress::Steps { samples, loss, .. } => {
+        Progress::Steps {
+            samples,
+            loss,
+            step,
+            ..
+        } => {
+            tracing::info!(step, loss, "trained");
             bar.set_position(*samples);
             bar.set_message(format!("loss {loss:.4}"));
         }

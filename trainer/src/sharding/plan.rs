@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use comfy_table::Table;
+use comfy_table::{Table, presets};
 use models::ctr::Pooling;
 use serde::{Deserialize, Serialize};
 
@@ -479,6 +479,7 @@ impl Planned {
     /// For people: the tables, and then the ranks.
     pub fn describe(&self) -> String {
         let mut tables = Table::new();
+        tables.load_style(presets::UTF8_BORDERS_ONLY);
         tables.set_header(["table", "rows", "dim", "sharding"]);
         for (table, sharding) in &self.plan.tables {
             tables.add_row([
@@ -489,6 +490,7 @@ impl Planned {
             ]);
         }
         let mut ranks = Table::new();
+        ranks.load_style(presets::UTF8_BORDERS_ONLY);
         ranks.set_header(["rank", "tables, MiB", "sparse step, ms (estimate)"]);
         for (rank, load) in self.loads.iter().enumerate() {
             ranks.add_row([
