@@ -144,8 +144,8 @@ fn soak(kills: usize) {
         "2",
         "--max-restarts",
         "1000",
-        "--grace-seconds",
-        "5",
+        "--back-off-seconds",
+        "0",
     ];
     let (code, seen) = Launched::start(&bench, &flags, &TRAIN).end();
     assert_eq!(code, Some(0), "{seen:#?}");

@@ -32,9 +32,7 @@ use crate::{
 /// How often the ranks are looked at.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The first pause before a restart; it doubles with each failure in a row, that is, when the ranks
-/// have not lived for longer than the pause before.
-const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
+/// The longest pause before a restart.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
 
 /// Failures in a row with so many ranks, after which one rank fewer is tried.
@@ -71,6 +69,10 @@ pub struct RunArgs {
     /// Restarts after failures before the run is given up
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub max_restarts: u32,
+    /// Seconds before the first restart; doubled, up to 30, whenever the ranks have not lived for
+    /// longer than that
+    #[arg(long, default_value_t = 0.5, value_name = "S")]
+    pub back_off_seconds: f64,
     /// Seconds that ranks get to save themselves when the run is stopped
     #[arg(long, default_value_t = 30, value_name = "S")]
     pub grace_seconds: u64,
@@ -92,7 +94,9 @@ pub fn run(verb: &LaunchVerb) -> anyhow::Result<()> {
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("watching for signals")?;
     }
-    let (mut nproc, mut failures, mut pause) = (args.nproc, 0, FIRST_BACK_OFF);
+    let back_off = Duration::try_from_secs_f64(args.back_off_seconds)
+        .map_err(|error| cli::Usage(format!("--back-off-seconds: {error}")))?;
+    let (mut nproc, mut failures, mut pause) = (args.nproc, 0, back_off);
     for restart in 0.. {
         let place = Place {
             args,
@@ -123,7 +127,7 @@ pub fn run(verb: &LaunchVerb) -> anyhow::Result<()> {
             "rank {rank} {why}, after {restart} restarts (--max-restarts)"
         );
         if started.elapsed() > pause {
-            (failures, pause) = (0, FIRST_BACK_OFF);
+            (failures, pause) = (0, back_off);
         }
         failures += 1;
         if failures >= PATIENCE && args.min_nproc.is_some_and(|least| least < nproc) {
