@@ -5,11 +5,13 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
+// The allocator of all programs.
 use burn::{
     backend::Autodiff,
     tensor::{Tensor, TensorData},
 };
 use clap::Parser;
+use cli as _;
 use models::{
     Cpu,
     ctr::{DcnV2Config, dcn_v2::weighted_bce},
