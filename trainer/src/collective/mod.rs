@@ -4,13 +4,15 @@
 //! from which every rank enters the [`Rendezvous`]: a small key-value store held by rank 0, where
 //! protocol version, configuration and shared secret are checked. From it come the groups, one
 //! for each role (dense gradients, ids, rows), so that different traffic can overlap:
-//! [`TcpGroup`] over sockets, and `nccl` on GPUs. [`conformance`] is the suite that
+//! [`TcpGroup`] over sockets, and `NcclGroup` on GPUs (feature `cuda`). [`conformance`] is the suite that
 //! both pass.
 
 pub mod conformance;
 mod greeting;
 mod links;
 mod membership;
+#[cfg(feature = "cuda")]
+mod nccl;
 mod rendezvous;
 mod ring;
 mod store;
@@ -25,6 +27,8 @@ use std::{io, ops::Range, time::Duration};
 use bytemuck::Pod;
 pub use greeting::GreetingError;
 pub use membership::{Membership, MembershipError};
+#[cfg(feature = "cuda")]
+pub use nccl::NcclGroup;
 pub use rendezvous::{CollectiveConfig, JoinError, Rendezvous};
 pub use tcp::TcpGroup;
 
@@ -190,6 +194,18 @@ pub enum CollectiveError {
         /// Name of the group.
         role: String,
     },
+    /// The GPU or its library failed.
+    #[error("{operation} {sequence} of group `{role}` failed on the GPU: {problem}")]
+    Device {
+        /// What was going on.
+        operation: Operation,
+        /// How many operations of the group came before.
+        sequence: u32,
+        /// Name of the group.
+        role: String,
+        /// What NCCL or the driver said.
+        problem: String,
+    },
     /// The system's wait for sockets failed.
     #[error("waiting for the sockets of group `{role}`")]
     Wait {
@@ -214,7 +230,7 @@ impl CollectiveError {
             | Self::Lost { rank, .. }
             | Self::OutOfStep { rank, .. }
             | Self::TooLong { rank, .. } => Some(*rank),
-            Self::Wait { .. } | Self::Broken { .. } => None,
+            Self::Device { .. } | Self::Wait { .. } | Self::Broken { .. } => None,
         }
     }
 }

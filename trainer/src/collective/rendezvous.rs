@@ -101,6 +101,14 @@ pub enum JoinError {
     /// The rendezvous broke.
     #[error("talking with the rendezvous of rank 0")]
     Store(#[source] io::Error),
+    /// A group on GPUs could not be made.
+    #[error("making group `{role}` on the GPU: {problem}")]
+    Nccl {
+        /// The group.
+        role: String,
+        /// What is missing or was refused.
+        problem: String,
+    },
     /// A group's sockets could not be made.
     #[error("making the sockets of group `{role}`")]
     Sockets {
@@ -312,6 +320,23 @@ impl Rendezvous {
         }
         // A circle: all wait for each other, which no single rank has caused.
         rank
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Rendezvous {
+    /// Finds who is to blame when this rank waits in vain, and nobody can say for whom: every rank
+    /// that gives up says so, and the first that says nothing within `grace` is the culprit.
+    pub(super) fn silent_rank(&self, grace: Duration) -> usize {
+        let me = self.membership.rank;
+        let others = || (0..self.membership.world_size).filter(|rank| *rank != me);
+        let said = self.set(&blame_key(me), &(me as u32).to_le_bytes());
+        let deadline = Instant::now() + grace;
+        let silent = others().find(|rank| self.get(&blame_key(*rank), *rank, deadline).is_err());
+        // Without the store, rank 0 is the one that holds it.
+        said.map_or(Some(0), |()| silent)
+            .or_else(|| others().next())
+            .unwrap_or(me)
     }
 }
 

@@ -362,18 +362,14 @@ fn on_device(
         #[cfg(feature = "cuda")]
         "cuda" => {
             let device = Default::default();
-            let trained = train::<Autodiff<burn::backend::Cuda>, _>(
+            Ok(train::<Autodiff<burn::backend::Cuda>, _>(
                 task,
                 &device,
                 groups,
                 checkpoints,
                 stop,
                 report,
-            )?;
-            Ok(match trained {
-                Trained::Stopped { step } => Trained::Stopped { step },
-                Trained::Done(model) => Trained::Done(Box::new(model.to_cpu())),
-            })
+            )?)
         }
         other => bail!(
             "device `{other}` is not in this build: use --device cpu, or build with --features cuda for cuda"
