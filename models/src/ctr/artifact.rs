@@ -19,6 +19,7 @@ use super::{
 use crate::{
     Cpu,
     files::{self, ModelFileError},
+    ops::FusedOps,
 };
 
 /// Means and standard deviations of the dense features over the training rows.
@@ -201,7 +202,7 @@ pub struct CtrModel<B: Backend = Cpu> {
     device: B::Device,
 }
 
-impl<B: Backend> CtrModel<B> {
+impl<B: FusedOps> CtrModel<B> {
     /// Joins the parts of a trained model. `tables` are in the order of the schema's sparse
     /// features.
     pub fn new(

@@ -13,6 +13,8 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::ops::{self, FusedOps};
+
 /// Shape of the network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -136,7 +138,7 @@ impl DcnV2Config {
     }
 }
 
-impl<B: Backend> DcnV2<B> {
+impl<B: FusedOps> DcnV2<B> {
     /// Logits of a batch.
     ///
     /// # Shapes
@@ -145,23 +147,42 @@ impl<B: Backend> DcnV2<B> {
     pub fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         let mut crossed = input.clone();
         for layer in &self.cross {
-            let inner = match &layer.down {
-                Some(down) => layer.up.forward(down.forward(crossed.clone())),
-                None => layer.up.forward(crossed.clone()),
-            };
-            crossed = input.clone() * inner + crossed;
+            crossed = layer.forward(input.clone(), crossed);
         }
         let mut deep = if self.stacked { crossed.clone() } else { input };
         for layer in &self.hidden {
-            deep = self.dropout.forward(relu(layer.forward(deep)));
+            let product = deep.matmul(layer.weight.val());
+            deep = self.dropout.forward(ops::bias_relu(product, bias(layer)));
         }
-        let joined = if self.stacked {
-            deep
+        let weight = self.output.weight.val();
+        let logits = if self.stacked {
+            deep.matmul(weight)
         } else {
-            Tensor::cat(vec![crossed, deep], 1)
+            // What the output layer makes of both, side by side; joining them would be a copy.
+            let [num_inputs, num_deep] = [crossed.dims()[1], deep.dims()[1]];
+            let of_crossed = weight.clone().narrow(0, 0, num_inputs);
+            let of_deep = weight.narrow(0, num_inputs, num_deep);
+            crossed.matmul(of_crossed) + deep.matmul(of_deep)
         };
-        self.output.forward(joined)
+        logits + bias(&self.output).unsqueeze()
     }
+}
+
+impl<B: FusedOps> CrossLayer<B> {
+    fn forward(&self, x0: Tensor<B, 2>, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let inner = match &self.down {
+            Some(down) => down.forward(x.clone()),
+            None => x.clone(),
+        };
+        let product = inner.matmul(self.up.weight.val());
+        ops::cross(x0, product, bias(&self.up), x)
+    }
+}
+
+/// The bias of a layer that has one.
+fn bias<B: Backend>(layer: &Linear<B>) -> Tensor<B, 1> {
+    // They were all made with one.
+    layer.bias.as_ref().expect("a layer with a bias").val()
 }
 
 /// Mean binary cross-entropy of logits, weighted: `Σ w (max(x,0) − x y + ln(1 + e^−|x|)) / Σ w`.

@@ -40,7 +40,7 @@ pub struct Evaluation {
 ///
 /// # Errors
 /// [`CtrModelError`] if the rows do not fit the model.
-pub fn score_all<B: burn::prelude::Backend>(
+pub fn score_all<B: models::ops::FusedOps>(
     model: &CtrModel<B>,
     rows: &Examples,
     logits: bool,

@@ -6,7 +6,7 @@ use burn::{
     module::AutodiffModule,
     optim::GradientsParams,
     prelude::Backend,
-    tensor::{Tensor, TensorData, backend::AutodiffBackend},
+    tensor::{Tensor, TensorData},
 };
 use features::hash::chain_integer;
 use models::{
@@ -15,6 +15,7 @@ use models::{
         DcnV2, DcnV2Config, EmbeddingTable, Normalisation, artifact::write_dense,
         dcn_v2::weighted_bce,
     },
+    ops::TrainingBackend,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -142,7 +143,7 @@ impl Default for StepLimits {
 }
 
 /// A model in training: network, tables and their optimizers.
-pub struct Learner<B: AutodiffBackend> {
+pub struct Learner<B: TrainingBackend> {
     model: DcnV2Config,
     network: DcnV2<B>,
     /// The network's weights, flat.
@@ -156,7 +157,7 @@ pub struct Learner<B: AutodiffBackend> {
     device: B::Device,
 }
 
-impl<B: AutodiffBackend> Learner<B> {
+impl<B: TrainingBackend> Learner<B> {
     /// A fresh network over tables; `seed` fixes its weights and dropout.
     pub fn new(
         model: &DcnV2Config,
@@ -358,7 +359,7 @@ impl<B: AutodiffBackend> Learner<B> {
     }
 }
 
-impl<B: AutodiffBackend> Learner<B> {
+impl<B: TrainingBackend> Learner<B> {
     /// Copies all that this rank saves.
     pub fn save(&self, state: serde_json::Value) -> Snapshot {
         let (shards, tables) = self.tables.save();

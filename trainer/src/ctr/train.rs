@@ -10,9 +10,11 @@ use std::{
     time::Instant,
 };
 
-use burn::tensor::backend::AutodiffBackend;
 use features::Schema;
-use models::ctr::{CtrModel, CtrModelError, Normalisation};
+use models::{
+    ctr::{CtrModel, CtrModelError, Normalisation},
+    ops::TrainingBackend,
+};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -195,7 +197,7 @@ struct Best {
 ///
 /// # Errors
 /// [`TrainError`].
-pub fn train<B: AutodiffBackend, G: ProcessGroup + 'static>(
+pub fn train<B: TrainingBackend, G: ProcessGroup + 'static>(
     task: Task<'_>,
     device: &B::Device,
     groups: &mut Groups<G>,
@@ -264,7 +266,7 @@ pub fn train<B: AutodiffBackend, G: ProcessGroup + 'static>(
 }
 
 /// Saves what the run cannot do without, and waits for it.
-fn save_now<B: AutodiffBackend, G: ProcessGroup + 'static>(
+fn save_now<B: TrainingBackend, G: ProcessGroup + 'static>(
     checkpoints: &mut Checkpoints<G>,
     learner: &Learner<B>,
     state: &State,
@@ -287,7 +289,7 @@ fn json(state: &State) -> serde_json::Value {
     serde_json::to_value(state).expect("a state is JSON")
 }
 
-fn learner<B: AutodiffBackend>(
+fn learner<B: TrainingBackend>(
     task: Task<'_>,
     groups: &Groups<impl ProcessGroup>,
     device: &B::Device,
@@ -339,7 +341,7 @@ fn learner<B: AutodiffBackend>(
 }
 
 /// One pass over the training rows, or what is left of it.
-struct Epoch<'a, 'b, B: AutodiffBackend, G> {
+struct Epoch<'a, 'b, B: TrainingBackend, G> {
     task: Task<'a>,
     learner: &'b mut Learner<B>,
     state: &'b mut State,
@@ -348,7 +350,7 @@ struct Epoch<'a, 'b, B: AutodiffBackend, G> {
     report: &'b mut dyn FnMut(&Progress),
 }
 
-impl<B: AutodiffBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
+impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
     /// Returns whether it was stopped before its end.
     fn run(&mut self, groups: &mut Groups<G>) -> Result<bool, TrainError> {
         let training = &self.task.config.training;
@@ -541,7 +543,7 @@ impl<'a> Ahead<'a> {
 }
 
 /// Logits of all rows on all ranks, each of which scores its part.
-fn score<B: AutodiffBackend, G: ProcessGroup>(
+fn score<B: TrainingBackend, G: ProcessGroup>(
     rows: &Examples,
     learner: &Learner<B>,
     groups: &mut Groups<G>,
@@ -575,7 +577,7 @@ fn calibrated(task: Task<'_>, logits: &[f32]) -> (models::ctr::Calibration, Eval
 }
 
 /// The model with its whole tables.
-fn finished<B: AutodiffBackend, G: ProcessGroup>(
+fn finished<B: TrainingBackend, G: ProcessGroup>(
     task: Task<'_>,
     learner: &Learner<B>,
     groups: &mut Groups<G>,

@@ -1,0 +1,166 @@
+//! The fused operations on the CPU: one pass, on all threads. Sums over rows are made by blocks of
+//! fixed size in a fixed order, so that they do not depend on the number of threads.
+
+use burn::tensor::{Shape, TensorData, TensorMetadata};
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::FusedKernels;
+use crate::Cpu;
+
+/// Values that one task takes on; a serving batch is one task.
+const VALUES_PER_TASK: usize = 32 * 1024;
+
+impl FusedKernels for Cpu {
+    fn bias_relu_forward(z: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        let (shape, bias) = (z.shape(), values(&bias));
+        let mut z = owned(z);
+        let bias = bias.as_slice();
+        each_block(&mut z, bias.len(), |_, rows| {
+            for row in rows.chunks_exact_mut(bias.len()) {
+                for (z, b) in row.iter_mut().zip(bias) {
+                    *z = (*z + b).max(0.0);
+                }
+            }
+        });
+        tensor(z, shape)
+    }
+
+    fn bias_relu_backward(gradient: FlexTensor, y: FlexTensor) -> (FlexTensor, FlexTensor) {
+        let shape = gradient.shape();
+        let width = shape[1];
+        let y = values(&y);
+        let mut gradient = owned(gradient);
+        let sums = each_block(&mut gradient, width, |at, rows| {
+            let mut sums = vec![0.0; width];
+            let y = &y.as_slice()[at..at + rows.len()];
+            for (row, y) in rows.chunks_exact_mut(width).zip(y.chunks_exact(width)) {
+                for ((g, y), sum) in row.iter_mut().zip(y).zip(&mut sums) {
+                    *g = if *y > 0.0 { *g } else { 0.0 };
+                    *sum += *g;
+                }
+            }
+            sums
+        });
+        (tensor(gradient, shape), column_sums(&sums, width))
+    }
+
+    fn cross_forward(
+        x0: FlexTensor,
+        u: FlexTensor,
+        bias: FlexTensor,
+        x: FlexTensor,
+    ) -> (FlexTensor, FlexTensor) {
+        let shape = u.shape();
+        let width = shape[1];
+        let (x0, bias, x) = (values(&x0), values(&bias), values(&x));
+        let mut t = owned(u);
+        let mut y = vec![0.0; t.len()];
+        let block = block(width);
+        y.par_chunks_mut(block)
+            .zip(t.par_chunks_mut(block))
+            .zip(x0.as_slice().par_chunks(block))
+            .zip(x.as_slice().par_chunks(block))
+            .for_each(|(((y, t), x0), x)| {
+                let rows = y.chunks_exact_mut(width).zip(t.chunks_exact_mut(width));
+                let rows = rows.zip(x0.chunks_exact(width)).zip(x.chunks_exact(width));
+                for (((y, t), x0), x) in rows {
+                    let cells = y.iter_mut().zip(t).zip(x0).zip(x).zip(bias.as_slice());
+                    for ((((y, t), x0), x), b) in cells {
+                        *t += b;
+                        *y = x0 * *t + x;
+                    }
+                }
+            });
+        (tensor(y, shape.clone()), tensor(t, shape))
+    }
+
+    fn cross_backward(
+        gradient: FlexTensor,
+        x0: FlexTensor,
+        t: FlexTensor,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let shape = gradient.shape();
+        let width = shape[1];
+        let (gradient, x0) = (values(&gradient), values(&x0));
+        // The place of `t` becomes the gradient of `x0`.
+        let mut of_x0 = owned(t);
+        let mut of_u = vec![0.0; of_x0.len()];
+        let block = block(width);
+        let sums: Vec<Vec<f32>> = of_x0
+            .par_chunks_mut(block)
+            .zip(of_u.par_chunks_mut(block))
+            .zip(gradient.as_slice().par_chunks(block))
+            .zip(x0.as_slice().par_chunks(block))
+            .map(|(((of_x0, of_u), g), x0)| {
+                let mut sums = vec![0.0; width];
+                let rows = of_x0
+                    .chunks_exact_mut(width)
+                    .zip(of_u.chunks_exact_mut(width));
+                let rows = rows.zip(g.chunks_exact(width)).zip(x0.chunks_exact(width));
+                for (((of_x0, of_u), g), x0) in rows {
+                    let cells = of_x0.iter_mut().zip(of_u).zip(g).zip(x0).zip(&mut sums);
+                    for ((((of_x0, of_u), g), x0), sum) in cells {
+                        *of_x0 *= g;
+                        *of_u = g * x0;
+                        *sum += *of_u;
+                    }
+                }
+                sums
+            })
+            .collect();
+        let of_bias = column_sums(&sums, width);
+        (tensor(of_x0, shape.clone()), tensor(of_u, shape), of_bias)
+    }
+}
+
+/// Values of whole rows in a task.
+fn block(width: usize) -> usize {
+    (VALUES_PER_TASK / width.max(1)).max(1) * width.max(1)
+}
+
+/// Runs over blocks of whole rows; `body` hears where its block begins.
+fn each_block<T: Send>(
+    values: &mut [f32],
+    width: usize,
+    body: impl Fn(usize, &mut [f32]) -> T + Sync,
+) -> Vec<T> {
+    let block = block(width);
+    let blocks = values.par_chunks_mut(block).enumerate();
+    blocks.map(|(at, rows)| body(at * block, rows)).collect()
+}
+
+fn column_sums(blocks: &[Vec<f32>], width: usize) -> FlexTensor {
+    let mut sums = vec![0.0; width];
+    for block in blocks {
+        for (sum, value) in sums.iter_mut().zip(block) {
+            *sum += value;
+        }
+    }
+    tensor(sums, Shape::from([width]))
+}
+
+/// A tensor's numbers, contiguous; a copy only where they are not.
+struct Values(FlexTensor);
+
+impl Values {
+    fn as_slice(&self) -> &[f32] {
+        // It was made contiguous.
+        self.0.as_slice().expect("a contiguous tensor of f32")
+    }
+}
+
+fn values(tensor: &FlexTensor) -> Values {
+    Values(tensor.to_contiguous())
+}
+
+/// A tensor's numbers to be changed; a copy only where another still needs them.
+fn owned(tensor: FlexTensor) -> Vec<f32> {
+    let data = tensor.into_data();
+    // Networks hold f32.
+    data.into_vec().expect("a tensor of f32")
+}
+
+fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
