@@ -153,7 +153,7 @@ fn learner(args: &Args) -> Learner<Autodiff<Cpu>> {
         &model,
         &TrainingConfig::default(),
         ShardedTables::new(
-            Arc::new(Plan::alone(&tables)),
+            Arc::new(Plan::alone(&tables).with_first_column(args.num_dense)),
             0,
             SparseOptimizerConfig::default(),
             Storage::F32,

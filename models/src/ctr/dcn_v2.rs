@@ -362,7 +362,7 @@ mod tests {
         };
         network.output = Linear {
             weight: Param::from_tensor(Tensor::ones([3, 1], &device)),
-            bias: None,
+            bias: Some(Param::from_tensor(Tensor::zeros([1], &device))),
         };
         let logit = network.forward(batch(&[1.0, 10.0, 100.0])).into_scalar();
         assert_eq!(logit, 2.0 + 30.0 + 400.0);

@@ -5,7 +5,6 @@ use std::{sync::Arc, thread};
 use burn::{
     module::AutodiffModule,
     optim::GradientsParams,
-    prelude::Backend,
     tensor::{Tensor, TensorData},
 };
 use features::hash::chain_integer;
@@ -168,8 +167,12 @@ impl<B: TrainingBackend> Learner<B> {
         device: B::Device,
     ) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let inputs = normalisation.mean.len() + tables.width();
-        let network: DcnV2<B> = model.init(inputs, &mut random, &device);
+        assert_eq!(
+            tables.router().plan().first_column,
+            normalisation.mean.len(),
+            "room for the dense features"
+        );
+        let network: DcnV2<B> = model.init(tables.width(), &mut random, &device);
         let weights = dense::flatten_weights(&network);
         Self {
             model: model.clone(),
@@ -278,10 +281,9 @@ impl<B: TrainingBackend> Learner<B> {
         let tensor = |values: Vec<f32>, width| {
             Tensor::<B, 2>::from_data(TensorData::new(values, [rows, width]), &self.device)
         };
-        let embeddings = tensor(pooled, width).require_grad();
-        let input = self.input(&batch.batch, embeddings.clone());
+        let input = tensor(self.with_dense(&batch.batch, pooled), width).require_grad();
         let mut loss = weighted_bce(
-            self.network.forward(input),
+            self.network.forward(input.clone()),
             tensor(batch.batch.labels.clone(), 1),
             tensor(batch.batch.weights.clone(), 1),
         );
@@ -289,28 +291,19 @@ impl<B: TrainingBackend> Learner<B> {
             loss = loss * (batch.weight / total_weight) as f32;
         }
         let mut gradients = loss.backward();
-        let pooled = embeddings.grad_remove(&mut gradients);
+        let of_input = input.grad_remove(&mut gradients);
         let gradients = GradientsParams::from_grads(gradients, &self.network);
         dense::add_gradients(&self.network, gradients, summed);
         summed[self.weights.len()] += dense::to_vec(loss)[0];
-        // The network sees the embeddings, and so gives them a gradient.
-        dense::to_vec(pooled.expect("a gradient of the embeddings"))
+        // The network sees its input, and so gives it a gradient.
+        dense::to_vec(of_input.expect("a gradient of the input"))
     }
 
-    /// Standardised dense features beside pooled embeddings.
-    fn input<C: Backend<Device = B::Device>>(
-        &self,
-        batch: &StepBatch,
-        embeddings: Tensor<C, 2>,
-    ) -> Tensor<C, 2> {
-        let (rows, num_dense) = (batch.features.num_rows, batch.features.num_dense);
-        if num_dense == 0 {
-            return embeddings;
-        }
-        let mut dense = vec![0.0; rows * num_dense];
-        write_dense(&batch.features, &self.normalisation, &mut dense, num_dense);
-        let dense = Tensor::from_data(TensorData::new(dense, [rows, num_dense]), &self.device);
-        Tensor::cat(vec![dense, embeddings], 1)
+    /// Writes standardised dense features into the room that the pooled block has for them.
+    fn with_dense(&self, batch: &StepBatch, mut block: Vec<f32>) -> Vec<f32> {
+        let width = self.tables.width();
+        write_dense(&batch.features, &self.normalisation, &mut block, width);
+        block
     }
 
     /// Logits of this rank's rows, without dropout.
@@ -327,8 +320,8 @@ impl<B: TrainingBackend> Learner<B> {
         if shape[0] == 0 {
             return Ok(Vec::new());
         }
-        let pooled = Tensor::from_data(TensorData::new(pooled, shape), &self.device);
-        let input = self.input(&batch.batch, pooled);
+        let input = TensorData::new(self.with_dense(&batch.batch, pooled), shape);
+        let input = Tensor::from_data(input, &self.device);
         Ok(dense::to_vec(self.network.valid().forward(input)))
     }
 
@@ -341,9 +334,10 @@ impl<B: TrainingBackend> Learner<B> {
         group: &mut impl ProcessGroup,
     ) -> Result<(DcnV2<Cpu>, Vec<EmbeddingTable>), CollectiveError> {
         let device = Default::default();
-        let inputs = self.normalisation.mean.len() + self.tables.width();
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
-        let network = self.model.init::<Cpu>(inputs, &mut random, &device);
+        let network = self
+            .model
+            .init::<Cpu>(self.tables.width(), &mut random, &device);
         let network = dense::load_weights(network, &self.weights, &device);
         Ok((network, self.tables.gather(group)?))
     }

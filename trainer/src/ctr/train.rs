@@ -323,7 +323,7 @@ fn learner<B: TrainingBackend>(
         tracing::info!("sharding plan\n{}", planned.describe());
     }
     let tables = ShardedTables::new(
-        Arc::new(planned.plan),
+        Arc::new(planned.plan.with_first_column(schema.dense.len())),
         groups.rows.rank(),
         config.tables.optimizer.clone(),
         config.tables.storage,

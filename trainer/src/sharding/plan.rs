@@ -184,6 +184,9 @@ impl RowSlice {
 pub struct Plan {
     /// Number of ranks.
     pub world_size: usize,
+    /// Columns of the pooled block before those of the tables: room for dense features, so that
+    /// the block is a network's whole input.
+    pub first_column: usize,
     /// One per table.
     pub tables: Vec<(TableConfig, Sharding)>,
 }
@@ -207,7 +210,19 @@ impl Plan {
                 Sharding::Replicated {} | Sharding::RowWise {} => {}
             }
         }
-        Self { world_size, tables }
+        Self {
+            world_size,
+            first_column: 0,
+            tables,
+        }
+    }
+
+    /// With room before the tables' columns.
+    pub fn with_first_column(self, first_column: usize) -> Self {
+        Self {
+            first_column,
+            ..self
+        }
     }
 
     /// All tables in this process.
@@ -255,7 +270,7 @@ impl Plan {
 
     /// First column of each table in the pooled block, and the block's width.
     pub fn columns(&self) -> (Vec<usize>, usize) {
-        let mut width = 0;
+        let mut width = self.first_column;
         let starts = self.tables.iter().map(|(table, _)| {
             width += table.dim;
             width - table.dim

@@ -69,7 +69,7 @@ impl ShardedTables {
         }
     }
 
-    /// Sum of all dims: the width of the pooled block.
+    /// Width of the pooled block: room for dense features, and the dims of all tables.
     pub fn width(&self) -> usize {
         self.width
     }
@@ -87,7 +87,7 @@ impl ShardedTables {
     /// Pools the bags of a batch by table, an empty bag to zeros.
     ///
     /// # Shapes
-    /// - returns `[rows, width]`
+    /// - returns `[rows, width]`; the columns before the first table's are zeros
     ///
     /// # Errors
     /// [`CollectiveError`].
