@@ -282,3 +282,115 @@ fn a_tables_weights_do_not_depend_on_its_neighbours() {
     assert!(all[0].weights.iter().all(|weight| weight.abs() <= 0.01));
     assert!(all[0].weights.iter().any(|weight| *weight > 0.005));
 }
+
+/// Bytes that a step must send in all: for every rank and shard elsewhere, the ids, and vectors
+/// there and back, of distinct rows or of bags, whichever is less.
+fn least_bytes(plan: &Plan, ids: &[Vec<Jagged>]) -> usize {
+    let mut bytes = 0;
+    for (rank, ids) in ids.iter().enumerate() {
+        for shard in plan
+            .shards()
+            .iter()
+            .filter(|shard| shard.owner != Some(rank))
+        {
+            let table = &plan.tables[shard.table].0;
+            let bags = &ids[shard.table];
+            let row = |id: &u64| (id % table.rows as u64) as usize;
+            let here = |id: &&u64| shard.rows.has(row(id));
+            let rows: std::collections::BTreeSet<usize> =
+                bags.ids.iter().filter(here).map(row).collect();
+            let entries = bags.ids.iter().filter(here).count();
+            let num_bags = bags.offsets.len() - 1;
+            let bags = (0..num_bags)
+                .filter(|bag| bags.row(*bag).iter().any(|id| here(&id)))
+                .count();
+            let vector = 8 * shard.columns.len();
+            bytes += (rows.len() * (4 + vector)).min(entries * 4 + bags * vector);
+        }
+    }
+    bytes
+}
+
+#[test]
+fn a_step_sends_hardly_more_than_it_must() {
+    const ROWS: usize = 1000;
+    for (world_size, length) in [(2, 1), (4, 1), (2, 30), (4, 30)] {
+        for kind in 1..4 {
+            let table = |feature: &str| TableConfig {
+                feature: feature.into(),
+                rows: 100_000,
+                dim: 16,
+                pooling: Pooling::Mean,
+            };
+            let tables = ["a", "b", "c", "d"].map(table);
+            let spread = tables.into_iter().enumerate();
+            let spread = spread.map(|(draw, table)| (table, sharding(kind, world_size, draw)));
+            let plan = Arc::new(Plan::new(world_size, spread.collect()));
+            let ids = |rank: usize| -> Vec<Jagged> {
+                let mut random = ChaCha8Rng::seed_from_u64(rank as u64);
+                let mut bags = || {
+                    let mut bags = Jagged::default();
+                    for _ in 0..ROWS {
+                        let bag: Vec<u64> = (0..length).map(|_| random.random()).collect();
+                        bags.push_row(&bag);
+                    }
+                    bags
+                };
+                (0..4).map(|_| bags()).collect()
+            };
+            let all: Vec<Vec<Jagged>> = (0..world_size).map(ids).collect();
+            let sent = meet(world_size, &CollectiveConfig::default(), |met| {
+                let mut group = TcpGroup::connect(&met, "rows").unwrap();
+                let rank = group.rank();
+                // Without a sum over columns that lie apart, which comes on top.
+                let optimizer = SparseOptimizerConfig {
+                    kind: SparseOptimizer::Adagrad,
+                    ..Default::default()
+                };
+                let mut tables =
+                    ShardedTables::new(Arc::clone(&plan), rank, optimizer, Storage::F32, 1);
+                let bags = Bags {
+                    ids: &all[rank],
+                    weights: None,
+                    rows: ROWS,
+                };
+                let routed = tables.router().route(bags, &mut group).unwrap();
+                let pooled = tables.lookup(&routed, &mut group).unwrap();
+                let given = tables.exchange(&routed, &pooled, &mut group).unwrap();
+                tables.apply(&[given], 1.0, &mut group).unwrap();
+                group.traffic().sent_bytes as usize
+            });
+            let (sent, least) = (sent.iter().sum::<usize>(), least_bytes(&plan, &all));
+            let ratio = sent as f64 / least as f64;
+            assert!(
+                (0.999..1.05).contains(&ratio),
+                "{world_size} {length} {kind}: {sent} over {least}"
+            );
+        }
+    }
+}
+
+#[test]
+fn tables_cost_their_numbers_and_nothing_more() {
+    for (kind, state) in KINDS.into_iter().zip([1, 16, 32, 0, 32]) {
+        let config = TableConfig {
+            feature: "a".into(),
+            rows: 1000,
+            dim: 16,
+            pooling: Pooling::Mean,
+        };
+        let optimizer = SparseOptimizerConfig {
+            kind,
+            ..Default::default()
+        };
+        for (storage, bytes) in [(Storage::F32, 4), (Storage::Bf16, 2), (Storage::F16, 2)] {
+            let plan = Arc::new(Plan::alone(std::slice::from_ref(&config)));
+            let tables = ShardedTables::new(plan, 0, optimizer.clone(), storage, 1);
+            assert_eq!(
+                tables.bytes(),
+                1000 * (16 * bytes + 4 * state),
+                "{kind:?} {storage:?}"
+            );
+        }
+    }
+}
