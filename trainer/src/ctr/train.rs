@@ -169,9 +169,11 @@ struct State {
     /// Steps that moved weights.
     updates: u64,
     /// Of the steps since the last line of the metrics.
+    #[serde(with = "bits")]
     curve_sum: f64,
     curve_count: u64,
     /// Running mean of the loss, for the guard.
+    #[serde(with = "bits")]
     mean_loss: f64,
     /// Steps in a row that were skipped.
     skipped: u64,
@@ -182,10 +184,24 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Best {
+    #[serde(with = "bits")]
     log_loss: f64,
     /// The checkpoint's step.
     step: u64,
     updates: u64,
+}
+
+/// An f64 as its bits: read back from decimals it may be another in the last place.
+mod bits {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(value.to_bits())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        u64::deserialize(deserializer).map(f64::from_bits)
+    }
 }
 
 /// Trains a model, from the newest checkpoint if there is one; `report` hears of steps and epochs
@@ -594,4 +610,28 @@ fn finished<B: TrainingBackend, G: ProcessGroup>(
     );
     model.calibration = calibrated(task, &logits).0;
     Ok(Trained::Done(Box::new(model)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_state_survives_its_file_bit_for_bit(sum in any::<f64>(), mean in any::<f64>(), loss in any::<f64>()) {
+            let state = State {
+                curve_sum: sum,
+                mean_loss: mean,
+                best: Some(Best { log_loss: loss, step: 3, updates: 2 }),
+                ..State::default()
+            };
+            let text = serde_json::to_string(&json(&state)).unwrap();
+            let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let again: State = serde_json::from_value(value).unwrap();
+            prop_assert_eq!(json(&again), json(&state));
+            prop_assert_eq!(again.mean_loss.to_bits(), mean.to_bits());
+        }
+    }
 }
