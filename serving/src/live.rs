@@ -98,8 +98,8 @@ pub struct Refresher {
     metrics: Metrics,
     /// The generation tried last, and when.
     tried: Option<(u64, Instant)>,
-    /// The store generation that could not be used, and when that was.
-    refused_store: Option<(u64, Instant)>,
+    /// The store generation that could not be used.
+    refused_store: Option<u64>,
 }
 
 impl Refresher {
@@ -253,11 +253,8 @@ impl Refresher {
             }
         };
         let is_open = open.is_some_and(|store| Some(store.generation()) == generation);
-        let retry = Duration::from_secs(self.config.retry_seconds);
-        let waits = self
-            .refused_store
-            .is_some_and(|(refused, at)| Some(refused) == generation && at.elapsed() < retry);
-        if !is_new && (is_open || generation.is_none() || waits) {
+        let was_refused = generation.is_some() && self.refused_store == generation;
+        if !is_new && (is_open || generation.is_none() || was_refused) {
             return open.cloned();
         }
         match Store::open(&root, bundle, features) {
@@ -266,7 +263,7 @@ impl Refresher {
                 Some(Arc::new(store))
             }
             Err(error) => {
-                self.refused_store = generation.map(|generation| (generation, Instant::now()));
+                self.refused_store = generation;
                 let error = anyhow::Error::from(error);
                 tracing::warn!("features take their defaults: {error:#}");
                 open.filter(|_| !is_new).cloned()

@@ -6,8 +6,7 @@
 
 use std::{
     collections::HashMap,
-    panic::{self, AssertUnwindSafe},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,12 +34,6 @@ pub enum StoreError {
         #[from]
         source: OnlineError,
     },
-    /// The key-value store gave up on what lies on the disk.
-    #[error("opening the online store in {}: its file is damaged; `marquee features materialize` makes another", root.display())]
-    Damaged {
-        /// The store's folder.
-        root: PathBuf,
-    },
     /// Its values are of other features.
     #[error(
         "the online store holds features {found}, the bundle has {wanted}; run `marquee features materialize`"
@@ -65,18 +58,6 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn open(root: &Path, bundle: &Bundle, features: &FeatureSet) -> Result<Self, StoreError> {
-        // The key-value store asserts what it finds in its file. Nothing of ours is left half done
-        // when it panics: all that it touched is dropped.
-        let open = AssertUnwindSafe(|| Self::open_whole(root, bundle, features));
-        let opened = panic::catch_unwind(open);
-        opened.unwrap_or_else(|_| {
-            Err(StoreError::Damaged {
-                root: root.to_owned(),
-            })
-        })
-    }
-
-    fn open_whole(root: &Path, bundle: &Bundle, features: &FeatureSet) -> Result<Self, StoreError> {
         let online = OnlineStore::open(root)?;
         if online.spec_digest() != features.digest() {
             return Err(StoreError::Spec {

@@ -1,7 +1,5 @@
 //! Each rung of the ladder: what is missing, damaged or late, and what stands in.
 
-use std::fs;
-
 use registry::Kind;
 use serving::stages::StageBudgets;
 use wire::ads::{Degradation, GetAdsResponse};
@@ -179,39 +177,6 @@ async fn a_feature_store_is_taken_up_when_it_appears() {
     let explain = after.explain.unwrap();
     assert_eq!(explain.degradation(), Degradation::None);
     assert_eq!(explain.artifact_digests["online"], "generation 1");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_feature_store_is_passed_over_until_it_is_mended() {
-    let world = World::empty();
-    world.publish(&Recipe::default()).await;
-    world.publish_store();
-    let file = world.store_file();
-    let whole = fs::read(&file).unwrap();
-    // Cut, overwritten in the middle, and something else altogether.
-    let middle = || {
-        let mut bytes = whole.clone();
-        let half = bytes.len() / 2;
-        bytes[4096..half].fill(0xab);
-        bytes
-    };
-    for damaged in [
-        whole[..whole.len() / 3].to_vec(),
-        middle(),
-        b"redb?".to_vec(),
-    ] {
-        fs::write(&file, damaged).unwrap();
-        let mut config = config();
-        config.retry_seconds = 0;
-        let (server, client) = start(&world, config).await;
-        let answer = client.ask(request("r1", "u1")).await.unwrap();
-        assert!(!answer.winners.is_empty());
-        // Mended under the same generation.
-        fs::write(&file, &whole).unwrap();
-        until(&server, |snapshot| snapshot.store.is_some()).await;
-        drop(client);
-        server.stop().await.unwrap();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -213,11 +213,6 @@ impl World {
         online::publish(&self.layout.online(), &aggregates, set.digest(), NOW_US).unwrap()
     }
 
-    /// File of the first published feature store.
-    pub fn store_file(&self) -> PathBuf {
-        self.layout.online().join("000000000001/store.redb")
-    }
-
     /// The events in the server's log.
     pub fn logged(&self) -> Vec<Event> {
         let reader = SegmentReader::open(&self.layout.log(), "serving", 0).unwrap();
