@@ -117,7 +117,6 @@ impl ServingConfig {
             ("auction.max_slots", self.auction.max_slots.into()),
             ("funnel.retrieved", self.funnel.retrieved as u64),
             ("funnel.prescored", self.funnel.prescored as u64),
-            ("funnel.per_campaign", self.funnel.per_campaign as u64),
             ("log.queue", self.log.queue as u64),
         ];
         for (key, found) in at_least_one {
@@ -158,9 +157,7 @@ impl ServingConfig {
     /// Requests whose stages run at the same time.
     pub fn num_workers(&self) -> usize {
         match self.workers {
-            0 => std::thread::available_parallelism()
-                .map_or(1, usize::from)
-                .min(self.max_in_flight),
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
         }
     }

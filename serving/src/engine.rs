@@ -207,16 +207,15 @@ impl Page<'_> {
         }
     }
 
-    /// Of users whose personal features may not be used, the log does not keep the id either, nor
-    /// what the client added of its own. The candidates stand in the event of the first slot only.
+    /// Of users whose personal features may not be used, the log does not keep the id either.
+    /// The candidates stand in the event of the first slot only.
     fn event(&self, slot: u32, sold: &Auctioned, win: &Win) -> Event {
         let request = self.scope.request;
-        let mut context = self.assembled.context.clone();
-        let mut user_id = request.user_id.clone();
-        if !request.is_personal() {
-            user_id.clear();
-            context.attributes.clear();
-        }
+        let user_id = if request.is_personal() {
+            request.user_id.clone()
+        } else {
+            String::new()
+        };
         let features = self.scope.bundle.features.as_ref();
         let snapshot = self
             .features
@@ -232,7 +231,7 @@ impl Page<'_> {
             request_id: request.request_id.clone(),
             campaign_id: win.campaign_id.clone(),
             creative_id: win.creative_id.clone(),
-            context: Some(context),
+            context: Some(self.assembled.context.clone()),
             slot,
             snapshot,
             candidates,

@@ -83,8 +83,6 @@ pub struct Funnel {
     /// Candidates that pre-scoring passes on to the ranker. More: better ads win, ranking takes
     /// longer.
     pub prescored: usize,
-    /// Candidates of one campaign after pre-scoring; more slots than that need more.
-    pub per_campaign: usize,
     /// Click probability of every ad when neither ranker nor pre-scorer can score.
     pub prior_pctr: f32,
 }
@@ -95,7 +93,6 @@ impl Default for Funnel {
             retrieved: 500,
             exact_limit: 20_000,
             prescored: 50,
-            per_campaign: 4,
             prior_pctr: 0.02,
         }
     }

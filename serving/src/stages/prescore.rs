@@ -1,6 +1,6 @@
 //! Thinning out: from hundreds of candidates to the few that the ranker can afford.
 
-use std::{collections::HashMap, time::Instant};
+use std::time::Instant;
 
 use features::{AdFacts, EvaluationCounts, FeatureBatch};
 
@@ -55,13 +55,13 @@ pub fn prescore(
     let thinned = by_value(scope, assembled, found, until, &mut fallbacks, &mut counts);
     let (candidates, features) = thinned.unwrap_or_else(|why| {
         fallbacks.push(Fallback::SimilarityOrder(why));
-        let kept = spread(scope, found.iter(), |near| near.ad);
+        let kept = found.iter().take(scope.config.funnel.prescored);
         let unscored = |near: &Near| Prescored {
             ad: near.ad,
             similarity: near.similarity,
             prescore: None,
         };
-        (kept.into_iter().map(unscored).collect(), None)
+        (kept.map(unscored).collect(), None)
     });
     Staged {
         output: Thinned {
@@ -71,25 +71,6 @@ pub fn prescore(
         },
         fallbacks,
     }
-}
-
-/// The first that go on, of each campaign only so many: else one campaign's creatives could crowd
-/// out its rivals, and its price would be set by the reserve instead of by them.
-fn spread<T>(
-    scope: &Scope<'_>,
-    ordered: impl Iterator<Item = T>,
-    ad: impl Fn(&T) -> u32,
-) -> Vec<T> {
-    let funnel = &scope.config.funnel;
-    let mut taken: HashMap<u32, usize> = HashMap::new();
-    let within = |one: &T| {
-        let of_campaign = taken
-            .entry(scope.bundle.ads.ad(ad(one)).campaign)
-            .or_default();
-        *of_campaign += 1;
-        *of_campaign <= funnel.per_campaign
-    };
-    ordered.filter(within).take(funnel.prescored).collect()
 }
 
 /// Reads the aggregates about pairs of this request and its candidates.
@@ -160,7 +141,7 @@ fn by_value(
             .total_cmp(&value(a))
             .then(found[a].ad.cmp(&found[b].ad))
     });
-    let rows = spread(scope, rows.into_iter(), |row| found[*row].ad);
+    rows.truncate(scope.config.funnel.prescored);
     let scored = |row: &usize| Prescored {
         ad: found[*row].ad,
         similarity: found[*row].similarity,
