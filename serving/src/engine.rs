@@ -207,15 +207,16 @@ impl Page<'_> {
         }
     }
 
-    /// Of users whose personal features may not be used, the log does not keep the id either.
-    /// The candidates stand in the event of the first slot only.
+    /// Of users whose personal features may not be used, the log keeps neither the id nor the
+    /// attributes, in which a client may say anything. The candidates stand in the event of the
+    /// first slot only.
     fn event(&self, slot: u32, sold: &Auctioned, win: &Win) -> Event {
         let request = self.scope.request;
-        let user_id = if request.is_personal() {
-            request.user_id.clone()
-        } else {
-            String::new()
-        };
+        let (mut user_id, mut context) = (request.user_id.clone(), self.assembled.context.clone());
+        if !request.is_personal() {
+            user_id.clear();
+            context.attributes.clear();
+        }
         let features = self.scope.bundle.features.as_ref();
         let snapshot = self
             .features
@@ -231,7 +232,7 @@ impl Page<'_> {
             request_id: request.request_id.clone(),
             campaign_id: win.campaign_id.clone(),
             creative_id: win.creative_id.clone(),
-            context: Some(self.assembled.context.clone()),
+            context: Some(context),
             slot,
             snapshot,
             candidates,

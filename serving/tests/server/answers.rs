@@ -167,9 +167,9 @@ async fn the_history_of_a_user_moves_the_scores_only_with_age_and_consent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_child_sees_no_adult_campaign_and_leaves_no_id() {
+async fn a_child_sees_no_adult_campaign() {
     let world = World::whole().await;
-    let (server, client) = start(&world, config()).await;
+    let (_server, client) = start(&world, config()).await;
     for number in 0..10 {
         let mut request = request(&format!("r{number}"), "little-one");
         request.age_band = AgeBand::Under13.into();
@@ -182,12 +182,37 @@ async fn a_child_sees_no_adult_campaign_and_leaves_no_id() {
             assert_ne!(number % 4, 0, "{}", winner.campaign_id);
         }
     }
-    drop(client);
-    server.stop().await.unwrap();
-    for event in world.logged() {
-        let bytes = event.encode_to_vec();
-        let text = String::from_utf8_lossy(&bytes);
-        assert!(!text.contains("little-one"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_personal_leaves_neither_id_nor_attributes_in_the_log() {
+    let adult = AgeBand::AgeBand13plus;
+    for (age_band, consent, is_kept) in [
+        (adult, true, true),
+        (adult, false, false),
+        (AgeBand::Under13, true, false),
+        (AgeBand::Unknown, true, false),
+        (AgeBand::Unspecified, true, false),
+    ] {
+        let world = World::whole().await;
+        let (_server, client) = start(&world, config()).await;
+        let mut request = request("r1", "little-one");
+        request.age_band = age_band.into();
+        request.personalisation_consent = consent;
+        let context = request.context.as_mut().unwrap();
+        let school = ("school".to_owned(), "elm-street".to_owned());
+        context.attributes.extend([school]);
+        client.ask(request).await.unwrap();
+
+        let events = world.logged();
+        assert_eq!(events.len(), 3);
+        for event in events {
+            let bytes = event.encode_to_vec();
+            let text = String::from_utf8_lossy(&bytes);
+            for told in ["little-one", "school", "elm-street"] {
+                assert_eq!(text.contains(told), is_kept, "{told} of {age_band:?}");
+            }
+        }
     }
 }
 
