@@ -117,6 +117,10 @@ impl ServingConfig {
             ("auction.max_slots", self.auction.max_slots.into()),
             ("funnel.retrieved", self.funnel.retrieved as u64),
             ("funnel.prescored", self.funnel.prescored as u64),
+            (
+                "funnel.ads_per_campaign",
+                self.funnel.ads_per_campaign as u64,
+            ),
             ("log.queue", self.log.queue as u64),
         ];
         for (key, found) in at_least_one {

@@ -3,7 +3,7 @@
 //! Ads are numbered in the order of their creative ids, so an order by number is an order by id.
 //! `Ads::eligible` says with a few bitmap operations what [`Targeting::admits`] says ad by ad.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use features::{AdFacts, FeatureSet, facts::ad_facts};
 use roaring::RoaringBitmap;
@@ -53,12 +53,8 @@ impl Attribute {
         }
     }
 
-    fn named(&self, value: &str) -> Option<&RoaringBitmap> {
-        self.by_value.get(value)
-    }
-
     fn admitted(&self, value: &str) -> RoaringBitmap {
-        match self.named(value) {
+        match self.by_value.get(value) {
             Some(named) => &self.any | named,
             None => self.any.clone(),
         }
@@ -84,6 +80,8 @@ pub struct Ads {
     formats: BTreeMap<String, RoaringBitmap>,
     adults_only: RoaringBitmap,
     by_campaign: Vec<RoaringBitmap>,
+    /// Numbers of the campaigns, highest bid first, equals by id.
+    campaigns_by_bid: Vec<u32>,
     campaign_numbers: BTreeMap<String, u32>,
 }
 
@@ -109,6 +107,9 @@ impl Ads {
         for creative in creatives.into_values() {
             built.add(creative, features);
         }
+        built.campaigns_by_bid = (0..built.campaigns.len() as u32).collect();
+        let bid = |number: &u32| Reverse(built.campaigns[*number as usize].bid_micros);
+        built.campaigns_by_bid.sort_by_key(bid);
         built
     }
 
@@ -183,9 +184,25 @@ impl Ads {
         eligible
     }
 
-    /// Whether an ad's campaign asks for this genre by name.
-    pub fn asks_for_genre(&self, ad: u32, genre: &str) -> bool {
-        self.genres.named(genre).is_some_and(|ads| ads.contains(ad))
+    /// Eligible ads, the first `per_campaign` of each campaign: campaigns that ask for this genre
+    /// by name come first, then higher bids, then lower ids.
+    pub fn by_rules<'a>(
+        &'a self,
+        genre: &'a str,
+        eligible: &'a RoaringBitmap,
+        per_campaign: usize,
+    ) -> impl Iterator<Item = u32> + 'a {
+        let asks = move |number: &u32| {
+            let genres = &self.campaigns[*number as usize].targeting.genres;
+            genres.iter().any(|asked| asked == genre)
+        };
+        let by_bid = || self.campaigns_by_bid.iter().copied();
+        let order = by_bid().filter(asks);
+        let order = order.chain(by_bid().filter(move |number| !asks(number)));
+        order.flat_map(move |number| {
+            let ads = eligible & &self.by_campaign[number as usize];
+            ads.into_iter().take(per_campaign)
+        })
     }
 }
 
@@ -279,6 +296,33 @@ mod tests {
         };
         assert_eq!(eligible(100), [1]);
         assert_eq!(eligible(99), [0, 1]);
+    }
+
+    #[test]
+    fn rules_order_campaigns_by_genre_then_bid_and_take_a_few_ads_of_each() {
+        let asking = Targeting {
+            genres: vec!["a".into()],
+            ..Targeting::default()
+        };
+        let mut catalogue = catalogue(vec![
+            Targeting::default(),
+            Targeting::default(),
+            asking.clone(),
+            asking,
+        ]);
+        for (id, campaign) in [(4, 1), (5, 1), (6, 1)] {
+            let creative = creative(id, campaign, "portal");
+            catalogue
+                .creatives
+                .insert(creative.creative_id.clone(), creative);
+        }
+        for (id, bid_micros) in [("c001", 30), ("c003", 20)] {
+            catalogue.campaigns.get_mut(id).unwrap().bid_micros = bid_micros;
+        }
+        let ads = Ads::new(catalogue, None);
+        let eligible = RoaringBitmap::from_iter([0, 2, 3, 4, 5, 6]);
+        let order: Vec<u32> = ads.by_rules("a", &eligible, 2).collect();
+        assert_eq!(order, [3, 2, 4, 5, 0]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod rank;
 mod retrieve;
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -83,6 +84,9 @@ pub struct Funnel {
     /// Candidates that pre-scoring passes on to the ranker. More: better ads win, ranking takes
     /// longer.
     pub prescored: usize,
+    /// Most of them that are of one campaign, of which one can win. More: better creatives win,
+    /// and campaigns with many of them crowd out the rivals who set their price.
+    pub ads_per_campaign: usize,
     /// Click probability of every ad when neither ranker nor pre-scorer can score.
     pub prior_pctr: f32,
 }
@@ -93,6 +97,7 @@ impl Default for Funnel {
             retrieved: 500,
             exact_limit: 20_000,
             prescored: 50,
+            ads_per_campaign: 4,
             prior_pctr: 0.02,
         }
     }
@@ -125,6 +130,17 @@ pub struct Staged<T> {
 /// Whether the time is up.
 fn is_over(until: Instant) -> bool {
     Instant::now() >= until
+}
+
+/// Says of one ad after the other whether it is among the first few of its campaign.
+fn first_of_campaign(scope: &Scope<'_>) -> impl FnMut(u32) -> bool {
+    let (ads, most) = (&scope.bundle.ads, scope.config.funnel.ads_per_campaign);
+    let mut seen: HashMap<u32, usize> = HashMap::new();
+    move |ad| {
+        let seen = seen.entry(ads.ad(ad).campaign).or_default();
+        *seen += 1;
+        *seen <= most
+    }
 }
 
 /// Feature rows of some ads, appended to `batch`.

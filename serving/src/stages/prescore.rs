@@ -4,7 +4,9 @@ use std::time::Instant;
 
 use features::{AdFacts, EvaluationCounts, FeatureBatch};
 
-use super::{Assembled, Retrieved, Scope, Staged, add_counts, evaluate, is_over};
+use super::{
+    Assembled, Retrieved, Scope, Staged, add_counts, evaluate, first_of_campaign, is_over,
+};
 use crate::{
     bundle::Near,
     degradation::{Fallback, Why},
@@ -38,7 +40,7 @@ pub struct Thinned {
 
 /// Keeps the candidates with the highest expected value, pre-score × bid, which is what the
 /// auction will ask for. Without pre-scorer, or with one that is late or failing, those most
-/// similar to the scene stay.
+/// similar to the scene stay. Either way a campaign keeps only a few, and leaves room for rivals.
 pub fn prescore(
     scope: &Scope<'_>,
     assembled: &mut Assembled,
@@ -55,7 +57,9 @@ pub fn prescore(
     let thinned = by_value(scope, assembled, found, until, &mut fallbacks, &mut counts);
     let (candidates, features) = thinned.unwrap_or_else(|why| {
         fallbacks.push(Fallback::SimilarityOrder(why));
-        let kept = found.iter().take(scope.config.funnel.prescored);
+        let mut is_first = first_of_campaign(scope);
+        let kept = found.iter().filter(|near| is_first(near.ad));
+        let kept = kept.take(scope.config.funnel.prescored);
         let unscored = |near: &Near| Prescored {
             ad: near.ad,
             similarity: near.similarity,
@@ -141,6 +145,8 @@ fn by_value(
             .total_cmp(&value(a))
             .then(found[a].ad.cmp(&found[b].ad))
     });
+    let mut is_first = first_of_campaign(scope);
+    rows.retain(|&row| is_first(found[row].ad));
     rows.truncate(scope.config.funnel.prescored);
     let scored = |row: &usize| Prescored {
         ad: found[*row].ad,

@@ -72,20 +72,13 @@ fn by_vector(
         .map_err(|error| Why::Failed(error.to_string()))
 }
 
-/// Campaigns that ask for this genre by name come first, then higher bids, then lower ids.
+/// The time may be up already, so this takes what the bundle has in order, and stops early.
 fn by_rules(scope: &Scope<'_>, genre: &str, eligible: &RoaringBitmap) -> Vec<Near> {
+    let funnel = &scope.config.funnel;
     let ads = &scope.bundle.ads;
-    let mut order: Vec<(bool, i64, u32)> = eligible
-        .iter()
-        .map(|ad| {
-            let passes_by = !ads.asks_for_genre(ad, genre);
-            (passes_by, -ads.campaign_of(ad).bid_micros, ad)
-        })
-        .collect();
-    order.sort_unstable();
-    let chosen = order.into_iter().take(scope.config.funnel.retrieved);
-    chosen
-        .map(|(_, _, ad)| Near {
+    ads.by_rules(genre, eligible, funnel.ads_per_campaign)
+        .take(funnel.retrieved)
+        .map(|ad| Near {
             ad,
             similarity: 0.0,
         })

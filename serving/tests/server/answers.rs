@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use prost::Message;
+use registry::Kind;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -14,7 +15,7 @@ use wire::{
     events::{AgeBand, event::Payload},
 };
 
-use crate::fixture::{Client, NUM_CREATIVES, World, config, request, start, timeless};
+use crate::fixture::{Client, NUM_CREATIVES, Recipe, World, config, request, start, timeless};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_request_on_the_same_versions_gives_the_same_answer_bit_for_bit() {
@@ -54,7 +55,8 @@ async fn an_answer_tells_stages_versions_prices_and_reasons() {
     let total: u64 = explain.stages.iter().map(|stage| stage.duration_us).sum();
     assert!(total <= explain.total_us);
     assert_eq!(explain.stages[1].candidates_in as usize, NUM_CREATIVES);
-    assert_eq!(explain.stages[3].candidates_in, 50);
+    // Of each of the twelve campaigns the best four of its five.
+    assert_eq!(explain.stages[3].candidates_in, 48);
     assert_eq!(explain.generation, 1);
     for member in [
         "features",
@@ -83,6 +85,43 @@ async fn an_answer_tells_stages_versions_prices_and_reasons() {
         assert!(winner.price_micros > 0 && winner.price_micros <= scores.bid_micros);
         assert!(scores.pctr > 0.0 && scores.pctr < 1.0 && scores.prescore > 0.0);
         assert!(winner.asset_path.starts_with("creative/") && winner.asset_path.ends_with(".png"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_campaign_with_many_creatives_leaves_its_rival_in_the_auction() {
+    for without in [vec![], vec![Kind::Prescorer], vec![Kind::Index]] {
+        let world = World::empty();
+        let recipe = Recipe {
+            // One creative of 60 is of a campaign that bids half as much as the other.
+            campaign_of: |creative| if creative == 30 { 1 } else { 11 },
+            without,
+            ..Recipe::default()
+        };
+        world.publish(&recipe).await;
+        world.publish_store();
+        let mut config = config();
+        (config.funnel.retrieved, config.funnel.prescored) = (60, 10);
+        if recipe.without == [Kind::Index] {
+            config.funnel.retrieved = 50;
+        }
+        let reserve = config.auction.reserve_cpc_micros;
+        let (_server, client) = start(&world, config).await;
+        let mut request = request("r1", "u1");
+        request.placement.as_mut().unwrap().slots = 2;
+        let winners = client.ask(request).await.unwrap().winners;
+
+        let campaigns: BTreeSet<_> = winners.iter().map(|winner| &winner.campaign_id).collect();
+        assert_eq!(
+            campaigns.len(),
+            2,
+            "{winners:?} without {:?}",
+            recipe.without
+        );
+        let (first, second) = (winners[0].scores.unwrap(), winners[1].scores.unwrap());
+        let to_beat = second.ecpm_micros as f64 / (1_000.0 * f64::from(first.pctr));
+        assert!((winners[0].price_micros as f64 - to_beat).abs() <= 2.0);
+        assert!(winners[0].price_micros > reserve);
     }
 }
 

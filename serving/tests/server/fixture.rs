@@ -43,6 +43,8 @@ pub struct Recipe {
     /// Fixes weights and vectors, and is told in every title.
     pub version: u64,
     pub daily_budget_micros: i64,
+    /// The campaign's number of each creative.
+    pub campaign_of: fn(usize) -> usize,
     /// Members that are left out.
     pub without: Vec<Kind>,
     /// A member's file that is published with these bytes instead.
@@ -56,6 +58,7 @@ impl Default for Recipe {
         Self {
             version: 1,
             daily_budget_micros: 1_000_000_000,
+            campaign_of: |creative| creative % NUM_CAMPAIGNS,
             without: Vec::new(),
             replaced: None,
             is_inconsistent: false,
@@ -363,7 +366,7 @@ fn catalogue(recipe: &Recipe) -> Catalogue {
     for number in 0..NUM_CREATIVES {
         let creative = Creative {
             creative_id: format!("k{number:03}"),
-            campaign_id: format!("c{:02}", number % NUM_CAMPAIGNS),
+            campaign_id: format!("c{:02}", (recipe.campaign_of)(number)),
             category: ["shoe", "coat", "bag"][number % 3].into(),
             title: format!("version {}", recipe.version),
             format: ["billboard", "portal"][number % 2].into(),
