@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{Ranked, Scope};
 use crate::{
     auction::{Bidder, Page, Sale, sell},
-    budgets,
+    budgets::Cost,
 };
 
 /// One sold slot and the candidate that bought it.
@@ -54,25 +54,20 @@ pub fn auction(scope: &Scope<'_>, candidates: &[Ranked]) -> Vec<Auctioned> {
 
 /// Reserves the expected cost of every sale, or nothing; tells the campaigns that cannot pay.
 fn reserve_all(scope: &Scope<'_>, sales: &[Sale]) -> Result<(), BTreeSet<u32>> {
-    let day = budgets::day(scope.request.time_us);
-    let campaign = |sale: &Sale| scope.bundle.ads.campaign_of(sale.bidder.ad);
-    let (paid, refused): (Vec<&Sale>, Vec<&Sale>) = sales.iter().partition(|sale| {
-        let of = campaign(sale);
-        scope.budgets.reserve(
-            day,
-            &of.campaign_id,
-            of.daily_budget_micros,
-            sale.expected_cost_micros(),
-        )
-    });
-    if refused.is_empty() {
-        return Ok(());
-    }
-    for sale in paid {
-        let cost = sale.expected_cost_micros();
-        scope
-            .budgets
-            .release(day, &campaign(sale).campaign_id, cost);
-    }
-    Err(refused.iter().map(|sale| sale.bidder.campaign).collect())
+    let cost = |sale: &Sale| {
+        let campaign = scope.bundle.ads.campaign_of(sale.bidder.ad);
+        Cost {
+            campaign_id: &campaign.campaign_id,
+            daily_budget_micros: campaign.daily_budget_micros,
+            micros: sale.expected_cost_micros(),
+        }
+    };
+    let costs: Vec<Cost<'_>> = sales.iter().map(cost).collect();
+    let refused = scope.budgets.reserve(&costs);
+    refused.map_err(|refused| {
+        refused
+            .iter()
+            .map(|&at| sales[at].bidder.campaign)
+            .collect()
+    })
 }

@@ -7,7 +7,6 @@ use wire::events::AgeBand;
 
 use super::{Assembled, Scope, Staged, is_over};
 use crate::{
-    budgets,
     bundle::{Near, Query, Search},
     degradation::{Fallback, Why},
 };
@@ -30,8 +29,7 @@ pub fn retrieve(scope: &Scope<'_>, assembled: &Assembled, until: Instant) -> Sta
         format: &context.format,
         is_13plus: scope.request.age_band == AgeBand::AgeBand13plus,
     };
-    let closed = scope.budgets.closed(budgets::day(scope.request.time_us));
-    let eligible = scope.bundle.ads.eligible(&query, &closed);
+    let eligible = scope.bundle.ads.eligible(&query, &scope.budgets.closed());
     let mut fallbacks = Vec::new();
     let candidates = match by_vector(scope, assembled, &eligible, until, &mut fallbacks) {
         Ok(candidates) => candidates,

@@ -45,10 +45,12 @@ async fn campaigns_stop_at_their_budgets() {
     for (campaign, spent) in &spent {
         assert!(*spent <= budget, "{campaign} reserved {spent}");
     }
-    // Another day, another budget.
-    let mut tomorrow = request("r-tomorrow", "u1");
-    tomorrow.request_time_us += 86_400_000_000;
-    assert_eq!(client.ask(tomorrow).await.unwrap().winners.len(), 3);
+    // No client opens another day's budget by its own clock.
+    for days_ago in [1, 7, 300] {
+        let mut past = request("r-past", "u1");
+        past.request_time_us -= days_ago * 86_400_000_000;
+        assert!(client.ask(past).await.unwrap().winners.is_empty());
+    }
 }
 
 /// Holds requests whose id starts with `hold` until told to go on, and breaks `break` ones.
