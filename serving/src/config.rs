@@ -24,7 +24,8 @@ pub struct ServingConfig {
     /// Time between two looks at the channel and at the online store, milliseconds. Higher: new
     /// bundles serve later.
     pub poll_ms: u64,
-    /// Time before a bundle that was refused, or that has faults, is loaded again, seconds.
+    /// Time before a bundle that was refused, or that has faults, is loaded again, and an online
+    /// store that could not be opened, seconds.
     pub retry_seconds: u64,
     /// Requests whose stages run at the same time; 0 means one per core. More than cores only
     /// adds waiting inside the stages.

@@ -24,6 +24,7 @@ pub mod engine;
 pub mod http;
 pub mod live;
 pub mod metrics;
+pub mod panics;
 pub mod request;
 pub mod serve;
 pub mod served;

@@ -22,6 +22,7 @@ use crate::{
     config::ServingConfig,
     engine::{self, Snapshot},
     metrics::Metrics,
+    panics::{Panicked, caught},
     store::Store,
 };
 
@@ -87,6 +88,14 @@ pub enum RefreshError {
         /// What is wrong with the bundle.
         source: LoadError,
     },
+    /// Loading or warming panicked; the same generation is tried again later.
+    #[error("refusing what channel {channel} names")]
+    Panicked {
+        /// The channel.
+        channel: String,
+        /// What was caught.
+        source: Panicked,
+    },
 }
 
 /// Loads what is new.
@@ -98,8 +107,8 @@ pub struct Refresher {
     metrics: Metrics,
     /// The generation tried last, and when.
     tried: Option<(u64, Instant)>,
-    /// The store generation that could not be used.
-    refused_store: Option<u64>,
+    /// The store generation tried last, and when.
+    tried_store: Option<(u64, Instant)>,
 }
 
 impl Refresher {
@@ -120,7 +129,7 @@ impl Refresher {
             config,
             metrics,
             tried: None,
-            refused_store: None,
+            tried_store: None,
         })
     }
 
@@ -129,6 +138,17 @@ impl Refresher {
     /// # Errors
     /// [`RefreshError`]; what serves keeps serving then.
     pub fn refresh(&mut self) -> Result<(), RefreshError> {
+        // What was tried is noted before the attempt: after a panic it waits like all refused.
+        caught(|| self.look()).unwrap_or_else(|source| {
+            self.metrics.bundles.with_label_values(&["refused"]).inc();
+            Err(RefreshError::Panicked {
+                channel: self.config.channel.clone(),
+                source,
+            })
+        })
+    }
+
+    fn look(&mut self) -> Result<(), RefreshError> {
         let current = self.live.load();
         let newer = self.new_bundle(current.bundle.as_deref());
         let (bundle, is_new, result) = match newer {
@@ -203,11 +223,13 @@ impl Refresher {
             bundle.versions.generation == channel.generation
                 && bundle.faults.iter().all(Fault::is_absence)
         });
+        !serves && !self.waits(self.tried, channel.generation)
+    }
+
+    /// Whether a generation was tried so lately that another attempt has to wait.
+    fn waits(&self, tried: Option<(u64, Instant)>, generation: u64) -> bool {
         let retry = Duration::from_secs(self.config.retry_seconds);
-        let waits = self.tried.is_some_and(|(generation, at)| {
-            generation == channel.generation && at.elapsed() < retry
-        });
-        !serves && !waits
+        tried.is_some_and(|(last, at)| last == generation && at.elapsed() < retry)
     }
 
     fn load(&self, channel: &Channel, current: Option<&Bundle>) -> Result<Bundle, LoadError> {
@@ -236,7 +258,8 @@ impl Refresher {
         Ok(bundle)
     }
 
-    /// The store for a bundle: the open one while its generation and features stand.
+    /// The store for a bundle: the open one while its generation and features stand. One that
+    /// cannot be used is tried again after a while.
     fn store(
         &mut self,
         bundle: &Bundle,
@@ -253,17 +276,14 @@ impl Refresher {
             }
         };
         let is_open = open.is_some_and(|store| Some(store.generation()) == generation);
-        let was_refused = generation.is_some() && self.refused_store == generation;
-        if !is_new && (is_open || generation.is_none() || was_refused) {
+        let waits = generation.is_none_or(|generation| self.waits(self.tried_store, generation));
+        if !is_new && (is_open || waits) {
             return open.cloned();
         }
+        self.tried_store = generation.map(|generation| (generation, Instant::now()));
         match Store::open(&root, bundle, features) {
-            Ok(store) => {
-                self.refused_store = None;
-                Some(Arc::new(store))
-            }
+            Ok(store) => Some(Arc::new(store)),
             Err(error) => {
-                self.refused_store = generation;
                 let error = anyhow::Error::from(error);
                 tracing::warn!("features take their defaults: {error:#}");
                 open.filter(|_| !is_new).cloned()

@@ -16,7 +16,10 @@ use features::{
     online::{OnlineError, OnlineStore},
 };
 
-use crate::bundle::Bundle;
+use crate::{
+    bundle::Bundle,
+    panics::{Panicked, caught},
+};
 
 /// Keys read between two looks at the clock.
 const KEYS_PER_LOOK: usize = 64;
@@ -24,16 +27,15 @@ const KEYS_PER_LOOK: usize = 64;
 /// States of entities; `None` is known to be absent.
 type Known = HashMap<EntityKey, Option<EntityState>>;
 
-/// Why a store cannot serve a bundle.
+/// Why a store cannot serve a bundle, or a request.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// It cannot be opened or read.
-    #[error("opening the online store")]
-    Online {
-        /// What the store said.
-        #[from]
-        source: OnlineError,
-    },
+    #[error(transparent)]
+    Online(#[from] OnlineError),
+    /// Its file is damaged in a way that the key-value store does not expect.
+    #[error("reading the online store; run `marquee features materialize`")]
+    Panicked(#[from] Panicked),
     /// Its values are of other features.
     #[error(
         "the online store holds features {found}, the bundle has {wanted}; run `marquee features materialize`"
@@ -58,7 +60,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn open(root: &Path, bundle: &Bundle, features: &FeatureSet) -> Result<Self, StoreError> {
-        let online = OnlineStore::open(root)?;
+        let online = caught(|| OnlineStore::open(root))??;
         if online.spec_digest() != features.digest() {
             return Err(StoreError::Spec {
                 found: online.spec_digest().to_owned(),
@@ -103,8 +105,8 @@ fn read_into(
     online: &OnlineStore,
     keys: &[EntityKey],
     known: &mut Known,
-) -> Result<(), OnlineError> {
-    let mut found = online.read(keys)?;
+) -> Result<(), StoreError> {
+    let mut found = caught(|| online.read(keys))??;
     known.extend(keys.iter().map(|key| (*key, found.remove(key))));
     Ok(())
 }
@@ -137,13 +139,13 @@ impl States {
     /// Reads the keys that are not known yet, as far as the time goes.
     ///
     /// # Errors
-    /// [`OnlineError`] from the store.
+    /// [`StoreError`].
     pub fn read(
         &mut self,
         store: &Store,
         keys: &[EntityKey],
         until: Instant,
-    ) -> Result<ReadEnd, OnlineError> {
+    ) -> Result<ReadEnd, StoreError> {
         let open: Vec<EntityKey> = keys
             .iter()
             .filter(|key| !self.of_ads.contains_key(key) && !self.of_request.contains_key(key))

@@ -1,5 +1,7 @@
 //! Each rung of the ladder: what is missing, damaged or late, and what stands in.
 
+use std::fs;
+
 use registry::Kind;
 use serving::stages::StageBudgets;
 use wire::ads::{Degradation, GetAdsResponse};
@@ -177,6 +179,37 @@ async fn a_feature_store_is_taken_up_when_it_appears() {
     let explain = after.explain.unwrap();
     assert_eq!(explain.degradation(), Degradation::None);
     assert_eq!(explain.artifact_digests["online"], "generation 1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_feature_store_stops_no_swap_and_is_taken_up_once_mended() {
+    let world = World::whole().await;
+    let path = world.layout.online().join("000000000001/store.redb");
+    let whole = fs::read(&path).unwrap();
+    // A file that begins as it should and goes on as no key-value store does: reading it panics.
+    let mut damaged = whole.clone();
+    damaged[4_096..].fill(0xff);
+    fs::write(&path, damaged).unwrap();
+    let mut config = config();
+    config.retry_seconds = 0;
+    let (server, client) = start(&world, config).await;
+    let missing = "default features: feature store missing";
+    let answer = client.ask(request("r1", "u1")).await.unwrap();
+    check(&answer, Degradation::DefaultFeatures, 0, missing);
+
+    let recipe = Recipe {
+        version: 2,
+        ..Recipe::default()
+    };
+    world.publish(&recipe).await;
+    until(&server, |snapshot| snapshot.versions.generation == 2).await;
+    let answer = client.ask(request("r2", "u1")).await.unwrap();
+    check(&answer, Degradation::DefaultFeatures, 0, missing);
+
+    fs::write(&path, whole).unwrap();
+    until(&server, |snapshot| snapshot.store.is_some()).await;
+    let answer = client.ask(request("r3", "u1")).await.unwrap();
+    check(&answer, Degradation::None, 0, "");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,30 @@
+//! Panics of libraries on damaged files, as errors.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+/// A panic that was caught.
+#[derive(Debug, thiserror::Error)]
+#[error("it panicked: {message}")]
+pub struct Panicked {
+    message: String,
+}
+
+/// Does some work; a panic in it is an error. What the work was changing may be half done then:
+/// the caller drops it, or knows that it is whole.
+///
+/// # Errors
+/// [`Panicked`].
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| Panicked {
+        message: message(payload.as_ref()),
+    })
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("without a message").to_owned()
+}
