@@ -27,8 +27,8 @@ pub struct ServingConfig {
     /// Time before a bundle that was refused, or that has faults, is loaded again, and an online
     /// store that could not be opened, seconds.
     pub retry_seconds: u64,
-    /// Requests whose stages run at the same time; 0 means one per core. More than cores only
-    /// adds waiting inside the stages.
+    /// Requests whose stages run at the same time; 0 means one per core, at most `max_in_flight`.
+    /// More than cores only adds waiting inside the stages.
     pub workers: usize,
     /// Requests that may be there at the same time, waiting ones included; more are turned away.
     /// Higher: longer waits under overload instead of refusals.
@@ -162,7 +162,10 @@ impl ServingConfig {
     /// Requests whose stages run at the same time.
     pub fn num_workers(&self) -> usize {
         match self.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            0 => {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                cores.min(self.max_in_flight)
+            }
             workers => workers,
         }
     }
@@ -187,6 +190,16 @@ mod tests {
         let (config, _) =
             cli::parse_config::<ServingConfig>(text, "configs/serving.toml", &[]).unwrap();
         config.check().unwrap();
+    }
+
+    #[test]
+    fn a_small_limit_needs_no_word_on_workers() {
+        let config = ServingConfig {
+            max_in_flight: 1,
+            ..ServingConfig::default()
+        };
+        config.check().unwrap();
+        assert_eq!(config.num_workers(), 1);
     }
 
     #[test]

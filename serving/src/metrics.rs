@@ -1,5 +1,7 @@
 //! What the server counts, for Prometheus.
 
+use std::time::Duration;
+
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
     Registry, TextEncoder, core::Collector,
@@ -19,7 +21,7 @@ const BUCKETS: [f64; 13] = [
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
-    /// Answers by how they ended.
+    /// Requests by how they ended.
     pub requests: IntCounterVec,
     /// Time from a request's arrival to its answer.
     pub request_seconds: Histogram,
@@ -70,7 +72,7 @@ impl Default for Metrics {
         Self {
             requests: counters(
                 "marquee_serve_requests_total",
-                "Rises by one with each answer of GetAds",
+                "Rises by one with each GetAds request that ends, answered or not",
                 &["outcome"],
             ),
             request_seconds: histogram(
@@ -133,8 +135,8 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counts one decision.
-    pub fn note(&self, decision: &Decision, budget: impl Fn(Stage) -> std::time::Duration) {
+    /// Counts the work on one decision.
+    pub fn note_work(&self, decision: &Decision, budget: impl Fn(Stage) -> Duration) {
         for trace in &decision.stages {
             let stage = trace.stage.name();
             self.stage_seconds
@@ -149,9 +151,6 @@ impl Metrics {
                     .inc();
             }
         }
-        self.degradation
-            .with_label_values(&[level_name(decision.degradation())])
-            .inc();
         let counts = decision.feature_counts;
         for (outcome, count) in [
             ("missing", counts.missing),
@@ -163,6 +162,16 @@ impl Metrics {
                 .with_label_values(&[outcome])
                 .inc_by(count);
         }
+    }
+
+    /// Counts a decision that becomes an answer, `total` after its request arrived.
+    pub fn note_answer(&self, decision: &Decision, total: Duration) {
+        self.degradation
+            .with_label_values(&[level_name(decision.degradation())])
+            .inc();
+        self.request_seconds.observe(total.as_secs_f64());
+        let overhead = total.saturating_sub(decision.stages_duration());
+        self.overhead_seconds.observe(overhead.as_secs_f64());
     }
 
     /// All metrics in Prometheus' text format.

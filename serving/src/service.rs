@@ -86,6 +86,15 @@ impl ServeError {
     }
 }
 
+const BEFORE_WORK: &str = "before its work began";
+
+fn late(request_id: &str, during: &'static str) -> ServeError {
+    ServeError::Deadline {
+        request_id: request_id.to_owned(),
+        during,
+    }
+}
+
 impl From<LogClosed> for ServeError {
     fn from(_: LogClosed) -> Self {
         Self::Stopping
@@ -167,16 +176,11 @@ impl Service {
             request_id: request_id.clone(),
         })??;
         let (decision, durable) = self.work(request, place).await?;
-        let late = |_elapsed| ServeError::Deadline {
-            request_id: request_id.clone(),
-            during: "while its events were written",
-        };
-        timeout_at(deadline, durable.wait()).await.map_err(late)??;
+        let durable = timeout_at(deadline, durable.wait()).await;
+        durable.map_err(|_elapsed| late(&request_id, "while its events were written"))??;
 
         let total = arrived.elapsed();
-        metrics.request_seconds.observe(total.as_secs_f64());
-        let overhead = total.saturating_sub(decision.stages_duration());
-        metrics.overhead_seconds.observe(overhead.as_secs_f64());
+        metrics.note_answer(&decision, total);
         Ok(decision.into_response(request_id, total))
     }
 
@@ -191,10 +195,7 @@ impl Service {
         let deadline = tokio::time::Instant::from_std(request.deadline);
         let worker = timeout_at(deadline, self.workers.clone().acquire_owned()).await;
         let worker = worker
-            .map_err(|_elapsed| ServeError::Deadline {
-                request_id: request_id.clone(),
-                during: "before its work began",
-            })?
+            .map_err(|_elapsed| late(&request_id, BEFORE_WORK))?
             .map_err(|_closed| ServeError::Stopping)?;
         let shared = self.shared.clone();
         let done = task::spawn_blocking(move || {
@@ -202,16 +203,21 @@ impl Service {
             if let Some(hook) = &shared.hook {
                 hook(&request);
             }
+            // The threads may be busy although a worker was free: nobody waits for this any more.
+            if Instant::now() >= request.deadline {
+                return Err(late(&request.request_id, BEFORE_WORK));
+            }
             let snapshot = shared.live.load();
             let mut decision = engine::decide(&snapshot, &request, &shared.budgets, &shared.config);
             let durable = place.leave(std::mem::take(&mut decision.events));
             let budgets = &shared.config.stages;
-            shared.metrics.note(&decision, |stage| budgets.of(stage));
-            (decision, durable)
+            let metrics = &shared.metrics;
+            metrics.note_work(&decision, |stage| budgets.of(stage));
+            Ok((decision, durable))
         });
-        done.await.map_err(|error| {
+        done.await.unwrap_or_else(|error| {
             tracing::error!(request_id, %error, "a stage panicked");
-            ServeError::Panicked { request_id }
+            Err(ServeError::Panicked { request_id })
         })
     }
 }
@@ -222,15 +228,31 @@ impl AdService for Service {
         &self,
         request: Request<GetAdsRequest>,
     ) -> Result<Response<GetAdsResponse>, Status> {
+        let mut outcome = Outcome {
+            metrics: &self.shared.metrics,
+            name: "cancelled",
+        };
         let answer = self.answer(request, Instant::now()).await;
-        let outcome = match &answer {
+        outcome.name = match &answer {
             Ok(answer) if answer.winners.is_empty() => "empty",
             Ok(_) => "ok",
             Err(error) => error.outcome(),
         };
-        let requests = &self.shared.metrics.requests;
-        requests.with_label_values(&[outcome]).inc();
         Ok(Response::new(answer?))
+    }
+}
+
+/// Counts how a request ended, also when nobody waited for its end: the client went away, or the
+/// time-out of the transport struck first.
+struct Outcome<'a> {
+    metrics: &'a Metrics,
+    name: &'static str,
+}
+
+impl Drop for Outcome<'_> {
+    fn drop(&mut self) {
+        let requests = &self.metrics.requests;
+        requests.with_label_values(&[self.name]).inc();
     }
 }
 
@@ -261,7 +283,91 @@ fn grpc_timeout(metadata: &MetadataMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, mpsc};
+
+    use tokio::sync::mpsc as tokio_mpsc;
+
     use super::*;
+    use crate::served::LogConfig;
+
+    /// A service with house ads and one worker.
+    fn service(hook: Option<Hook>) -> (tempfile::TempDir, Service) {
+        let root = tempfile::tempdir().unwrap();
+        let metrics = Metrics::default();
+        let (log, _thread) =
+            EventLog::start(root.path(), &LogConfig::default(), metrics.clone()).unwrap();
+        let config = ServingConfig {
+            workers: 1,
+            deadline_ms: 30_000,
+            max_deadline_ms: 30_000,
+            ..ServingConfig::default()
+        };
+        let shared = Shared {
+            live: Live::default(),
+            budgets: Budgets::default(),
+            config: Arc::new(config),
+            metrics,
+            hook,
+        };
+        (root, Service::new(Arc::new(shared), log))
+    }
+
+    fn request(request_id: &str) -> Request<GetAdsRequest> {
+        Request::new(GetAdsRequest {
+            request_id: request_id.into(),
+            context: Some(Default::default()),
+            ..GetAdsRequest::default()
+        })
+    }
+
+    fn count(counters: &prometheus::IntCounterVec, label: &str) -> u64 {
+        counters.with_label_values(&[label]).get()
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_time_is_up_when_its_work_begins_is_refused() {
+        let (_root, service) = service(None);
+        let mut hasty = request("r1");
+        hasty
+            .metadata_mut()
+            .insert("grpc-timeout", "0n".parse().unwrap());
+        let status = service.get_ads(hasty).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert!(status.message().contains(BEFORE_WORK), "{status}");
+        let metrics = &service.shared.metrics;
+        assert_eq!(count(&metrics.requests, "deadline"), 1);
+        let stages = metrics.stage_seconds.with_label_values(&["rank"]);
+        assert_eq!(stages.get_sample_count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_is_counted_and_has_no_answer() {
+        let (enter, mut entered) = tokio_mpsc::unbounded_channel();
+        let (go_on, may_go) = mpsc::channel();
+        let may_go = Mutex::new(may_go);
+        let hook: Hook = Arc::new(move |_| {
+            enter.send(()).unwrap();
+            may_go.lock().unwrap().recv().unwrap();
+        });
+        let (_root, service) = service(Some(hook));
+        let mut leaving = service.get_ads(request("r1"));
+        tokio::select! {
+            _ = &mut leaving => panic!("answered while it was held"),
+            _ = entered.recv() => {}
+        }
+        drop(leaving);
+        let metrics = &service.shared.metrics;
+        assert_eq!(count(&metrics.requests, "cancelled"), 1);
+
+        // The one worker comes to the second request when it is done with the first.
+        go_on.send(()).unwrap();
+        go_on.send(()).unwrap();
+        service.get_ads(request("r2")).await.unwrap();
+        assert_eq!(count(&metrics.requests, "ok"), 1);
+        assert_eq!(count(&metrics.requests, "cancelled"), 1);
+        assert_eq!(count(&metrics.degradation, "house_ads"), 1);
+        assert_eq!(metrics.in_flight.get(), 0);
+    }
 
     #[test]
     fn each_error_has_its_code_and_says_what_happened() {
