@@ -9,6 +9,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -16,7 +17,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::{
     runtime::{Builder, Runtime},
-    sync::{mpsc, oneshot},
+    select,
+    sync::{Notify, mpsc, oneshot},
     time,
 };
 use wire::{
@@ -87,6 +89,24 @@ pub struct EventLog {
     durability: Durability,
 }
 
+/// The thread that writes.
+#[derive(Debug)]
+pub struct LogThread {
+    stop: Arc<Notify>,
+    thread: JoinHandle<()>,
+}
+
+impl LogThread {
+    /// Gives out no more places, waits for those that are out, writes everything, and ends.
+    ///
+    /// # Errors
+    /// What the thread panicked with.
+    pub fn finish(self) -> thread::Result<()> {
+        self.stop.notify_one();
+        self.thread.join()
+    }
+}
+
 /// A place in the channel.
 #[derive(Debug)]
 pub struct Place {
@@ -98,14 +118,14 @@ pub struct Place {
 #[derive(Debug)]
 pub struct Durable(Option<oneshot::Receiver<()>>);
 
-/// The log's thread has ended, which it only does after the server.
+/// The log takes no more events: the server has stopped.
 #[derive(Debug, thiserror::Error)]
 #[error("the event log is closed")]
 pub struct LogClosed;
 
 impl EventLog {
-    /// Opens the log under `root` and starts its thread, which ends when the last clone and the
-    /// last [`Place`] are gone.
+    /// Opens the log under `root` and starts its thread, which ends when it is told to
+    /// ([`LogThread::finish`]) or the last clone is gone, and then with the last [`Place`].
     ///
     /// # Errors
     /// [`LogError`], if another server writes the partition for instance.
@@ -113,11 +133,13 @@ impl EventLog {
         root: &Path,
         config: &LogConfig,
         metrics: Metrics,
-    ) -> Result<(Self, JoinHandle<()>), LogError> {
+    ) -> Result<(Self, LogThread), LogError> {
         let writer = SegmentWriter::open(root, PARTITION)?;
         let (sender, receiver) = mpsc::channel(config.queue);
+        let stop = Arc::new(Notify::new());
         let owner = Owner {
             root: root.to_owned(),
+            stop: stop.clone(),
             writer: Some(writer),
             config: config.clone(),
             metrics,
@@ -133,7 +155,7 @@ impl EventLog {
             .spawn(move || owner.run(&clock, receiver))
             .map_err(failed)?;
         let durability = config.durability;
-        Ok((Self { sender, durability }, thread))
+        Ok((Self { sender, durability }, LogThread { stop, thread }))
     }
 
     /// Waits for a place.
@@ -177,6 +199,7 @@ impl Durable {
 /// The thread that owns the log.
 struct Owner {
     root: PathBuf,
+    stop: Arc<Notify>,
     /// Gone while the disk refuses.
     writer: Option<SegmentWriter>,
     config: LogConfig,
@@ -191,10 +214,16 @@ impl Owner {
         let mut batches = Vec::with_capacity(MAX_BATCH);
         loop {
             let received = clock.block_on(async {
-                let some = receiver.recv_many(&mut batches, MAX_BATCH);
-                time::timeout(sync_every, some).await
+                select! {
+                    count = receiver.recv_many(&mut batches, MAX_BATCH) => Some(count),
+                    () = time::sleep(sync_every) => None,
+                    () = self.stop.notified(), if !receiver.is_closed() => {
+                        receiver.close();
+                        None
+                    }
+                }
             });
-            if received == Ok(0) {
+            if received == Some(0) {
                 break;
             }
             let sync = self.config.durability == Durability::Synced
@@ -227,7 +256,7 @@ impl Owner {
             self.metrics.log_errors.inc();
             let events: usize = batches.iter().map(|batch| batch.events.len()).sum();
             tracing::error!(%error, events, "event log refused, trying again");
-            if receiver.sender_strong_count() == 0 {
+            if receiver.is_closed() {
                 last_tries += 1;
                 if last_tries == LAST_TRIES {
                     tracing::error!(events, "event log refused to the end: events are lost");
@@ -312,8 +341,9 @@ mod tests {
             let durable = log.place().await.unwrap().leave(events(request));
             durable.wait().await.unwrap();
         }
-        drop(log);
-        thread.join().unwrap();
+        // A request that hangs on to the log keeps nothing open.
+        thread.finish().unwrap();
+        assert!(log.place().await.is_err());
         let expected: Vec<String> = (0..100)
             .flat_map(events)
             .map(|event| event.event_id)

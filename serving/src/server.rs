@@ -1,8 +1,8 @@
 //! A running server: start, addresses, stop.
 
-use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use cli::Layout;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::watch, task, time};
@@ -16,7 +16,7 @@ use crate::{
     http,
     live::{Live, Refresher, Watcher},
     metrics::Metrics,
-    served::EventLog,
+    served::{EventLog, LogThread},
     service::{Hook, Service, Shared},
 };
 
@@ -36,11 +36,10 @@ pub struct Server {
     addresses: Addresses,
     shared: Arc<Shared>,
     watcher: Watcher,
-    log_thread: JoinHandle<()>,
+    log_thread: LogThread,
     stop: watch::Sender<bool>,
-    grpc: task::JoinHandle<Result<(), tonic::transport::Error>>,
+    grpc: GrpcTask,
     http: task::JoinHandle<std::io::Result<()>>,
-    health: HealthReporter,
 }
 
 impl Server {
@@ -87,7 +86,7 @@ impl Server {
         let (health, grpc_address, grpc) =
             start_grpc(Service::new(shared.clone(), log), &config, stopped.clone()).await?;
         let (http_address, http) = start_http(shared.clone(), &config, stopped.clone()).await?;
-        task::spawn(report_health(health.clone(), shared.clone(), stopped));
+        task::spawn(report_health(health, shared.clone(), stopped));
         Ok(Self {
             addresses: Addresses {
                 grpc: grpc_address,
@@ -99,7 +98,6 @@ impl Server {
             stop,
             grpc,
             http,
-            health,
         })
     }
 
@@ -118,7 +116,9 @@ impl Server {
         &self.shared.metrics
     }
 
-    /// Takes no new requests, finishes those under way, and writes out the log.
+    /// Takes no new requests, finishes those under way, and writes out the log, whatever else
+    /// goes wrong. Streams of reflection that clients hold open are cut off after
+    /// `drain_seconds`.
     ///
     /// # Errors
     /// If requests are still under way after `drain_seconds`, or a part of the server panicked.
@@ -130,29 +130,33 @@ impl Server {
             stop,
             grpc,
             http,
-            health,
             ..
         } = self;
-        health
-            .set_service_status(SERVICE, ServingStatus::NotServing)
-            .await;
         stop.send_replace(true);
-        let drain = Duration::from_secs(shared.config.drain_seconds);
-        let drained = time::timeout(drain, grpc).await;
+        let drained = drain(grpc, &shared).await;
         http.abort();
-        task::spawn_blocking(move || drop(watcher))
-            .await
-            .context("stopping the watcher")?;
-        drained
-            .with_context(|| format!("requests are still under way after {drain:?}"))?
-            .context("the service panicked")?
-            .context("serving")?;
-        // The last clone of the log's sender went with the service: the thread writes and ends.
-        task::spawn_blocking(move || log_thread.join())
-            .await
-            .context("waiting for the event log")?
+        let watcher = task::spawn_blocking(move || drop(watcher)).await;
+        let log = task::spawn_blocking(move || log_thread.finish()).await;
+        drained?;
+        watcher.context("stopping the watcher")?;
+        log.context("waiting for the event log")?
             .map_err(|_panic| anyhow::anyhow!("the event log panicked"))
     }
+}
+
+/// Waits for the connections to end, and for the requests on them.
+async fn drain(mut grpc: GrpcTask, shared: &Shared) -> anyhow::Result<()> {
+    let most = Duration::from_secs(shared.config.drain_seconds);
+    if let Ok(ended) = time::timeout(most, &mut grpc).await {
+        return ended.context("the service panicked")?.context("serving");
+    }
+    grpc.abort();
+    let requests = shared.metrics.in_flight.get();
+    if requests > 0 {
+        bail!("{requests} requests are still under way after {most:?}");
+    }
+    tracing::warn!("clients hold streams open, leaving them");
+    Ok(())
 }
 
 /// The first look: trouble is told, and the server starts all the same.
@@ -210,9 +214,10 @@ async fn until_stopped(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
-/// Keeps gRPC health in step with readiness.
+/// Keeps gRPC health in step with readiness; at the end it says so and ends the watches, which
+/// would hold their connections open.
 async fn report_health(
-    health: HealthReporter,
+    mut health: HealthReporter,
     shared: Arc<Shared>,
     stopped: watch::Receiver<bool>,
 ) {
@@ -234,5 +239,10 @@ async fn report_health(
     tokio::select! {
         () = report => {}
         () = until_stopped(stopped) => {}
+    }
+    for service in ["", SERVICE] {
+        let status = ServingStatus::NotServing;
+        health.set_service_status(service, status).await;
+        health.clear_service_status(service).await;
     }
 }

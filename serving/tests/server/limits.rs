@@ -3,11 +3,21 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, mpsc},
+    time::Duration,
 };
 
+use futures::{StreamExt, stream};
 use serving::{request::AdRequest, service::Hook};
-use tokio::sync::mpsc as tokio_mpsc;
-use tonic::Code;
+use tokio::{sync::mpsc as tokio_mpsc, time::timeout};
+use tonic::{Code, transport::Endpoint};
+use tonic_health::{
+    ServingStatus,
+    pb::{HealthCheckRequest, health_client::HealthClient},
+};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest,
+};
 
 use crate::fixture::{Recipe, World, config, request, start, start_with};
 
@@ -175,7 +185,7 @@ async fn stopping_finishes_what_is_under_way_and_writes_it_down() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(30), refused)
+    timeout(Duration::from_secs(30), refused)
         .await
         .expect("new connections are refused");
     assert!(!stopping.is_finished());
@@ -183,4 +193,61 @@ async fn stopping_finishes_what_is_under_way_and_writes_it_down() {
     assert_eq!(held.await.unwrap().unwrap().winners.len(), 3);
     stopping.await.unwrap().unwrap();
     assert_eq!(world.logged().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_tells_those_who_watch_its_health_and_waits_for_none() {
+    let world = World::whole().await;
+    let (server, client) = start(&world, config()).await;
+    let address = format!("http://{}", server.addresses().grpc);
+    let channel = Endpoint::from_shared(address).unwrap().connect().await;
+    let mut health = HealthClient::new(channel.unwrap());
+    let mut watches = Vec::new();
+    for service in ["", "marquee.ads.v1.AdService"] {
+        let service = service.to_owned();
+        let watch = health.watch(HealthCheckRequest { service }).await;
+        let mut watch = watch.unwrap().into_inner();
+        let now = watch.message().await.unwrap().unwrap();
+        assert_eq!(now.status, ServingStatus::Serving as i32);
+        watches.push(watch);
+    }
+    client.ask(request("r1", "u1")).await.unwrap();
+    let told = async {
+        for mut watch in watches {
+            let last = watch.message().await.unwrap().unwrap();
+            assert_eq!(last.status, ServingStatus::NotServing as i32);
+            assert!(watch.message().await.unwrap().is_none());
+        }
+    };
+    let (stopped, told) = tokio::join!(server.stop(), timeout(Duration::from_secs(30), told));
+    stopped.unwrap();
+    told.expect("the watches end");
+    assert_eq!(world.logged().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_held_open_keeps_neither_the_server_nor_its_log() {
+    let world = World::whole().await;
+    let mut config = config();
+    config.drain_seconds = 0;
+    let (server, client) = start(&world, config.clone()).await;
+    let address = format!("http://{}", server.addresses().grpc);
+    let channel = Endpoint::from_shared(address).unwrap().connect().await;
+    let list = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut held = ServerReflectionClient::new(channel.unwrap())
+        .server_reflection_info(stream::iter([list]).chain(stream::pending()))
+        .await
+        .unwrap()
+        .into_inner();
+    held.message().await.unwrap().unwrap();
+    client.ask(request("r1", "u1")).await.unwrap();
+
+    server.stop().await.unwrap();
+    assert_eq!(world.logged().len(), 3);
+    // Whoever comes next gets the log.
+    let (next, _client) = start(&world, config).await;
+    next.stop().await.unwrap();
 }
