@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use cli::{CommonArgs, Layout, out, write_json};
 use features::FeatureSpec;
 use models::{ctr::CtrModel, prescorer::PreScorer};
-use registry::{Artifact, Digest, Draft, Kind, Registry, Target};
+use registry::{Artifact, Channel, Digest, Draft, Kind, Registry, Target};
 use serde::Serialize;
 
 use crate::{index, vectors::Embeddings};
@@ -27,6 +27,12 @@ struct BundleFile {
     members: BTreeMap<&'static str, Digest>,
 }
 
+/// What is to serve together, chosen when a channel stood where it did.
+struct Choice {
+    generation: u64,
+    members: BTreeMap<Kind, Artifact>,
+}
+
 /// Joins the newest artifact of each kind, checks that they belong together, and moves a channel
 /// to the bundle with all of its traffic.
 ///
@@ -35,11 +41,41 @@ struct BundleFile {
 pub async fn run(common: &CommonArgs, channel: &str) -> anyhow::Result<()> {
     let layout = Layout::new(common);
     let registry = Registry::open(&layout.registry())?;
-    let mut members: BTreeMap<Kind, Artifact> = BTreeMap::new();
+    let choice = choose(&registry, channel).await?;
+    check(&registry, &choice.members).await?;
+    let moved = publish(&registry, channel, choice).await?;
+    if common.json {
+        out!("{}", serde_json::to_string(&moved)?);
+    } else {
+        out!(
+            "channel {channel} is at generation {}: bundle {}",
+            moved.generation,
+            moved.targets[0].bundle.short()
+        );
+    }
+    Ok(())
+}
+
+/// The channel comes first: whoever moves it later may have seen newer members.
+async fn choose(registry: &Registry, channel: &str) -> anyhow::Result<Choice> {
+    let stands = registry.channel(channel).await?;
+    let generation = stands.map_or(0, |channel| channel.generation);
+    let mut members = BTreeMap::new();
     for kind in MEMBERS {
         members.insert(kind, registry.newest(kind).await?);
     }
-    check(&registry, &members).await?;
+    Ok(Choice {
+        generation,
+        members,
+    })
+}
+
+/// Publishes the bundle and moves the channel from where it stood when the choice was made.
+async fn publish(registry: &Registry, channel: &str, choice: Choice) -> anyhow::Result<Channel> {
+    let Choice {
+        generation,
+        members,
+    } = choice;
     let digests: BTreeMap<&'static str, Digest> = members
         .iter()
         .map(|(kind, artifact)| (kind.name(), artifact.digest.clone()))
@@ -74,25 +110,11 @@ pub async fn run(common: &CommonArgs, channel: &str) -> anyhow::Result<()> {
         labels: BTreeMap::new(),
     };
     let bundle = registry.publish(draft).await?;
-    let generation = registry
-        .channel(channel)
-        .await?
-        .map_or(0, |channel| channel.generation);
     let targets = vec![Target {
-        bundle: bundle.digest.clone(),
+        bundle: bundle.digest,
         share: 1.0,
     }];
-    let moved = registry.advance(channel, generation, targets).await?;
-    if common.json {
-        out!("{}", serde_json::to_string(&moved)?);
-    } else {
-        out!(
-            "channel {channel} is at generation {}: bundle {}",
-            moved.generation,
-            bundle.digest.short()
-        );
-    }
-    Ok(())
+    Ok(registry.advance(channel, generation, targets).await?)
 }
 
 /// Features, models, vectors and index of one bundle were made for each other.
@@ -138,4 +160,41 @@ async fn check(registry: &Registry, members: &BTreeMap<Kind, Artifact>) -> anyho
         members[&Kind::Embeddings].digest.as_str(),
         Kind::Index.origin(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use registry::{RegistryError, block_on};
+
+    use super::*;
+
+    #[test]
+    fn a_channel_that_moved_since_the_choice_stays_where_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let registry = Registry::open(&root.path().join("registry")).unwrap();
+        let dir = root.path().join("member");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("file"), "content").unwrap();
+        for kind in MEMBERS {
+            let draft = Draft {
+                kind,
+                dir: dir.clone(),
+                parents: Vec::new(),
+                metrics: BTreeMap::new(),
+                labels: BTreeMap::new(),
+            };
+            block_on(registry.publish(draft)).unwrap();
+        }
+        let choose = || block_on(choose(&registry, "live")).unwrap();
+        let publish = |choice| block_on(publish(&registry, "live", choice));
+        let (slow, fast) = (choose(), choose());
+        assert_eq!(publish(fast).unwrap().generation, 1);
+        let error = publish(slow).unwrap_err();
+        let moved = error.downcast_ref::<RegistryError>();
+        assert!(
+            matches!(moved, Some(RegistryError::Moved { .. })),
+            "{error:#}"
+        );
+        assert_eq!(publish(choose()).unwrap().generation, 2);
+    }
 }

@@ -78,7 +78,8 @@ impl Registry {
     }
 
     /// Publishes the files of a draft. The same content published again is the same artifact and
-    /// becomes the newest of its kind; figures and labels stay those of the first time.
+    /// becomes the newest of its kind; figures and labels stay those of the first time, and files
+    /// that were damaged or lost since are mended.
     ///
     /// # Errors
     /// [`RegistryError::Empty`]; [`RegistryError::Io`] if a file cannot be read;
@@ -92,13 +93,18 @@ impl Registry {
             return Err(RegistryError::Empty { path: draft.dir });
         }
         let digest = content_digest(draft.kind, &files, &draft.parents);
-        let artifact = match self.get(&digest).await {
-            Ok(known) => known,
-            Err(RegistryError::NotFound { .. }) => {
-                for name in files.keys() {
+        for (name, wanted) in &files {
+            match self.check_file(&digest, name, wanted) {
+                Err(RegistryError::MissingFile { .. } | RegistryError::Corrupt { .. }) => {
                     self.upload(&draft.dir.join(name), &file_key(&digest, name))
                         .await?;
                 }
+                checked => checked?,
+            }
+        }
+        let artifact = match self.get(&digest).await {
+            Ok(known) => known,
+            Err(RegistryError::NotFound { .. }) => {
                 let Draft {
                     kind,
                     parents,
@@ -197,33 +203,41 @@ impl Registry {
     /// [`RegistryError::Corrupt`], [`RegistryError::MissingFile`], else as [`Self::get`].
     pub async fn fetch(&self, digest: &Digest) -> Result<PathBuf, RegistryError> {
         let artifact = self.get(digest).await?;
-        let folder = self
-            .root
-            .join("artifacts")
-            .join(digest.as_str())
-            .join("files");
         for (name, wanted) in &artifact.files {
-            let found = match hash_file(&folder.join(name)) {
-                Err(RegistryError::Io { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound =>
-                {
-                    return Err(RegistryError::MissingFile {
-                        artifact: digest.clone(),
-                        file: name.clone(),
-                    });
-                }
-                found => found?,
-            };
-            if found != *wanted {
-                return Err(RegistryError::Corrupt {
-                    artifact: digest.clone(),
-                    file: name.clone(),
-                    wanted: wanted.sha256.to_string(),
-                    found: found.sha256.to_string(),
+            self.check_file(digest, name, wanted)?;
+        }
+        Ok(self.folder(digest))
+    }
+
+    fn folder(&self, digest: &Digest) -> PathBuf {
+        let artifacts = self.root.join("artifacts");
+        artifacts.join(digest.as_str()).join("files")
+    }
+
+    fn check_file(
+        &self,
+        artifact: &Digest,
+        name: &str,
+        wanted: &FileEntry,
+    ) -> Result<(), RegistryError> {
+        let found = match hash_file(&self.folder(artifact).join(name)) {
+            Err(RegistryError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(RegistryError::MissingFile {
+                    artifact: artifact.clone(),
+                    file: name.to_owned(),
                 });
             }
+            found => found?,
+        };
+        if found == *wanted {
+            return Ok(());
         }
-        Ok(folder)
+        Err(RegistryError::Corrupt {
+            artifact: artifact.clone(),
+            file: name.to_owned(),
+            wanted: wanted.sha256.to_string(),
+            found: found.sha256.to_string(),
+        })
     }
 
     /// An artifact's stage; `candidate` until one is set.
@@ -555,6 +569,25 @@ mod tests {
             matches!(error, RegistryError::MissingFile { .. }),
             "{error}"
         );
+    }
+
+    #[test]
+    fn publishing_again_mends_damaged_and_missing_files() {
+        let (_root, registry) = registry();
+        let files = folder(&[
+            ("a.bin", &[1; 64]),
+            ("b.bin", &[2; 64]),
+            ("c.bin", &[3; 64]),
+        ]);
+        let publish = || block_on(registry.publish(draft(Kind::Index, files.path()))).unwrap();
+        let first = publish();
+        let fetched = block_on(registry.fetch(&first.digest)).unwrap();
+        fs::write(fetched.join("a.bin"), [1; 63]).unwrap();
+        fs::remove_file(fetched.join("b.bin")).unwrap();
+        block_on(registry.fetch(&first.digest)).unwrap_err();
+
+        assert_eq!(publish(), first);
+        block_on(registry.fetch(&first.digest)).unwrap();
     }
 
     #[test]
