@@ -28,3 +28,21 @@ fn message(payload: &(dyn Any + Send)) -> String {
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("without a message").to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_with_its_message() {
+        assert_eq!(caught(|| 7).unwrap(), 7);
+        let told = |work: fn()| caught(work).unwrap_err().to_string();
+        assert_eq!(told(|| panic!("plain")), "it panicked: plain");
+        let formatted = || panic!("page {}", std::hint::black_box(3));
+        assert_eq!(told(formatted), "it panicked: page 3");
+        assert_eq!(
+            told(|| std::panic::panic_any(7)),
+            "it panicked: without a message"
+        );
+    }
+}
