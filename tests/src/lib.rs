@@ -63,7 +63,7 @@ impl Ended {
 }
 
 /// A world of some thousand impressions.
-pub const TINY_WORLD: [&str; 13] = [
+const TINY_WORLD: [&str; 13] = [
     "configs/world-procedural.toml",
     "--set",
     "users=60",
@@ -113,7 +113,7 @@ impl Bench {
         ended(&output)
     }
 
-    /// A data folder with the training table of [`TINY_WORLD`].
+    /// A data folder with the training table of a tiny world.
     ///
     /// # Panics
     /// If it cannot be made.

@@ -192,13 +192,6 @@ fn soak(kills: usize) {
 }
 
 #[test]
-fn killed_ranks_change_nothing_of_what_is_learnt() {
-    soak(8);
-}
-
-/// `cargo nextest run --release --workspace --run-ignored only -E 'test(hundred)'`
-#[test]
-#[ignore = "takes minutes"]
 fn a_hundred_kills_change_nothing_of_what_is_learnt() {
     soak(100);
 }

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
+use marquee_benches::{median, print};
 use serde::Serialize;
 use trainer::collective::{
     CollectiveConfig, CollectiveError, Membership, ProcessGroup, Rendezvous, TcpGroup,
@@ -95,11 +96,11 @@ fn measure(args: &Args, group: &mut TcpGroup) -> anyhow::Result<Timings> {
         let before = group.traffic().sent_bytes;
         group.all_reduce(&mut values)?;
         all_reduce_sent_bytes = group.traffic().sent_bytes - before;
-        let found = median(args, group, |group| group.all_reduce(&mut values))?;
+        let found = median_ms(args, group, |group| group.all_reduce(&mut values))?;
         ms.insert(format!("all_reduce/{bytes}"), found);
 
         let parts = vec![&values[..values.len() / args.world_size]; args.world_size];
-        let found = median(args, group, |group| group.all_to_all_v(&parts).map(drop))?;
+        let found = median_ms(args, group, |group| group.all_to_all_v(&parts).map(drop))?;
         ms.insert(format!("all_to_all/{bytes}"), found);
     }
     Ok(Timings {
@@ -110,7 +111,7 @@ fn measure(args: &Args, group: &mut TcpGroup) -> anyhow::Result<Timings> {
 }
 
 /// Milliseconds of one operation; all ranks make the same number of turns, which rank 0 chooses.
-fn median(
+fn median_ms(
     args: &Args,
     group: &mut TcpGroup,
     mut operation: impl FnMut(&mut TcpGroup) -> Result<(), CollectiveError>,
@@ -129,12 +130,5 @@ fn median(
         operation(group)?;
         times.push(started.elapsed().as_secs_f64() * 1e3);
     }
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
-}
-
-#[expect(clippy::print_stdout, reason = "the result line is the output")]
-fn print(timings: &Timings) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string(timings)?);
-    Ok(())
+    Ok(median(times))
 }

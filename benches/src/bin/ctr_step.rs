@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Instant};
 use burn::backend::Autodiff;
 use clap::Parser;
 use features::{FeatureBatch, Jagged};
+use marquee_benches::{median, print};
 use models::{
     Cpu,
     ctr::{DcnV2Config, Normalisation, Pooling},
@@ -108,9 +109,10 @@ fn main() -> anyhow::Result<()> {
     let times: anyhow::Result<Vec<f64>> = (0..args.steps).map(|_| step()).collect();
     let mut times = times?;
     times.sort_by(f64::total_cmp);
+    let median = median(times.clone());
     print(&Timing {
-        samples_per_second: args.batch as f64 / median(&times) * 1e3,
-        step_ms: median(&times),
+        samples_per_second: args.batch as f64 / median * 1e3,
+        step_ms: median,
         min_ms: times[0],
         max_ms: times[times.len() - 1],
         optimizer: "rowwise-adagrad",
@@ -118,16 +120,6 @@ fn main() -> anyhow::Result<()> {
         threads: args.threads,
         n: args.steps,
     })
-}
-
-/// Of sorted values.
-fn median(sorted: &[f64]) -> f64 {
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 {
-        sorted[middle]
-    } else {
-        0.5 * (sorted[middle - 1] + sorted[middle])
-    }
 }
 
 fn learner(args: &Args) -> Learner<Autodiff<Cpu>> {
@@ -191,10 +183,4 @@ fn features(args: &Args, random: &mut ChaCha8Rng) -> FeatureBatch {
         };
     }
     features
-}
-
-#[expect(clippy::print_stdout, reason = "the result line is the output")]
-fn print(timing: &Timing) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string(timing)?);
-    Ok(())
 }

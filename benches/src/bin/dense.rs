@@ -12,6 +12,7 @@ use burn::{
 };
 use clap::Parser;
 use cli as _;
+use marquee_benches::{median, print};
 use models::{
     Cpu,
     ctr::{DcnV2Config, dcn_v2::weighted_bce},
@@ -91,7 +92,7 @@ fn training(config: &DcnV2Config, turns: usize) -> f64 {
         Tensor::<B, 2>::from_data(TensorData::new(values, [TRAINING_ROWS, width]), &device)
     };
     let input = numbers(TRAINING_ROWS * INPUTS);
-    median(turns, || {
+    median_ms(turns, || {
         let input = tensor(input.clone(), INPUTS).require_grad();
         let labels = tensor(vec![0.0; TRAINING_ROWS], 1);
         let weights = tensor(vec![1.0; TRAINING_ROWS], 1);
@@ -105,28 +106,22 @@ fn serving(config: &DcnV2Config, rows: usize, turns: usize) -> f64 {
     let device = Default::default();
     let network = config.init::<Cpu>(INPUTS, &mut random(), &device);
     let input = numbers(rows * INPUTS);
-    median(turns, || {
+    median_ms(turns, || {
         let data = TensorData::new(input.clone(), [rows, INPUTS]);
         let logits = network.forward(Tensor::from_data(data, &device));
         std::hint::black_box(logits.into_data());
     })
 }
 
-fn median(turns: usize, mut body: impl FnMut()) -> f64 {
+fn median_ms(turns: usize, mut body: impl FnMut()) -> f64 {
     (0..3).for_each(|_| body());
-    let mut times: Vec<f64> = (0..turns)
-        .map(|_| {
-            let started = Instant::now();
-            body();
-            started.elapsed().as_secs_f64() * 1e3
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
-#[expect(clippy::print_stdout, reason = "the result line is the output")]
-fn print(timings: &Timings) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string(timings)?);
-    Ok(())
+    median(
+        (0..turns)
+            .map(|_| {
+                let started = Instant::now();
+                body();
+                started.elapsed().as_secs_f64() * 1e3
+            })
+            .collect(),
+    )
 }

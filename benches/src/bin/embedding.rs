@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Instant};
 
 use clap::Parser;
 use features::Jagged;
+use marquee_benches::{median, print};
 use models::ctr::Pooling;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -149,15 +150,4 @@ fn copy_rate(threads: usize) -> f64 {
         best = best.min(started.elapsed().as_secs_f64());
     }
     (2 * BYTES * threads) as f64 / best / 1e9
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-#[expect(clippy::print_stdout, reason = "the result line is the output")]
-fn print(timing: &Timing) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string(timing)?);
-    Ok(())
 }

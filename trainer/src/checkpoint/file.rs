@@ -116,8 +116,8 @@ pub(super) async fn read(
         key: key.to_string(),
         problem,
     };
-    let found = hex(Sha256::new_with_prefix(&bytes));
-    if found != sha256 {
+    let found = registry::Digest::of(&bytes);
+    if found.as_str() != sha256 {
         return Err(damaged(format!(
             "its SHA-256 is {found}, the manifest says {sha256}"
         )));

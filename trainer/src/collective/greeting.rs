@@ -8,6 +8,7 @@
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
+    time::Duration,
 };
 
 use hmac::{Hmac, Mac};
@@ -23,6 +24,9 @@ const MAC_BYTES: usize = 32;
 
 /// A greeting is short; more is no greeting.
 const MAX_JSON_BYTES: usize = 4096;
+
+/// What a stranger may take to greet.
+pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a rank says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,13 +132,16 @@ pub enum GreetingError {
     },
 }
 
-/// Exchanges greetings; returns the other's, which is proven to know the secret.
+/// Exchanges greetings on a fresh, blocking connection; returns the other's, which is proven to know
+/// the secret.
 pub(super) fn exchange(
     stream: &mut TcpStream,
     ours: &Greeting,
     side: Side,
     secret: &[u8],
 ) -> Result<Greeting, GreetingError> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(GREETING_TIMEOUT))?;
     // A greeting is plain text and numbers, which JSON can always say.
     let json = serde_json::to_vec(ours).expect("a greeting is JSON");
     let mut said = Vec::with_capacity(64 + json.len());

@@ -17,9 +17,6 @@ use super::{
     rendezvous::{JoinError, Rendezvous},
 };
 
-/// What a stranger may take to greet.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How long the others get to say for whom they wait.
 const BLAME_GRACE: Duration = Duration::from_secs(2);
 
@@ -315,9 +312,7 @@ fn call(
     let mut stream = TcpStream::connect_timeout(&address, left.max(Duration::from_millis(1)))
         .map_err(sockets)?;
     let ours = rendezvous.greeting(role);
-    let greeted = prepare(&stream)
-        .map_err(Into::into)
-        .and_then(|()| exchange(&mut stream, &ours, Side::Caller, &rendezvous.secret))
+    let greeted = exchange(&mut stream, &ours, Side::Caller, &rendezvous.secret)
         .and_then(|theirs| ours.check(&theirs));
     greeted.map_err(|source| JoinError::Greeting { rank, source })?;
     Ok(stream)
@@ -359,7 +354,9 @@ fn answer(
             Err(error) if is_pause(&error) => continue,
             Err(error) => return Err(sockets(error)),
         };
-        let greeted = prepare(&stream)
+        // It may not block because the listener does not.
+        let greeted = stream
+            .set_nonblocking(false)
             .map_err(Into::into)
             .and_then(|()| exchange(&mut stream, &ours, Side::Answerer, &rendezvous.secret))
             .and_then(|theirs| {
@@ -380,10 +377,4 @@ fn answer(
             }
         }
     }
-}
-
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(GREETING_TIMEOUT))
 }

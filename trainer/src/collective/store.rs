@@ -13,14 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::greeting::{Greeting, GreetingError, Side, exchange};
+use super::greeting::{GREETING_TIMEOUT, Greeting, GreetingError, Side, exchange};
 
 /// A key names a rank and a role; a value is an address or an id.
 const MAX_KEY_BYTES: usize = 1024;
 const MAX_VALUE_BYTES: usize = 1 << 20;
-
-/// What a stranger may take to greet.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Request {
@@ -219,8 +216,6 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 }
 
 fn serve(mut stream: TcpStream, shared: &Shared) -> Result<(), GreetingError> {
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(GREETING_TIMEOUT))?;
     let theirs = exchange(&mut stream, &shared.host, Side::Answerer, &shared.secret)?;
     shared.admit(&theirs)?;
     stream.set_read_timeout(None)?;
@@ -295,8 +290,6 @@ impl Store {
         ours: &Greeting,
         secret: &[u8],
     ) -> Result<Self, GreetingError> {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(GREETING_TIMEOUT))?;
         let host = exchange(&mut stream, ours, Side::Caller, secret)?;
         ours.check(&host)?;
         Ok(Self { stream })

@@ -12,7 +12,7 @@ use std::{
 
 use features::Schema;
 use models::{
-    ctr::{CtrModel, CtrModelError, Normalisation},
+    ctr::{Calibration, CtrModel, CtrModelError, Normalisation},
     ops::TrainingBackend,
 };
 use rand::{SeedableRng, seq::SliceRandom};
@@ -189,6 +189,8 @@ struct Best {
     /// The checkpoint's step.
     step: u64,
     updates: u64,
+    /// Fitted on the validation rows then.
+    calibration: Calibration,
 }
 
 /// An f64 as its bits: read back from decimals it may be another in the last place.
@@ -252,7 +254,7 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static>(
             return Ok(Trained::Stopped { step: state.step });
         }
         let logits = score(task.valid, &learner, groups)?;
-        let (_, evaluation) = calibrated(task, &logits);
+        let (calibration, evaluation) = calibrated(task, &logits);
         state.epoch += 1;
         state.batch = 0;
         if state
@@ -263,6 +265,7 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static>(
                 log_loss: evaluation.log_loss,
                 step: state.step,
                 updates: state.updates,
+                calibration,
             });
         }
         report(&Progress::Epoch {
@@ -278,7 +281,7 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static>(
             checkpoints.of_step(best.step, &mut groups.dense, |part| learner.needs(part))?;
         learner.restore(&restored, best.updates)?;
     }
-    finished(task, &learner, groups)
+    finished(task, &learner, best.calibration, groups)
 }
 
 /// Saves what the run cannot do without, and waits for it.
@@ -580,7 +583,7 @@ fn score<B: TrainingBackend, G: ProcessGroup>(
 }
 
 /// Calibration on the validation rows, and what the calibrated model is worth there.
-fn calibrated(task: Task<'_>, logits: &[f32]) -> (models::ctr::Calibration, Evaluation) {
+fn calibrated(task: Task<'_>, logits: &[f32]) -> (Calibration, Evaluation) {
     let Examples {
         clicks, weights, ..
     } = task.valid;
@@ -596,9 +599,9 @@ fn calibrated(task: Task<'_>, logits: &[f32]) -> (models::ctr::Calibration, Eval
 fn finished<B: TrainingBackend, G: ProcessGroup>(
     task: Task<'_>,
     learner: &Learner<B>,
+    calibration: Calibration,
     groups: &mut Groups<G>,
 ) -> Result<Trained, TrainError> {
-    let logits = score(task.valid, learner, groups)?;
     let (network, tables) = learner.parts(&mut groups.rows)?;
     let mut model = CtrModel::new(
         task.config.model.clone(),
@@ -608,7 +611,7 @@ fn finished<B: TrainingBackend, G: ProcessGroup>(
         network,
         Default::default(),
     );
-    model.calibration = calibrated(task, &logits).0;
+    model.calibration = calibration;
     Ok(Trained::Done(Box::new(model)))
 }
 
@@ -620,11 +623,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_state_survives_its_file_bit_for_bit(sum in any::<f64>(), mean in any::<f64>(), loss in any::<f64>()) {
+        fn a_state_survives_its_file_bit_for_bit(sum in any::<f64>(), mean in any::<f64>(), loss in any::<f64>(), scale in prop::num::f32::NORMAL) {
             let state = State {
                 curve_sum: sum,
                 mean_loss: mean,
-                best: Some(Best { log_loss: loss, step: 3, updates: 2 }),
+                best: Some(Best { log_loss: loss, step: 3, updates: 2,
+                    calibration: Calibration { scale, offset: -scale }, }),
                 ..State::default()
             };
             let text = serde_json::to_string(&json(&state)).unwrap();
@@ -632,6 +636,7 @@ mod tests {
             let again: State = serde_json::from_value(value).unwrap();
             prop_assert_eq!(json(&again), json(&state));
             prop_assert_eq!(again.mean_loss.to_bits(), mean.to_bits());
+            prop_assert_eq!(again.best.map(|best| best.calibration.scale.to_bits()), Some(scale.to_bits()));
         }
     }
 }

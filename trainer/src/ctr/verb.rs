@@ -16,7 +16,6 @@ use indicatif::ProgressBar;
 use models::{Cpu, ctr::CtrModel};
 use registry::{Digest, Kind, Registry};
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{
@@ -106,15 +105,16 @@ pub async fn run_train(
     let config = &loaded.config;
     let membership = Membership::from_environment()?;
     let rank = membership.rank;
-    let digest = hex_sha256(&loaded.resolved);
-    let met = Rendezvous::join(membership, &config.collective, &digest).map_err(|error| {
-        let lasting = error.is_lasting();
-        let error = anyhow::Error::from(error);
-        match lasting {
-            true => error.context(Usage("the ranks do not belong together".to_owned())),
-            false => error,
-        }
-    })?;
+    let digest = Digest::of(loaded.resolved.as_bytes());
+    let met =
+        Rendezvous::join(membership, &config.collective, digest.as_str()).map_err(|error| {
+            let lasting = error.is_lasting();
+            let error = anyhow::Error::from(error);
+            match lasting {
+                true => error.context(Usage("the ranks do not belong together".to_owned())),
+                false => error,
+            }
+        })?;
     let mut groups = Groups::connect(&met)?;
     let saving = TcpGroup::connect(&met, "checkpoints")?;
 
@@ -201,14 +201,8 @@ fn digest_of_run(config: &CtrConfig, table_version: u64) -> anyhow::Result<Strin
     config.collective = Default::default();
     config.tables.planner = Default::default();
     let text = toml::to_string(&config).context("writing the configuration")?;
-    Ok(hex_sha256(&format!(
-        "{text}\ntable_version = {table_version}\n"
-    )))
-}
-
-fn hex_sha256(text: &str) -> String {
-    let digest = Sha256::digest(text);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    let text = format!("{text}\ntable_version = {table_version}\n");
+    Ok(Digest::of(text.as_bytes()).to_string())
 }
 
 fn open_run(runs: &Path, resume: &Resume, resolved: &str, digest: &str) -> anyhow::Result<Run> {

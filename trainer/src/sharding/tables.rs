@@ -184,10 +184,9 @@ impl ShardedTables {
             }
             let first = vectors.len();
             vectors.resize(first + order.num_vectors * shard.dim, 0.0);
-            let mut targets = vectors[first..].chunks_exact_mut(shard.dim);
+            let targets = vectors[first..].chunks_exact_mut(shard.dim);
             let mut entry = 0;
-            for vector in 0..order.num_vectors {
-                let Some(target) = targets.next() else { break };
+            for (vector, target) in targets.enumerate() {
                 match order.lengths.get(vector) {
                     None => {
                         if let Some(ahead) = order.rows.get(vector + PREFETCH) {
