@@ -28,7 +28,7 @@ pub struct Source<'a> {
 /// One run of a training verb.
 #[derive(Debug)]
 pub struct Job {
-    /// The rows.
+    /// The rows, not read yet.
     pub parts: Parts,
     /// Columns of the rows.
     pub schema: Schema,
@@ -72,7 +72,7 @@ impl Job {
     ) -> anyhow::Result<Self> {
         let layout = Layout::new(common);
         let table = TrainingTable::open(&layout.table(source.table)).await?;
-        let parts = source.split.parts(&table.load()?)?;
+        let parts = source.split.parts(&table.rows()?)?;
         let mut labels = BTreeMap::from([
             ("table".to_owned(), source.table.to_owned()),
             ("table_version".to_owned(), table.version().to_string()),

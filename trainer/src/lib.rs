@@ -21,4 +21,5 @@ pub mod schedule;
 pub mod sharding;
 pub mod split;
 pub mod table;
+pub mod tensorboard;
 pub mod visual;

@@ -9,8 +9,13 @@ use std::{
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::tensorboard::EventFile;
+
 /// File of the metrics over time, one JSON object a line.
 const METRICS: &str = "metrics.jsonl";
+
+/// Folder of the metrics as TensorBoard reads them.
+const TENSORBOARD: &str = "tensorboard";
 
 /// File with the digest of what the run computes.
 const DIGEST: &str = "run.sha256";
@@ -25,6 +30,8 @@ pub struct Run {
     pub dir: PathBuf,
     /// None for the ranks that do not write.
     metrics: Option<File>,
+    /// Begun when there is something to write.
+    events: Option<EventFile>,
 }
 
 impl Run {
@@ -39,7 +46,11 @@ impl Run {
         fs::write(dir.join("config.resolved.toml"), resolved)
             .with_context(|| format!("writing into {}", dir.display()))?;
         let metrics = open_metrics(&dir)?;
-        Ok(Self { dir, metrics })
+        Ok(Self {
+            dir,
+            metrics,
+            events: None,
+        })
     }
 
     /// As [`Self::start`], for a run that can be resumed: a digest says what it computes.
@@ -94,12 +105,20 @@ impl Run {
     pub fn resume(dir: &Path) -> anyhow::Result<Self> {
         let dir = fs::canonicalize(dir).with_context(|| format!("finding {}", dir.display()))?;
         let metrics = open_metrics(&dir)?;
-        Ok(Self { dir, metrics })
+        Ok(Self {
+            dir,
+            metrics,
+            events: None,
+        })
     }
 
     /// A run that another rank writes.
     pub fn follow(dir: PathBuf) -> Self {
-        Self { dir, metrics: None }
+        Self {
+            dir,
+            metrics: None,
+            events: None,
+        }
     }
 
     /// Appends one line to `metrics.jsonl`.
@@ -113,6 +132,30 @@ impl Run {
                 .with_context(|| format!("logging to {}", self.dir.display())),
             None => Ok(()),
         }
+    }
+
+    /// Adds values of some tags at a step to the run's TensorBoard events.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> anyhow::Result<()> {
+        self.with_events(|events| events.scalars(step, values))
+    }
+
+    fn with_events(
+        &mut self,
+        write: impl FnOnce(&mut EventFile) -> std::io::Result<()>,
+    ) -> anyhow::Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
+        let dir = self.dir.join(TENSORBOARD);
+        let failed = || format!("writing into {}", dir.display());
+        let events = match &mut self.events {
+            Some(events) => events,
+            none => none.insert(EventFile::create(&dir).with_context(failed)?),
+        };
+        write(events).with_context(failed)
     }
 
     /// Lines of the metrics; those that a crash cut off are left out.
@@ -129,14 +172,19 @@ impl Run {
             .collect())
     }
 
-    /// Leaves out the lines that do not count any more, because the run goes on from before.
+    /// Leaves out the lines that do not count any more, because the run goes on after a step.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn rewind(&mut self, keep: impl Fn(&serde_json::Value) -> bool) -> anyhow::Result<()> {
+    pub fn rewind(
+        &mut self,
+        step: u64,
+        keep: impl Fn(&serde_json::Value) -> bool,
+    ) -> anyhow::Result<()> {
         if self.metrics.is_none() {
             return Ok(());
         }
+        self.with_events(|events| events.rewind(step))?;
         let kept = self.metrics()?.into_iter().filter(keep);
         let text: String = kept.map(|line| format!("{line}\n")).collect();
         let path = self.dir.join(METRICS);
@@ -210,7 +258,7 @@ mod tests {
         let found = find("a").unwrap();
         let mut again = Run::resume(&found).unwrap();
         again
-            .rewind(|line| line["step"].as_u64() <= Some(2))
+            .rewind(2, |line| line["step"].as_u64() <= Some(2))
             .unwrap();
         again
             .log(&serde_json::json!({"step": 3, "again": true}))

@@ -32,36 +32,6 @@ pub struct Normalisation {
     pub std: Vec<f32>,
 }
 
-impl Normalisation {
-    /// Mean and standard deviation of each column of `[rows, width]` values; a constant column
-    /// gets 1.
-    pub fn fit(values: &[f32], width: usize) -> Self {
-        let rows = (values.len() / width.max(1)).max(1) as f64;
-        let columns = |each: &dyn Fn(usize, f32) -> f64| -> Vec<f64> {
-            let mut sums = vec![0.0; width];
-            for row in values.chunks_exact(width.max(1)) {
-                for (at, value) in row.iter().enumerate() {
-                    sums[at] += each(at, *value);
-                }
-            }
-            sums.into_iter().map(|sum| sum / rows).collect()
-        };
-        let mean = columns(&|_, value| f64::from(value));
-        let variance = columns(&|at, value| (f64::from(value) - mean[at]).powi(2));
-        let deviation = |variance: &f64| {
-            if *variance > 1e-12 {
-                variance.sqrt() as f32
-            } else {
-                1.0
-            }
-        };
-        Self {
-            std: variance.iter().map(deviation).collect(),
-            mean: mean.into_iter().map(|mean| mean as f32).collect(),
-        }
-    }
-}
-
 /// Last correction of a logit: `scale × logit + offset` (Platt 1999).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -626,18 +596,6 @@ mod tests {
         assert_eq!(
             model.score(&FeatureBatch::with_widths(2, 2)).unwrap(),
             Vec::<f32>::new()
-        );
-    }
-
-    #[test]
-    fn normalisation_gives_mean_zero_and_deviation_one() {
-        let fitted = Normalisation::fit(&[1.0, 5.0, 3.0, 5.0], 2);
-        assert_eq!(
-            fitted,
-            Normalisation {
-                mean: vec![2.0, 5.0],
-                std: vec![1.0, 1.0]
-            }
         );
     }
 }

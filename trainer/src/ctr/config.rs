@@ -12,6 +12,7 @@ use crate::{
     schedule::ScheduleConfig,
     sharding::{PlannerConfig, SparseOptimizerConfig, Storage, TableConfig},
     split::SplitConfig,
+    table::ReaderConfig,
 };
 
 /// `configs/ctr.toml`.
@@ -26,6 +27,8 @@ pub struct CtrConfig {
     pub table: String,
     /// What is held out.
     pub split: SplitConfig,
+    /// How rows are read.
+    pub reader: ReaderConfig,
     /// The network.
     pub model: DcnV2Config,
     /// The embedding tables.
@@ -45,6 +48,7 @@ impl Default for CtrConfig {
             seed: 1,
             table: "impressions".to_owned(),
             split: SplitConfig::default(),
+            reader: ReaderConfig::default(),
             model: DcnV2Config::default(),
             tables: TablesConfig::default(),
             training: TrainingConfig::default(),
@@ -125,6 +129,8 @@ pub struct TrainingConfig {
     pub micro_batches: usize,
     /// Passes over the training rows; the best by validation log loss is kept.
     pub epochs: usize,
+    /// Steps between two measures on the validation rows, besides the end of each epoch. 0: none.
+    pub evaluate_every_steps: u64,
     /// Step size of the dense weights (Adam).
     pub learning_rate: f64,
     /// Pull of the dense weights towards zero.
@@ -162,6 +168,7 @@ impl Default for TrainingConfig {
             batch_size: 1024,
             micro_batches: 1,
             epochs: 2,
+            evaluate_every_steps: 0,
             learning_rate: 1e-3,
             weight_decay: 0.0,
             max_gradient_norm: 10.0,

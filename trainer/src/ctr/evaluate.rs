@@ -58,12 +58,11 @@ pub fn score_all<B: models::ops::FusedOps>(
     Ok(scores)
 }
 
-/// Measures predictions against clicks.
-pub fn evaluate(scores: &[f32], rows: &Examples) -> Evaluation {
-    let (clicks, weights) = (&rows.clicks, &rows.weights);
+/// Measures predictions against clicks; all three have one number a row.
+pub fn evaluate(scores: &[f32], clicks: &[f32], weights: &[f32]) -> Evaluation {
     let reliability = reliability(scores, clicks, BINS);
     Evaluation {
-        rows: rows.len(),
+        rows: clicks.len(),
         auc: auc(scores, clicks),
         log_loss: log_loss(scores, clicks, weights),
         normalised_entropy: normalised_entropy(scores, clicks, weights),

@@ -3,9 +3,11 @@
 //! [`step`] is one optimisation step, the part that benchmarks measure; [`train`] is the loop
 //! around it; [`evaluate`] measures a model; [`verb`] is `marquee train` and `marquee eval`.
 
+mod ahead;
 mod calibrate;
 mod config;
 mod evaluate;
+mod moments;
 mod step;
 #[cfg(test)]
 mod tests;

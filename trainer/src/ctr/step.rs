@@ -342,6 +342,16 @@ impl<B: TrainingBackend> Learner<B> {
         Ok((network, self.tables.gather(group)?))
     }
 
+    /// Standardises dense features otherwise from now on.
+    ///
+    /// # Panics
+    /// If the number of dense features differs.
+    pub fn set_normalisation(&mut self, normalisation: Normalisation) {
+        let before = self.normalisation.mean.len();
+        assert_eq!(normalisation.mean.len(), before, "dense features");
+        self.normalisation = normalisation;
+    }
+
     /// How dense features are standardised.
     pub fn normalisation(&self) -> &Normalisation {
         &self.normalisation

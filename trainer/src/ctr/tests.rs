@@ -6,14 +6,14 @@ use std::{
 };
 
 use burn::backend::Autodiff;
-use features::Schema;
 use models::{Cpu, ctr::CtrModel};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tempfile::TempDir;
 
 use super::{
     config::CtrConfig,
-    evaluate::{evaluate, score_all},
+    evaluate::{Evaluation, evaluate, score_all},
     step::Groups,
     train::{Progress, Task, TrainError, Trained, train},
 };
@@ -21,20 +21,14 @@ use crate::{
     checkpoint::{Checkpoints, Folder},
     collective::{CollectiveConfig, ProcessGroup, TcpGroup, testing::meet},
     sharding::{ShardingKind, SparseOptimizer},
-    table::Examples,
+    table::{Examples, Slice, testing},
 };
 
 /// Rows whose click is certain for ids below 50, and otherwise follows a dense number.
-fn rows(count: usize, seed: u64) -> (Schema, Examples) {
-    let schema: Schema = serde_json::from_value(serde_json::json!({
-        "digest": "d",
-        "dense": [{"name": "x"}],
-        "sparse": [{"name": "id", "multi": false}, {"name": "several", "multi": true}],
-    }))
-    .unwrap();
+fn rows(count: usize, seed: u64) -> Examples {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut rows = Examples::empty(&schema);
-    for row in 0..count {
+    let mut rows = Examples::empty(&testing::schema());
+    for _ in 0..count {
         let (x, id) = (
             random.random_range(-1.0f32..1.0),
             random.random_range(0u64..100),
@@ -42,15 +36,16 @@ fn rows(count: usize, seed: u64) -> (Schema, Examples) {
         let several: Vec<u64> = (0..random.random_range(0..5))
             .map(|_| random.random())
             .collect();
-        rows.features.dense.push(x);
-        rows.features.sparse[0].push_row(&[id]);
-        rows.features.sparse[1].push_row(&several);
-        rows.features.num_rows += 1;
-        rows.clicks.push(f32::from(u8::from(id < 50 || x > 0.8)));
-        rows.weights.push(random.random_range(0.5..1.5));
-        rows.impression_ids.push(format!("{row}"));
+        let click = f32::from(u8::from(id < 50 || x > 0.8));
+        let label = (click, random.random_range(0.5..1.5));
+        testing::push(&mut rows, x, id, &several, label);
     }
-    (schema, rows)
+    rows
+}
+
+/// The same as a table.
+fn table(count: usize, seed: u64) -> (TempDir, Slice) {
+    testing::table(&rows(count, seed), 170)
 }
 
 fn config() -> CtrConfig {
@@ -85,8 +80,8 @@ enum Stop {
 impl Part<'_> {
     /// What rank 0 has in the end, and what it was told.
     fn run(&self) -> (Result<Trained, TrainError>, Vec<Progress>) {
-        let (schema, data) = rows(self.rows, 1);
-        let (_, valid) = rows(500, 2);
+        let (_train, train_rows) = table(self.rows, 1);
+        let (_valid, valid) = table(500, 2);
         let mut ranks = meet(self.world_size, &CollectiveConfig::default(), |met| {
             let mut groups = Groups::connect(&met).unwrap();
             let saving = TcpGroup::connect(&met, "checkpoints").unwrap();
@@ -99,8 +94,8 @@ impl Part<'_> {
             let mut told = Vec::new();
             let task = Task {
                 config: self.config,
-                schema: &schema,
-                train: &data,
+                schema: train_rows.schema(),
+                train: &train_rows,
                 valid: &valid,
             };
             let report = |progress: &Progress| {
@@ -146,14 +141,19 @@ fn model(trained: Trained) -> CtrModel<Cpu> {
 }
 
 fn scores(model: &CtrModel<Cpu>) -> Vec<f32> {
-    score_all(model, &rows(300, 3).1, false).unwrap()
+    score_all(model, &rows(300, 3), false).unwrap()
+}
+
+fn measured(model: &CtrModel<Cpu>, rows: &Examples) -> Evaluation {
+    let scores = score_all(model, rows, false).unwrap();
+    evaluate(&scores, &rows.clicks, &rows.weights)
 }
 
 /// `(step, loss)` of the metrics, without what depends on the clock.
 fn losses(told: &[Progress]) -> Vec<(u64, f64)> {
     let point = |progress: &Progress| match progress {
         Progress::Steps { step, loss, .. } => Some((*step, *loss)),
-        Progress::Epoch { epoch, valid } => Some((1_000_000 + epoch, valid.log_loss)),
+        Progress::Epoch { epoch, valid, .. } => Some((1_000_000 + epoch, valid.log_loss)),
         _ => None,
     };
     told.iter().filter_map(point).collect()
@@ -173,8 +173,7 @@ fn assert_close(found: &[(u64, f64)], wanted: &[(u64, f64)], tolerance: f64) {
 #[test]
 fn ids_and_numbers_are_learnt_and_calibrated() {
     let (model, told) = fit(&config(), 1);
-    let (_, test) = rows(2000, 3);
-    let evaluation = evaluate(&score_all(&model, &test, false).unwrap(), &test);
+    let evaluation = measured(&model, &rows(2000, 3));
     assert!(evaluation.auc.unwrap() > 0.97, "{evaluation:?}");
     assert!(
         (evaluation.calibration_ratio - 1.0).abs() < 0.05,
@@ -222,6 +221,47 @@ fn any_number_of_ranks_has_the_same_loss_curve() {
     for world_size in 2..=4 {
         assert_close(&losses(&fit(&config, world_size).1), &wanted, 2e-4);
     }
+}
+
+#[test]
+fn measures_within_an_epoch_change_nothing_and_are_those_of_its_end() {
+    let mut config = config();
+    config.training.epochs = 1;
+    let (_, wanted) = fit(&config, 2);
+    config.training.evaluate_every_steps = 20;
+    let (_, told) = fit(&config, 2);
+    assert_eq!(losses(&told), losses(&wanted));
+    let measured = told.iter().filter_map(|told| match told {
+        Progress::Evaluated { step, valid } => Some((*step, valid.rows, valid.log_loss)),
+        _ => None,
+    });
+    let measured: Vec<_> = measured.collect();
+    let steps: Vec<u64> = measured.iter().map(|(step, ..)| *step).collect();
+    assert_eq!(steps, [20, 40]);
+    assert!(measured.iter().all(|(_, rows, _)| *rows == 500));
+    assert!(measured[1].2 < measured[0].2, "{measured:?}");
+}
+
+#[test]
+fn more_ranks_than_streams_are_refused() {
+    let mut config = config();
+    config.reader.streams = 2;
+    let dir = tempfile::tempdir().unwrap();
+    let part = Part {
+        config: &config,
+        world_size: 3,
+        dir: dir.path(),
+        rows: 100,
+        stop: Stop::Never,
+    };
+    let streams = matches!(
+        part.run().0,
+        Err(TrainError::Streams {
+            streams: 2,
+            world_size: 3
+        })
+    );
+    assert!(streams);
 }
 
 #[test]
@@ -327,26 +367,26 @@ fn the_best_epoch_is_kept_however_many_follow() {
         .collect();
     let best = epochs.iter().copied().fold(f64::INFINITY, f64::min);
     assert!(epochs[7] > best, "{epochs:?}");
-    let (_, valid) = rows(500, 2);
-    let found = evaluate(&score_all(&model, &valid, false).unwrap(), &valid).log_loss;
+    let found = measured(&model, &rows(500, 2)).log_loss;
     assert!((found - best).abs() < 1e-5, "{found} {best}");
 }
 
 #[test]
 fn steps_that_are_no_number_move_nothing_and_end_the_run_when_there_are_too_many() {
-    let (schema, mut data) = rows(640, 1);
-    let (_, valid) = rows(100, 2);
+    let mut data = rows(640, 1);
+    let (_valid, valid) = table(100, 2);
     let config = config();
     let run = |data: &Examples| {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::local(dir.path()).unwrap();
         let saved = config.checkpoint.clone();
         let mut checkpoints = Checkpoints::new(folder, saved, "run".into(), TcpGroup::alone());
+        let (_train, train_rows) = testing::table(data, 100);
         let mut told = Vec::new();
         let task = Task {
             config: &config,
-            schema: &schema,
-            train: data,
+            schema: train_rows.schema(),
+            train: &train_rows,
             valid: &valid,
         };
         let report = |progress: &Progress| told.push(progress.clone());
@@ -357,19 +397,26 @@ fn steps_that_are_no_number_move_nothing_and_end_the_run_when_there_are_too_many
             train::<Autodiff<Cpu>, _>(task, &device, &mut groups, &mut checkpoints, &stop, report);
         (trained, told)
     };
-    data.weights[77] = f32::NAN;
+    // Finite, as the reader wants it, but not multiplied.
+    (data.clicks[77], data.weights[77]) = (f32::MAX, f32::MAX);
     let (trained, told) = run(&data);
     let skipped = told
         .iter()
         .filter(|told| matches!(told, Progress::Skipped { .. }));
     assert_eq!(skipped.count(), 3, "once an epoch");
+    let named = |told: &Progress| match told {
+        Progress::Skipped { impression_id, .. } => impression_id.is_some(),
+        _ => true,
+    };
+    assert!(told.iter().all(named));
     assert!(
         scores(&model(trained.unwrap()))
             .iter()
             .all(|score| score.is_finite())
     );
 
-    data.weights.fill(f32::NAN);
+    // No mean of nothing.
+    data.weights.fill(0.0);
     let (trained, _) = run(&data);
     let Err(TrainError::Diverged {
         step: 5, count: 5, ..

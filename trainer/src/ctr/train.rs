@@ -4,9 +4,8 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc,
     },
-    thread::{self, Scope},
+    thread,
     time::Instant,
 };
 
@@ -15,21 +14,21 @@ use models::{
     ctr::{Calibration, CtrModel, CtrModelError, Normalisation},
     ops::TrainingBackend,
 };
-use rand::{SeedableRng, seq::SliceRandom};
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    ahead::Ahead,
     calibrate::fit_calibration,
     config::CtrConfig,
     evaluate::{Evaluation, SCORE_BATCH, evaluate},
-    step::{Groups, Learner, RoutedBatch, StepBatch, StepLimits, StepOutcome},
+    moments::fit_normalisation,
+    step::{Groups, Learner, StepBatch, StepLimits, StepOutcome},
 };
 use crate::{
     checkpoint::{CheckpointError, Checkpoints},
-    collective::{CollectiveError, ProcessGroup, split_evenly},
-    sharding::{PlanError, Planner, Router, ShardedTables},
-    table::Examples,
+    collective::{CollectiveError, ProcessGroup},
+    sharding::{PlanError, Planner, ShardedTables},
+    table::{Batches, Order, Projection, Share, Slice, TableError},
 };
 
 /// Steps between two points of the loss curve.
@@ -72,15 +71,24 @@ pub enum Progress {
         epoch: u64,
         /// Its place in the epoch's order.
         batch: usize,
-        /// The first of its rows.
-        impression_id: String,
+        /// The first of its rows, of those that this rank has.
+        impression_id: Option<String>,
         /// Its loss.
         skipped_loss: f32,
+    },
+    /// A measure within an epoch.
+    Evaluated {
+        /// Steps so far.
+        step: u64,
+        /// Measures on the validation rows.
+        valid: Evaluation,
     },
     /// The end of an epoch.
     Epoch {
         /// Epochs so far.
         epoch: u64,
+        /// Steps so far.
+        step: u64,
         /// Measures on the validation rows.
         valid: Evaluation,
     },
@@ -126,6 +134,17 @@ pub enum TrainError {
     /// A rank was lost, or the like.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// Rows could not be read.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// More ranks than streams of rows.
+    #[error("reader.streams is {streams}, wanted at least the number of ranks ({world_size})")]
+    Streams {
+        /// The streams.
+        streams: usize,
+        /// The ranks.
+        world_size: usize,
+    },
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -139,9 +158,9 @@ pub struct Task<'a> {
     /// Columns of the rows.
     pub schema: &'a Schema,
     /// Rows to learn from.
-    pub train: &'a Examples,
+    pub train: &'a Slice,
     /// Rows to choose the epoch and to calibrate by.
-    pub valid: &'a Examples,
+    pub valid: &'a Slice,
 }
 
 /// How training ended.
@@ -177,6 +196,8 @@ struct State {
     mean_loss: f64,
     /// Steps in a row that were skipped.
     skipped: u64,
+    /// Fitted on the training rows.
+    normalisation: Option<Normalisation>,
     best: Option<Best>,
 }
 
@@ -240,6 +261,12 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static>(
             samples: state.samples,
         });
     }
+    let normalisation = match state.normalisation.take() {
+        Some(known) => known,
+        None => fit_normalisation(task.train, &mut groups.dense)?,
+    };
+    learner.set_normalisation(normalisation.clone());
+    state.normalisation = Some(normalisation);
     while state.epoch < task.config.training.epochs as u64 {
         let mut run = Epoch {
             task,
@@ -253,8 +280,8 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static>(
             save_now(checkpoints, &learner, &state)?;
             return Ok(Trained::Stopped { step: state.step });
         }
-        let logits = score(task.valid, &learner, groups)?;
-        let (calibration, evaluation) = calibrated(task, &logits);
+        let (calibration, evaluation) =
+            measure(task, &learner, &mut groups.dense, &mut groups.rows)?;
         state.epoch += 1;
         state.batch = 0;
         if state
@@ -270,6 +297,7 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static>(
         }
         report(&Progress::Epoch {
             epoch: state.epoch,
+            step: state.step,
             valid: evaluation,
         });
         save_now(checkpoints, &learner, &state)?;
@@ -330,6 +358,12 @@ fn learner<B: TrainingBackend>(
     };
     let tables = config.tables.tables(schema).map_err(unknown)?;
     let world_size = groups.rows.world_size();
+    if config.reader.streams < world_size {
+        return Err(TrainError::Streams {
+            streams: config.reader.streams,
+            world_size,
+        });
+    }
     let planner = Planner {
         config: &config.tables.planner,
         optimizer: &config.tables.optimizer,
@@ -348,12 +382,15 @@ fn learner<B: TrainingBackend>(
         config.tables.storage,
         config.seed,
     );
-    let dense = &task.train.features;
     Ok(Learner::new(
         &config.model,
         &config.training,
         tables,
-        Normalisation::fit(&dense.dense, dense.num_dense),
+        // Until it is known.
+        Normalisation {
+            mean: vec![0.0; schema.dense.len()],
+            std: vec![1.0; schema.dense.len()],
+        },
         config.seed,
         device.clone(),
     ))
@@ -372,52 +409,64 @@ struct Epoch<'a, 'b, B: TrainingBackend, G> {
 impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
     /// Returns whether it was stopped before its end.
     fn run(&mut self, groups: &mut Groups<G>) -> Result<bool, TrainError> {
-        let training = &self.task.config.training;
-        let order = self.order();
-        let batches: Vec<&[usize]> = order.chunks(training.batch_size).collect();
+        let Task { config, train, .. } = self.task;
+        let first = self.state.batch * config.training.batch_size;
+        let sizes = sizes(
+            train.len().saturating_sub(first),
+            config.training.batch_size,
+        );
         let (started, before) = (Instant::now(), self.state.samples);
         let Groups { ids, rows, dense } = groups;
-        let part = Part {
-            rows: self.task.train,
-            rank: ids.rank(),
-            world_size: ids.world_size(),
+        let order = Order::Shuffled {
+            seed: config.seed,
+            epoch: self.state.epoch,
         };
+        let batches = batches(train, self.task, order, first, ids);
         let router = self.learner.router().clone();
         thread::scope(|scope| {
+            let mut ahead = Ahead::start(
+                scope,
+                batches,
+                sizes.clone(),
+                config.training.micro_batches,
+                config.reader.prefetch_steps,
+                router,
+                ids,
+            );
             // The next step's ids travel while this step computes.
-            let mut ahead = Ahead::start(scope, part, training.micro_batches, router, ids);
-            let first = self.state.batch;
-            ahead.ask(batches.get(first).copied());
-            for at in first..batches.len() {
-                ahead.ask(batches.get(at + 1).copied());
-                let micro_batches = ahead.take()?;
+            if !sizes.is_empty() {
+                ahead.ask();
+            }
+            for (at, size) in sizes.iter().enumerate() {
+                let last = at + 1 == sizes.len();
+                if !last {
+                    ahead.ask();
+                }
+                let next = ahead.take()?;
                 let limits = StepLimits {
                     max_loss: self.max_loss(),
                     stop: self.stop.load(Ordering::Relaxed),
                 };
-                let outcome = self.learner.step(&micro_batches, limits, rows, dense)?;
+                let outcome = self
+                    .learner
+                    .step(&next.micro_batches, limits, rows, dense)?;
                 self.state.batch += 1;
                 self.state.step += 1;
-                self.state.samples += batches[at].len() as u64;
-                self.note(&outcome, batches[at])?;
+                self.state.samples += *size as u64;
+                self.note(&outcome, next.first_row)?;
                 let speed = (self.state.samples - before) as f64 / started.elapsed().as_secs_f64();
                 self.tell(&outcome, speed);
                 if outcome.stopping {
                     return Ok(true);
                 }
-                self.save_when_due(at + 1 == batches.len());
+                // The end of an epoch is measured and saved by itself.
+                if !last {
+                    self.evaluate_when_due(rows, dense)?;
+                    self.save_when_due();
+                }
             }
             Ok(false)
         })
-    }
-
-    /// The epoch's order of rows.
-    fn order(&self) -> Vec<usize> {
-        let mut random = ChaCha8Rng::seed_from_u64(self.task.config.seed);
-        random.set_stream(self.state.epoch);
-        let mut order: Vec<usize> = (0..self.task.train.len()).collect();
-        order.shuffle(&mut random);
-        order
     }
 
     /// Losses above are spikes.
@@ -429,7 +478,7 @@ impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
         f32::INFINITY
     }
 
-    fn note(&mut self, outcome: &StepOutcome, rows: &[usize]) -> Result<(), TrainError> {
+    fn note(&mut self, outcome: &StepOutcome, first_row: Option<String>) -> Result<(), TrainError> {
         let state = &mut *self.state;
         let loss = f64::from(outcome.loss);
         if outcome.applied {
@@ -446,7 +495,7 @@ impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
             step: state.step,
             epoch: state.epoch,
             batch: state.batch - 1,
-            impression_id: self.task.train.impression_ids[rows[0]].clone(),
+            impression_id: first_row,
             skipped_loss: outcome.loss,
         };
         tracing::warn!(?skipped, "step skipped");
@@ -477,122 +526,70 @@ impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
         (state.curve_sum, state.curve_count) = (0.0, 0);
     }
 
-    /// The end of an epoch is saved after it is measured.
-    fn save_when_due(&mut self, last: bool) {
+    fn evaluate_when_due(&mut self, rows: &mut G, dense: &mut G) -> Result<(), TrainError> {
+        let every = self.task.config.training.evaluate_every_steps;
+        if every > 0 && self.state.step.is_multiple_of(every) {
+            let (_, valid) = measure(self.task, self.learner, dense, rows)?;
+            let step = self.state.step;
+            (self.report)(&Progress::Evaluated { step, valid });
+        }
+        Ok(())
+    }
+
+    fn save_when_due(&mut self) {
         let every = self.checkpoints.config().every_steps;
-        if every == 0 || last || !self.state.step.is_multiple_of(every) {
-            return;
-        }
-        let snapshot = self.learner.save(json(self.state));
-        let best = self.state.best.map(|best| best.step);
-        told(self.checkpoints.save(snapshot, best));
-    }
-}
-
-/// This rank's rows of a batch.
-#[derive(Debug, Clone, Copy)]
-struct Part<'a> {
-    rows: &'a Examples,
-    rank: usize,
-    world_size: usize,
-}
-
-impl Part<'_> {
-    /// Of the rows of all ranks.
-    fn of(&self, all: &[usize]) -> StepBatch {
-        let counts = split_evenly(all.len(), self.world_size);
-        let first: usize = counts[..self.rank].iter().sum();
-        let mine = &all[first..first + counts[self.rank]];
-        StepBatch {
-            features: self.rows.features.gather(mine),
-            labels: mine.iter().map(|row| self.rows.clicks[*row]).collect(),
-            weights: mine.iter().map(|row| self.rows.weights[*row]).collect(),
+        if every > 0 && self.state.step.is_multiple_of(every) {
+            let snapshot = self.learner.save(json(self.state));
+            let best = self.state.best.map(|best| best.step);
+            told(self.checkpoints.save(snapshot, best));
         }
     }
 }
 
-/// Makes and routes the next step's batches on a thread of its own. Every rank asks for the same
-/// batches, and never for one more than the others: else one would wait in vain.
-struct Ahead<'a> {
-    ask: mpsc::Sender<&'a [usize]>,
-    take: mpsc::Receiver<Result<Vec<RoutedBatch>, CollectiveError>>,
+/// Rows of each batch.
+fn sizes(rows: usize, batch_size: usize) -> Vec<usize> {
+    let firsts = (0..rows).step_by(batch_size);
+    firsts.map(|first| batch_size.min(rows - first)).collect()
 }
 
-impl<'a> Ahead<'a> {
-    fn start<'scope, G: ProcessGroup>(
-        scope: &'scope Scope<'scope, '_>,
-        part: Part<'a>,
-        micro_batches: usize,
-        router: Router,
-        ids: &'scope mut G,
-    ) -> Self
-    where
-        'a: 'scope,
-    {
-        let (ask, asked) = mpsc::channel::<&[usize]>();
-        let (give, take) = mpsc::channel();
-        scope.spawn(move || {
-            for rows in asked {
-                let mut first = 0;
-                let counts = split_evenly(rows.len(), micro_batches);
-                let batches = counts.into_iter().map(|count| {
-                    let mine = part.of(&rows[first..first + count]);
-                    first += count;
-                    mine.route(&router, ids)
-                });
-                if give.send(batches.collect()).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { ask, take }
-    }
-
-    fn ask(&mut self, rows: Option<&'a [usize]>) {
-        if let Some(rows) = rows {
-            // The thread ends after this handle; if it has panicked, `take` says so.
-            self.ask.send(rows).ok();
-        }
-    }
-
-    fn take(&mut self) -> Result<Vec<RoutedBatch>, CollectiveError> {
-        // It gives something for everything it was asked.
-        self.take.recv().expect("the routing thread")
-    }
-}
-
-/// Logits of all rows on all ranks, each of which scores its part.
-fn score<B: TrainingBackend, G: ProcessGroup>(
-    rows: &Examples,
-    learner: &Learner<B>,
-    groups: &mut Groups<G>,
-) -> Result<Vec<f32>, CollectiveError> {
-    let part = Part {
-        rows,
-        rank: groups.ids.rank(),
-        world_size: groups.ids.world_size(),
+/// This rank's rows of each batch, from a place in the order on.
+fn batches(
+    rows: &Slice,
+    task: Task<'_>,
+    order: Order,
+    first: usize,
+    group: &impl ProcessGroup,
+) -> Batches {
+    let share = Share {
+        rank: group.rank(),
+        world_size: group.world_size(),
     };
-    let all: Vec<usize> = (0..rows.len()).collect();
-    let mut logits = Vec::with_capacity(rows.len());
-    for chunk in all.chunks(SCORE_BATCH * part.world_size) {
-        let batch = part.of(chunk).route(learner.router(), &mut groups.ids)?;
-        let mine = learner.logits(&batch, &mut groups.rows)?;
-        logits.extend(groups.rows.all_gather_v(&mine)?.concat());
-    }
-    Ok(logits)
+    let reader = &task.config.reader;
+    Batches::new(rows, reader, order, share, Projection::Training, first)
 }
 
-/// Calibration on the validation rows, and what the calibrated model is worth there.
-fn calibrated(task: Task<'_>, logits: &[f32]) -> (Calibration, Evaluation) {
-    let Examples {
-        clicks, weights, ..
-    } = task.valid;
-    let calibration = fit_calibration(logits, clicks, weights);
-    let scores: Vec<f32> = logits
-        .iter()
-        .map(|logit| calibration.probability(*logit))
-        .collect();
-    (calibration, evaluate(&scores, task.valid))
+/// Calibration on the validation rows, and what the calibrated model is worth there. Each rank
+/// scores its part, over two groups that no thread ahead uses; all have the same result.
+fn measure<B: TrainingBackend, G: ProcessGroup>(
+    task: Task<'_>,
+    learner: &Learner<B>,
+    ids: &mut G,
+    rows: &mut G,
+) -> Result<(Calibration, Evaluation), TrainError> {
+    let mut read = batches(task.valid, task, Order::Stored, 0, ids);
+    let (mut logits, mut clicks, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+    for size in sizes(task.valid.len(), SCORE_BATCH * ids.world_size()) {
+        let batch = StepBatch::from(read.take(size)?);
+        clicks.extend_from_slice(&batch.labels);
+        weights.extend_from_slice(&batch.weights);
+        logits.extend(learner.logits(&batch.route(learner.router(), ids)?, rows)?);
+    }
+    let mut all = |mine: &[f32]| Ok::<_, CollectiveError>(rows.all_gather_v(mine)?.concat());
+    let (logits, clicks, weights) = (all(&logits)?, all(&clicks)?, all(&weights)?);
+    let calibration = fit_calibration(&logits, &clicks, &weights);
+    let scores = logits.iter().map(|logit| calibration.probability(*logit));
+    let scores: Vec<f32> = scores.collect();
+    Ok((calibration, evaluate(&scores, &clicks, &weights)))
 }
 
 /// The model with its whole tables.

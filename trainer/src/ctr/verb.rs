@@ -200,6 +200,7 @@ fn digest_of_run(config: &CtrConfig, table_version: u64) -> anyhow::Result<Strin
     config.checkpoint = Default::default();
     config.collective = Default::default();
     config.tables.planner = Default::default();
+    config.reader.prefetch_steps = Default::default();
     let text = toml::to_string(&config).context("writing the configuration")?;
     let text = format!("{text}\ntable_version = {table_version}\n");
     Ok(Digest::of(text.as_bytes()).to_string())
@@ -243,29 +244,56 @@ fn show(told: &Progress, bar: &ProgressBar) {
         } => {
             bar.println(format!("step {step} skipped: loss {skipped_loss}"));
         }
-        Progress::Epoch { epoch, valid } => {
-            let auc = valid.auc.unwrap_or(f64::NAN);
-            bar.println(format!(
-                "epoch {epoch}: valid AUC {auc:.4}, log loss {:.4}",
-                valid.log_loss
-            ));
-        }
+        Progress::Evaluated { step, valid } => bar.println(held_out("step", *step, valid)),
+        Progress::Epoch { epoch, valid, .. } => bar.println(held_out("epoch", *epoch, valid)),
     }
 }
 
+fn held_out(what: &str, number: u64, valid: &Evaluation) -> String {
+    let auc = valid.auc.unwrap_or(f64::NAN);
+    let log_loss = valid.log_loss;
+    format!("{what} {number}: valid AUC {auc:.4}, log loss {log_loss:.4}")
+}
+
 fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
-    if let Progress::Resumed {
-        resumed_step,
-        resumed_epoch,
-        ..
-    } = told
-    {
-        let within = |line: &serde_json::Value, key: &str, last: u64| {
-            line[key].as_u64().is_none_or(|found| found <= last)
-        };
-        return run.rewind(|line| {
-            within(line, "step", *resumed_step) && within(line, "epoch", *resumed_epoch)
-        });
+    match told {
+        Progress::Resumed {
+            resumed_step,
+            resumed_epoch,
+            ..
+        } => {
+            let within = |line: &serde_json::Value, key: &str, last: u64| {
+                line[key].as_u64().is_none_or(|found| found <= last)
+            };
+            return run.rewind(*resumed_step, |line| {
+                within(line, "step", *resumed_step) && within(line, "epoch", *resumed_epoch)
+            });
+        }
+        Progress::Steps {
+            step,
+            loss,
+            gradient_norm,
+            samples_per_second,
+            ..
+        } => run.scalars(
+            *step,
+            &[
+                ("train/loss", *loss),
+                ("train/gradient_norm", f64::from(*gradient_norm)),
+                ("train/samples_per_second", *samples_per_second),
+            ],
+        )?,
+        Progress::Evaluated { step, valid } | Progress::Epoch { step, valid, .. } => run.scalars(
+            *step,
+            &[
+                ("valid/auc", valid.auc.unwrap_or(f64::NAN)),
+                ("valid/log_loss", valid.log_loss),
+                ("valid/normalised_entropy", valid.normalised_entropy),
+                ("valid/calibration_ratio", valid.calibration_ratio),
+                ("valid/ece", valid.ece),
+            ],
+        )?,
+        Progress::Skipped { .. } => {}
     }
     run.log(told)
 }
@@ -278,11 +306,11 @@ async fn finish(
     speed: f64,
 ) -> anyhow::Result<()> {
     let lines = job.run.metrics()?;
-    let parts = &job.parts;
-    let scores = score_all(model, &parts.test, false)?;
-    let evaluation = evaluate(&scores, &parts.test);
+    let test = job.parts.test.load()?;
+    let scores = score_all(model, &test, false)?;
+    let evaluation = evaluate(&scores, &test.clicks, &test.weights);
     let predictions = job.run.dir.join("predictions.csv");
-    write_text(&predictions, &predictions_csv(&parts.test, &scores))?;
+    write_text(&predictions, &predictions_csv(&test, &scores))?;
     let plot = job.run.dir.join("reliability.svg");
     write_text(&plot, &reliability_svg(&evaluation))?;
     model.save(&job.model_dir())?;
@@ -306,7 +334,7 @@ async fn finish(
         test: evaluation,
         valid_log_loss: best_log_loss(&lines),
         samples_per_second: speed,
-        train_rows: parts.train.len(),
+        train_rows: job.parts.train.len(),
         table_version: job.table_version,
         seed: config.seed,
         curve: curve(&lines),
@@ -328,8 +356,9 @@ fn curve(lines: &[serde_json::Value]) -> Vec<CurvePoint> {
 }
 
 fn best_log_loss(lines: &[serde_json::Value]) -> f64 {
+    let epochs = lines.iter().filter(|line| line["epoch"].is_u64());
     let of = |line: &serde_json::Value| line["valid"]["log_loss"].as_f64();
-    lines.iter().filter_map(of).fold(f64::INFINITY, f64::min)
+    epochs.filter_map(of).fold(f64::INFINITY, f64::min)
 }
 
 /// Trains on the device asked for and brings the model to the CPU.
@@ -441,8 +470,9 @@ pub async fn run_eval(args: &EvalArgs, config: &CtrConfig) -> anyhow::Result<()>
             table.schema().digest
         );
     }
-    let test = config.split.parts(&table.load()?)?.test;
-    let evaluation = evaluate(&score_all(&model, &test, false)?, &test);
+    let test = config.split.parts(&table.rows()?)?.test.load()?;
+    let scores = score_all(&model, &test, false)?;
+    let evaluation = evaluate(&scores, &test.clicks, &test.weights);
     if args.common.json {
         out!("{}", serde_json::to_string(&evaluation)?);
     } else {

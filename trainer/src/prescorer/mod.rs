@@ -131,6 +131,7 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
     };
     let job = Job::start(common, Kind::Prescorer, &loaded.resolved, source).await?;
     let parts = &job.parts;
+    let (train, valid, test) = (parts.train.load()?, parts.valid.load()?, parts.test.load()?);
     let schema = &job.schema;
     let info = PreScorerInfo {
         feature_digest: schema.digest.clone(),
@@ -140,12 +141,11 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
             .map(|field| field.name.clone())
             .collect(),
     };
-    let text = fit(config, &info.dense, &parts.train, &parts.valid)
-        .context("training trees with LightGBM")?;
+    let text = fit(config, &info.dense, &train, &valid).context("training trees with LightGBM")?;
     let dir = job.model_dir();
     PreScorer::save(&dir, &info, &text)?;
     let scorer = PreScorer::load(&dir)?;
-    let evaluation = evaluate(&scorer.score(&parts.test.features)?, &parts.test);
+    let evaluation = evaluate(&scorer.score(&test.features)?, &test.clicks, &test.weights);
     let trees = Trees::parse(&text)?.num_trees();
 
     let auc = evaluation.auc.map(|auc| ("auc", auc));
@@ -239,7 +239,7 @@ mod tests {
             );
         }
         let scores: Vec<f32> = found.iter().map(|score| *score as f32).collect();
-        assert!(evaluate(&scores, &test).auc.unwrap() > 0.85);
+        assert!(evaluate(&scores, &test.clicks, &test.weights).auc.unwrap() > 0.85);
     }
 
     #[test]

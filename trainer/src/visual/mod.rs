@@ -225,8 +225,8 @@ pub async fn run_train(
     let catalogue = job.registry.newest(Kind::Catalogue).await?;
     let gallery = Gallery::load(&job.registry.fetch(&catalogue.digest).await?)?;
     let (train, test) = (
-        gallery.pairs(&job.parts.train),
-        gallery.pairs(&job.parts.test),
+        gallery.pairs(&job.parts.train.load()?),
+        gallery.pairs(&job.parts.test.load()?),
     );
     if train.scenes.len() < config.batch_size || test.scenes.is_empty() {
         bail!(
@@ -249,10 +249,13 @@ pub async fn run_train(
             bar.inc(train.scenes.len() as u64);
             bar.set_message(format!("loss {loss:.4}"));
             last = loss;
-            if let Err(error) = job
+            let line = serde_json::json!({"epoch": epoch, "loss": loss});
+            let scalars = [("train/loss", loss)];
+            let noted = job
                 .run
-                .log(&serde_json::json!({"epoch": epoch, "loss": loss}))
-            {
+                .log(&line)
+                .and_then(|()| job.run.scalars(epoch as u64, &scalars));
+            if let Err(error) = noted {
                 tracing::warn!(%error, "metrics not written");
             }
         },

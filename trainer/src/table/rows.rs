@@ -1,107 +1,27 @@
-//! Reads the training table: Delta Lake on disk, without a query engine.
+//! Rows in memory, and how they are read from record batches.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use arrow::{
     array::{Array, AsArray, RecordBatch},
     datatypes::{Float32Type, Int64Type},
 };
-use deltalake_core::{DeltaTable, DeltaTableError, open_table};
 use features::{FeatureBatch, Schema};
-use parquet::{arrow::arrow_reader::ParquetRecordBatchReaderBuilder, errors::ParquetError};
-use url::Url;
 
-/// Key of the table's configuration under which the feature schema stands as JSON.
-const SCHEMA_KEY: &str = "marquee.schema";
+use super::TableError;
 
-/// Why the training table could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum TableError {
-    /// There is no table.
-    #[error("no training table in {}; `marquee events process` makes one", path.display())]
-    Missing {
-        /// The table's folder.
-        path: PathBuf,
-    },
-    /// The table's log cannot be read.
-    #[error("reading Delta table {}", path.display())]
-    Delta {
-        /// The table's folder.
-        path: PathBuf,
-        /// What went wrong.
-        source: Box<DeltaTableError>,
-    },
-    /// The table says nothing of its features.
-    #[error("Delta table {} has no `{SCHEMA_KEY}` in its configuration; write it with `marquee events process`", path.display())]
-    NoSchema {
-        /// The table's folder.
-        path: PathBuf,
-    },
-    /// The schema is not one.
-    #[error("feature schema of Delta table {}", path.display())]
-    Schema {
-        /// The table's folder.
-        path: PathBuf,
-        /// Where and why parsing stopped.
-        source: serde_json::Error,
-    },
-    /// A data file cannot be opened.
-    #[error("opening table file {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A data file is damaged.
-    #[error("reading table file {}", path.display())]
-    Parquet {
-        /// The file.
-        path: PathBuf,
-        /// What went wrong.
-        source: ParquetError,
-    },
-    /// A record batch is damaged.
-    #[error("reading table file {}", path.display())]
-    Arrow {
-        /// The file.
-        path: PathBuf,
-        /// What went wrong.
-        source: arrow::error::ArrowError,
-    },
-    /// A column is missing or of another type.
-    #[error("table file {} has no column `{column}` of type {wanted}", path.display())]
-    Column {
-        /// The file.
-        path: PathBuf,
-        /// The column.
-        column: String,
-        /// The type.
-        wanted: &'static str,
-    },
-    /// A number that no model can learn from.
-    #[error("column `{column}` of table file {} holds {value} for impression {impression_id}; `marquee events process` refuses such values: write the table anew", path.display())]
-    NotFinite {
-        /// The file.
-        path: PathBuf,
-        /// The column.
-        column: String,
-        /// The row.
-        impression_id: String,
-        /// The value.
-        value: f32,
-    },
+/// Which columns are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Projection {
+    /// All that [`Examples`] has.
+    Full,
+    /// What a step learns from, and the impressions' ids.
+    Training,
+    /// The dense features alone.
+    Dense,
 }
 
-/// The training table at one version.
-#[derive(Debug)]
-pub struct TrainingTable {
-    path: PathBuf,
-    table: DeltaTable,
-    schema: Schema,
-}
-
-/// Rows of the training table in memory, by rising (event time, impression id).
+/// Rows of the training table in memory. Columns that were not read are empty.
 #[derive(Debug, Clone)]
 pub struct Examples {
     /// Features.
@@ -124,113 +44,41 @@ pub struct Examples {
     pub categories: Vec<String>,
 }
 
-impl TrainingTable {
-    /// Opens the newest version.
-    ///
-    /// # Errors
-    /// [`TableError`] that names the folder and the mend.
-    pub async fn open(path: &Path) -> Result<Self, TableError> {
-        let missing = || TableError::Missing {
-            path: path.to_owned(),
+impl Projection {
+    /// Names of the columns.
+    pub(super) fn columns(self, schema: &Schema) -> Vec<String> {
+        let labels: &[&str] = match self {
+            Self::Full => &[
+                "click",
+                "weight",
+                "impression_id",
+                "conversion",
+                "event_time_us",
+                "creative_id",
+                "scene_id",
+                "category",
+            ],
+            Self::Training => &["click", "weight", "impression_id"],
+            Self::Dense => &[],
         };
-        let absolute = std::path::absolute(path).map_err(|_| missing())?;
-        if !absolute.join("_delta_log").exists() {
-            return Err(missing());
+        let mut names: Vec<String> = labels.iter().map(|name| (*name).to_owned()).collect();
+        names.extend(schema.dense.iter().map(|field| format!("d_{}", field.name)));
+        if self != Self::Dense {
+            names.extend(
+                schema
+                    .sparse
+                    .iter()
+                    .map(|field| format!("s_{}", field.name)),
+            );
         }
-        let url = Url::from_directory_path(&absolute).map_err(|()| missing())?;
-        let delta = |source| TableError::Delta {
-            path: path.to_owned(),
-            source: Box::new(source),
-        };
-        let table = open_table(url).await.map_err(delta)?;
-        let configuration = table.snapshot().map_err(delta)?.metadata().configuration();
-        let text = configuration
-            .get(SCHEMA_KEY)
-            .ok_or_else(|| TableError::NoSchema {
-                path: path.to_owned(),
-            })?;
-        let schema = serde_json::from_str(text).map_err(|source| TableError::Schema {
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(Self {
-            path: path.to_owned(),
-            table,
-            schema,
-        })
-    }
-
-    /// The version that is open.
-    pub fn version(&self) -> u64 {
-        self.table.version().unwrap_or_default()
-    }
-
-    /// The features of its rows.
-    pub fn schema(&self) -> &Schema {
-        &self.schema
-    }
-
-    /// Reads all rows.
-    ///
-    /// # Errors
-    /// [`TableError`] that names the file and the column.
-    pub fn load(&self) -> Result<Examples, TableError> {
-        let delta = |source| TableError::Delta {
-            path: self.path.clone(),
-            source: Box::new(source),
-        };
-        let uris = self.table.get_file_uris().map_err(delta)?;
-        // Partition values such as `day=2026-09-01` are percent-encoded in a URI.
-        let mut paths: Vec<PathBuf> = uris.map(|uri| local_path(&uri)).collect();
-        paths.sort();
-        let mut rows = Examples::empty(&self.schema);
-        for path in paths {
-            self.load_file(&path, &mut rows)?;
-        }
-        let mut order: Vec<usize> = (0..rows.clicks.len()).collect();
-        order.sort_by_key(|row| (rows.event_time_us[*row], &rows.impression_ids[*row]));
-        Ok(rows.gather(&order))
-    }
-
-    fn load_file(&self, path: &Path, rows: &mut Examples) -> Result<(), TableError> {
-        let owned = || path.to_owned();
-        let file = std::fs::File::open(path).map_err(|source| TableError::Io {
-            path: owned(),
-            source,
-        })?;
-        let reader = ParquetRecordBatchReaderBuilder::try_new(file)
-            .and_then(|builder| builder.with_batch_size(8192).build())
-            .map_err(|source| TableError::Parquet {
-                path: owned(),
-                source,
-            })?;
-        for batch in reader {
-            let batch = batch.map_err(|source| TableError::Arrow {
-                path: owned(),
-                source,
-            })?;
-            rows.append(
-                &Columns {
-                    path,
-                    batch: &batch,
-                },
-                &self.schema,
-            )?;
-        }
-        Ok(())
+        names
     }
 }
 
-fn local_path(uri: &str) -> PathBuf {
-    match Url::parse(uri).ok().and_then(|url| url.to_file_path().ok()) {
-        Some(path) => path,
-        None => PathBuf::from(uri),
-    }
-}
-
-struct Columns<'a> {
-    path: &'a Path,
-    batch: &'a RecordBatch,
+/// A record batch, and the file that it comes from.
+pub(super) struct Columns<'a> {
+    pub path: &'a Path,
+    pub batch: &'a RecordBatch,
 }
 
 impl<'a> Columns<'a> {
@@ -269,7 +117,7 @@ impl<'a> Columns<'a> {
         }
     }
 
-    fn integers(&self, column: &str) -> Result<&'a [i64], TableError> {
+    pub(super) fn integers(&self, column: &str) -> Result<&'a [i64], TableError> {
         self.get(column, "Int64 without nulls", |array| {
             array
                 .as_primitive_opt::<Int64Type>()
@@ -296,8 +144,12 @@ impl<'a> Columns<'a> {
 impl Examples {
     /// No rows of a schema.
     pub fn empty(schema: &Schema) -> Self {
+        Self::of_widths(schema.dense.len(), schema.sparse.len())
+    }
+
+    fn of_widths(num_dense: usize, num_sparse: usize) -> Self {
         Self {
-            features: FeatureBatch::new(schema),
+            features: FeatureBatch::with_widths(num_dense, num_sparse),
             clicks: Vec::new(),
             conversions: Vec::new(),
             weights: Vec::new(),
@@ -311,42 +163,81 @@ impl Examples {
 
     /// How many rows there are.
     pub fn len(&self) -> usize {
-        self.clicks.len()
+        self.features.num_rows
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.clicks.is_empty()
+        self.len() == 0
     }
 
     /// The chosen rows, in the order given.
     pub fn gather(&self, rows: &[usize]) -> Self {
-        fn take<T: Clone>(values: &[T], rows: &[usize]) -> Vec<T> {
-            rows.iter().map(|row| values[*row].clone()).collect()
-        }
-        Self {
-            features: self.features.gather(rows),
-            clicks: take(&self.clicks, rows),
-            conversions: take(&self.conversions, rows),
-            weights: take(&self.weights, rows),
-            event_time_us: take(&self.event_time_us, rows),
-            impression_ids: take(&self.impression_ids, rows),
-            creative_ids: take(&self.creative_ids, rows),
-            scene_ids: take(&self.scene_ids, rows),
-            categories: take(&self.categories, rows),
-        }
+        let (dense, sparse) = (self.features.num_dense, self.features.sparse.len());
+        let mut gathered = Self::of_widths(dense, sparse);
+        gathered.push_from(self, rows);
+        gathered
     }
 
-    fn append(&mut self, columns: &Columns<'_>, schema: &Schema) -> Result<(), TableError> {
-        self.clicks.extend(columns.floats("click")?);
-        self.conversions.extend(columns.floats("conversion")?);
-        self.weights.extend(columns.floats("weight")?);
-        self.event_time_us
-            .extend(columns.integers("event_time_us")?);
-        self.impression_ids.extend(columns.texts("impression_id")?);
-        self.creative_ids.extend(columns.texts("creative_id")?);
-        self.scene_ids.extend(columns.texts("scene_id")?);
-        self.categories.extend(columns.texts("category")?);
+    /// Leaves no rows, and keeps the memory.
+    pub(super) fn clear(&mut self) {
+        let features = &mut self.features;
+        features.num_rows = 0;
+        features.dense.clear();
+        for bags in &mut features.sparse {
+            bags.ids.clear();
+            bags.offsets.truncate(1);
+        }
+        self.clicks.clear();
+        self.conversions.clear();
+        self.weights.clear();
+        self.event_time_us.clear();
+        self.impression_ids.clear();
+        self.creative_ids.clear();
+        self.scene_ids.clear();
+        self.categories.clear();
+    }
+
+    /// Appends rows of another part with the same columns, in the order given.
+    pub(super) fn push_from(&mut self, other: &Self, rows: &[usize]) {
+        fn extend<T: Clone>(values: &mut Vec<T>, other: &[T], rows: &[usize]) {
+            if !other.is_empty() {
+                values.extend(rows.iter().map(|row| other[*row].clone()));
+            }
+        }
+        for &row in rows {
+            self.features.push_from(&other.features, row);
+        }
+        extend(&mut self.clicks, &other.clicks, rows);
+        extend(&mut self.conversions, &other.conversions, rows);
+        extend(&mut self.weights, &other.weights, rows);
+        extend(&mut self.event_time_us, &other.event_time_us, rows);
+        extend(&mut self.impression_ids, &other.impression_ids, rows);
+        extend(&mut self.creative_ids, &other.creative_ids, rows);
+        extend(&mut self.scene_ids, &other.scene_ids, rows);
+        extend(&mut self.categories, &other.categories, rows);
+    }
+
+    /// Appends the rows of a record batch.
+    pub(super) fn append(
+        &mut self,
+        columns: &Columns<'_>,
+        schema: &Schema,
+        projection: Projection,
+    ) -> Result<(), TableError> {
+        if projection != Projection::Dense {
+            self.clicks.extend(columns.floats("click")?);
+            self.weights.extend(columns.floats("weight")?);
+            self.impression_ids.extend(columns.texts("impression_id")?);
+        }
+        if projection == Projection::Full {
+            self.conversions.extend(columns.floats("conversion")?);
+            self.event_time_us
+                .extend(columns.integers("event_time_us")?);
+            self.creative_ids.extend(columns.texts("creative_id")?);
+            self.scene_ids.extend(columns.texts("scene_id")?);
+            self.categories.extend(columns.texts("category")?);
+        }
         let rows = columns.batch.num_rows();
         let dense = schema
             .dense
@@ -357,6 +248,10 @@ impl Examples {
             self.features
                 .dense
                 .extend(dense.iter().map(|column| column[row]));
+        }
+        self.features.num_rows += rows;
+        if projection == Projection::Dense {
+            return Ok(());
         }
         for (field, bags) in schema.sparse.iter().zip(&mut self.features.sparse) {
             let column = format!("s_{}", field.name);
@@ -378,7 +273,6 @@ impl Examples {
                 }
             }
         }
-        self.features.num_rows += rows;
         Ok(())
     }
 }
@@ -434,7 +328,7 @@ mod tests {
             path: Path::new("part.parquet"),
             batch: &batch,
         };
-        rows.append(&columns, &schema())?;
+        rows.append(&columns, &schema(), Projection::Full)?;
         Ok(rows)
     }
 
