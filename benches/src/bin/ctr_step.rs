@@ -129,6 +129,7 @@ fn learner(args: &Args) -> Learner<Autodiff<Cpu>> {
             rows: args.table_rows,
             dim: args.dim,
             pooling: Pooling::Mean,
+            dynamic: None,
         })
         .collect();
     let model = DcnV2Config {

@@ -73,6 +73,7 @@ fn main() -> anyhow::Result<()> {
             rows: args.table_rows,
             dim: args.dim,
             pooling: Pooling::Mean,
+            dynamic: None,
         })
         .collect();
     let plan = Arc::new(Plan::alone(&configs));

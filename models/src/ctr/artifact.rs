@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     dcn_v2::{DcnV2, DcnV2Config},
-    embedding::{EmbeddingTable, Pooling},
+    embedding::{EmbeddingTable, KnownIds, Pooling},
 };
 use crate::{
     Cpu,
@@ -66,6 +66,14 @@ struct TableShape {
     dim: usize,
     #[serde(default)]
     pooling: Pooling,
+    /// Whether the ids that have rows stand beside the weights.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    dynamic: bool,
+}
+
+/// Tensor of the ids of a dynamic table.
+fn ids_tensor(feature: &str) -> String {
+    format!("ids:{feature}")
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -280,6 +288,7 @@ impl<B: FusedOps> CtrModel<B> {
             rows: table.rows,
             dim: table.dim,
             pooling: table.pooling,
+            dynamic: table.known.is_some(),
         };
         let file = ModelFile {
             architecture: ARCHITECTURE.to_owned(),
@@ -293,18 +302,22 @@ impl<B: FusedOps> CtrModel<B> {
         files::save_weights(&self.network, &dir.join(DENSE_FILE))?;
 
         let path = dir.join(TABLES_FILE);
-        let bytes: Vec<Vec<u8>> = self
-            .tables
+        let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+        for table in &self.tables {
+            let weights = table.weights.iter().flat_map(|w| w.to_le_bytes());
+            let shape = vec![table.rows, table.dim];
+            let name = table.feature.clone();
+            tensors.push((name, Dtype::F32, shape, weights.collect()));
+            if let Some(known) = &table.known {
+                let ids = known.ids().iter().flat_map(|id| id.to_le_bytes());
+                let (name, shape) = (ids_tensor(&table.feature), vec![known.ids().len()]);
+                tensors.push((name, Dtype::U64, shape, ids.collect()));
+            }
+        }
+        let views: Result<Vec<_>, _> = tensors
             .iter()
-            .map(|table| table.weights.iter().flat_map(|w| w.to_le_bytes()).collect())
-            .collect();
-        let views: Result<Vec<_>, _> = self
-            .tables
-            .iter()
-            .zip(&bytes)
-            .map(|(table, bytes)| {
-                TensorView::new(Dtype::F32, vec![table.rows, table.dim], bytes)
-                    .map(|view| (&table.feature, view))
+            .map(|(name, dtype, shape, bytes)| {
+                TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name, view))
             })
             .collect();
         let data = views
@@ -422,7 +435,12 @@ fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>
                     values[at]
                 )));
             }
+            let known = match shape.dynamic {
+                true => Some(load_ids(&tensors, shape).map_err(weights)?),
+                false => None,
+            };
             Ok(EmbeddingTable {
+                known,
                 feature: shape.feature.clone(),
                 rows: shape.rows,
                 dim: shape.dim,
@@ -431,6 +449,28 @@ fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>
             })
         })
         .collect()
+}
+
+fn load_ids(tensors: &SafeTensors<'_>, shape: &TableShape) -> Result<KnownIds, String> {
+    let name = ids_tensor(&shape.feature);
+    let view = tensors.tensor(&name).map_err(|error| error.to_string())?;
+    let wanted = [shape.rows - 1];
+    if view.dtype() != Dtype::U64 || view.shape() != wanted {
+        return Err(format!(
+            "`{name}` is {:?} {:?}, wanted U64 {wanted:?}",
+            view.dtype(),
+            view.shape()
+        ));
+    }
+    let (ids, _) = view.data().as_chunks::<8>();
+    let ids: Vec<u64> = ids.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+    match ids.windows(2).find(|pair| pair[0] >= pair[1]) {
+        Some(pair) => Err(format!(
+            "`{name}` has {} before {}, wanted rising ids",
+            pair[0], pair[1]
+        )),
+        None => Ok(KnownIds::new(ids)),
+    }
 }
 
 #[cfg(test)]
@@ -456,11 +496,21 @@ mod tests {
             rows,
             dim: 4,
             pooling: Pooling::Mean,
+            known: None,
             weights: (0..rows * 4)
                 .map(|_| random.random_range(-1.0..1.0))
                 .collect(),
         };
-        let tables = vec![table("s", 10), table("m", 7)];
+        let mut tables = vec![table("s", 10), table("m", 7)];
+        // The rows of the batch have 0 to 3.
+        tables[1].known = Some(KnownIds::new(vec![
+            1,
+            2,
+            3,
+            1 << 40,
+            u64::MAX - 1,
+            u64::MAX,
+        ]));
         let config = DcnV2Config {
             hidden: vec![8],
             num_cross_layers: 1,
@@ -509,6 +559,19 @@ mod tests {
         assert_eq!(loaded.score(&batch()).unwrap(), scores);
         assert!(scores.iter().all(|score| (0.0..=1.0).contains(score)));
         assert_ne!(scores[0], scores[1]);
+    }
+
+    #[test]
+    fn ids_that_do_not_rise_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = model();
+        model.tables[1].known = Some(KnownIds::new(vec![1, 2, 3, 9, 9, 10]));
+        model.save(dir.path()).unwrap();
+        let error = CtrModel::load(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains(TABLES_FILE) && error.contains("`ids:m` has 9 before 9"),
+            "{error}"
+        );
     }
 
     #[test]

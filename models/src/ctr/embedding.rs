@@ -1,5 +1,7 @@
 //! Embedding tables and pooling.
 
+use std::collections::HashMap;
+
 use features::Jagged;
 use serde::{Deserialize, Serialize};
 
@@ -14,17 +16,41 @@ pub enum Pooling {
     Sum,
 }
 
+/// The ids of a dynamic table, which have rows of their own. The first row is that of all others,
+/// and the rest are those of the ids, in their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownIds {
+    ids: Vec<u64>,
+    /// What each id's row is.
+    rows: HashMap<u64, u32>,
+}
+
+impl KnownIds {
+    /// Of ids that rise.
+    pub fn new(ids: Vec<u64>) -> Self {
+        let rows = ids.iter().copied().zip(1..).collect();
+        Self { ids, rows }
+    }
+
+    /// The ids, rising.
+    pub fn ids(&self) -> &[u64] {
+        &self.ids
+    }
+}
+
 /// The rows of one feature's table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbeddingTable {
     /// The feature it belongs to.
     pub feature: String,
-    /// Number of rows; an id's row is `id % rows`.
+    /// Number of rows; an id's row is `id % rows`, unless it is known.
     pub rows: usize,
     /// Length of a row.
     pub dim: usize,
     /// What becomes of the rows of a bag.
     pub pooling: Pooling,
+    /// Of a dynamic table.
+    pub known: Option<KnownIds>,
     /// `[rows, dim]`, row-major.
     pub weights: Vec<f32>,
 }
@@ -32,7 +58,10 @@ pub struct EmbeddingTable {
 impl EmbeddingTable {
     /// The row of an id.
     pub fn row_of(&self, id: u64) -> usize {
-        (id % self.rows as u64) as usize
+        match &self.known {
+            None => (id % self.rows as u64) as usize,
+            Some(known) => known.rows.get(&id).map_or(0, |row| *row as usize),
+        }
     }
 
     /// Writes the mean or the sum of each bag's rows.
@@ -79,6 +108,7 @@ mod tests {
             rows: 3,
             dim: 2,
             pooling: Pooling::Mean,
+            known: None,
             weights: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
         };
         let mut bags = Jagged::default();
@@ -91,5 +121,9 @@ mod tests {
         table.pooling = Pooling::Sum;
         table.pool(&bags, 0, &mut out, 3, 1);
         assert_eq!(out, [9.0, 3.0, 4.0, 9.0, 0.0, 0.0, 9.0, 6.0, 8.0]);
+        // 0 and 2 are known, 4 is one of the others.
+        table.known = Some(KnownIds::new(vec![0, 2]));
+        table.pool(&bags, 0, &mut out, 3, 1);
+        assert_eq!(out, [9.0, 1.0, 2.0, 9.0, 0.0, 0.0, 9.0, 8.0, 10.0]);
     }
 }

@@ -9,4 +9,4 @@ pub mod embedding;
 
 pub use artifact::{Calibration, CtrModel, CtrModelError, Normalisation};
 pub use dcn_v2::{DcnV2, DcnV2Config, Structure};
-pub use embedding::{EmbeddingTable, Pooling};
+pub use embedding::{EmbeddingTable, KnownIds, Pooling};

@@ -415,6 +415,7 @@ fn ranker(schema: &Schema, version: u64) -> CtrModel {
             rows,
             dim,
             pooling: Pooling::Mean,
+            known: None,
             weights: (0..rows * dim)
                 .map(|_| random.random_range(-0.5..0.5))
                 .collect(),

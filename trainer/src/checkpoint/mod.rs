@@ -256,7 +256,24 @@ fn rank_file(rank: usize) -> String {
     format!("rank-{rank}.safetensors")
 }
 
+const IDS: &str = "ids-";
+
+fn ids_file(rank: usize) -> String {
+    format!("{IDS}{rank}.safetensors")
+}
+
 const DENSE_FILE: &str = "dense.safetensors";
+
+/// A file's bytes, for tests.
+#[cfg(test)]
+pub(crate) fn to_bytes(pieces: Vec<Piece>) -> Vec<u8> {
+    let store = object_store::memory::InMemory::new();
+    let key = Key::from("file");
+    block_on(async {
+        let (_, sha256) = file::write(&store, &key, pieces).await.unwrap();
+        file::read(&store, &key, &sha256).await.unwrap().to_vec()
+    })
+}
 
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,8 @@ use object_store::ObjectStoreExt;
 use safetensors::SafeTensors;
 
 use super::{
-    CheckpointError, Checkpoints, DENSE_FILE, Folder, MANIFEST, Manifest, VERSION, block_on, file,
-    key, name_of, save::agree,
+    CheckpointError, Checkpoints, DENSE_FILE, Folder, IDS, MANIFEST, Manifest, VERSION, block_on,
+    file, key, name_of, save::agree,
 };
 use crate::{collective::ProcessGroup, sharding::ShardSpec};
 
@@ -19,6 +19,8 @@ pub struct Restored {
     pub manifest: Manifest,
     /// Parts of tables.
     pub tables: Vec<RestoredFile>,
+    /// Ids of dynamic tables, of all ranks.
+    pub ids: Vec<RestoredFile>,
     /// Weights and optimizer state of the network.
     pub dense: RestoredFile,
 }
@@ -136,18 +138,21 @@ impl Folder {
             let problem = format!("it has version {}, wanted {VERSION}", manifest.version);
             return Err(damaged(key_of_manifest.to_string(), problem));
         }
-        let (mut tables, mut dense) = (Vec::new(), None);
+        let (mut tables, mut ids, mut dense) = (Vec::new(), Vec::new(), None);
         for record in &manifest.files {
-            if record.name != DENSE_FILE && !record.shards.iter().any(needs) {
+            // What is small, and cut otherwise than tables are, is read by all.
+            let (is_dense, is_ids) = (record.name == DENSE_FILE, record.name.starts_with(IDS));
+            if !is_dense && !is_ids && !record.shards.iter().any(needs) {
                 continue;
             }
             let file = RestoredFile {
                 bytes: file::read(store, &key(name, &record.name), &record.sha256).await?,
                 shards: record.shards.clone(),
             };
-            match record.name == DENSE_FILE {
-                true => dense = Some(file),
-                false => tables.push(file),
+            match () {
+                () if is_dense => dense = Some(file),
+                () if is_ids => ids.push(file),
+                () => tables.push(file),
             }
         }
         let dense = dense.ok_or_else(|| {
@@ -160,6 +165,7 @@ impl Folder {
             name: name.to_owned(),
             manifest,
             tables,
+            ids,
             dense,
         })
     }

@@ -6,7 +6,7 @@ use object_store::ObjectStoreExt;
 
 use super::{
     CheckpointConfig, CheckpointError, DENSE_FILE, FileRecord, Folder, MANIFEST, Manifest, Piece,
-    VERSION, block_on, file, key, name_of, rank_file,
+    VERSION, block_on, file, ids_file, key, name_of, rank_file,
 };
 use crate::{collective::ProcessGroup, sharding::ShardSpec};
 
@@ -19,6 +19,8 @@ pub struct Snapshot {
     pub shards: Vec<ShardSpec>,
     /// Their weights and optimizer state.
     pub tables: Vec<Piece>,
+    /// Ids of dynamic tables that this rank keeps; empty where there are none.
+    pub ids: Vec<Piece>,
     /// Weights and optimizer state of the network; rank 0 writes them.
     pub dense: Vec<Piece>,
     /// Where the run stands; rank 0 writes it.
@@ -158,6 +160,9 @@ impl Job {
         rank: usize,
     ) -> Result<Vec<FileRecord>, CheckpointError> {
         let mut files = vec![(rank_file(rank), snapshot.shards, snapshot.tables)];
+        if !snapshot.ids.is_empty() {
+            files.push((ids_file(rank), Vec::new(), snapshot.ids));
+        }
         if rank == 0 {
             files.push((DENSE_FILE.to_owned(), Vec::new(), snapshot.dense));
         }

@@ -25,6 +25,7 @@ fn snapshot(step: u64, rank: usize) -> Snapshot {
         step,
         shards: vec![shard(rank)],
         tables: vec![Piece::vector("0.weights", &[step as f32, rank as f32])],
+        ids: Vec::new(),
         dense: vec![Piece::vector("weights", &[step as f32])],
         state: serde_json::json!({"step": step}),
     }

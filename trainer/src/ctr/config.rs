@@ -10,7 +10,7 @@ use crate::{
     checkpoint::CheckpointConfig,
     collective::CollectiveConfig,
     schedule::ScheduleConfig,
-    sharding::{PlannerConfig, SparseOptimizerConfig, Storage, TableConfig},
+    sharding::{DynamicConfig, PlannerConfig, SparseOptimizerConfig, Storage, TableConfig},
     split::SplitConfig,
     table::ReaderConfig,
 };
@@ -58,6 +58,34 @@ impl Default for CtrConfig {
     }
 }
 
+/// Why there cannot be such tables.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TablesError {
+    /// Something for a feature that is not there.
+    #[error("tables.{key} names `{feature}`, which is not a sparse feature of the table: {known}")]
+    UnknownFeature {
+        /// The key.
+        key: &'static str,
+        /// The name.
+        feature: String,
+        /// What there is.
+        known: String,
+    },
+    /// A dynamic table without room.
+    #[error("the dynamic table of `{feature}` has {rows} rows, wanted at least {least}")]
+    TooSmall {
+        /// The feature.
+        feature: String,
+        /// Its rows.
+        rows: usize,
+        /// How many it takes.
+        least: usize,
+    },
+}
+
+/// Rows of a dynamic table: less would not be spread evenly over its parts.
+const LEAST_DYNAMIC_ROWS: usize = 1024;
+
 /// Sizes and optimizer of the embedding tables.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -68,6 +96,8 @@ pub struct TablesConfig {
     pub rows: usize,
     /// Rows of single features that need more or fewer.
     pub rows_of: BTreeMap<String, usize>,
+    /// Features whose ids have rows of their own; the number of rows is the most there can be.
+    pub dynamic: BTreeMap<String, DynamicConfig>,
     /// What becomes of the rows of features with several ids.
     pub pooling: Pooling,
     /// Type of the weights in memory.
@@ -84,6 +114,7 @@ impl Default for TablesConfig {
             embedding_dim: 16,
             rows: 65_536,
             rows_of: BTreeMap::new(),
+            dynamic: BTreeMap::new(),
             pooling: Pooling::default(),
             storage: Storage::default(),
             optimizer: SparseOptimizerConfig::default(),
@@ -96,26 +127,40 @@ impl TablesConfig {
     /// One table per sparse feature.
     ///
     /// # Errors
-    /// The name in `rows_of` that is no feature.
-    pub fn tables(&self, schema: &Schema) -> Result<Vec<TableConfig>, String> {
-        if let Some(stray) = self
-            .rows_of
-            .keys()
-            .find(|name| !schema.sparse.iter().any(|field| field.name == **name))
-        {
-            return Err(stray.clone());
+    /// [`TablesError`] that names the feature.
+    pub fn tables(&self, schema: &Schema) -> Result<Vec<TableConfig>, TablesError> {
+        let known = || schema.sparse.iter().map(|field| &field.name);
+        let named = self.rows_of.keys().map(|name| ("rows_of", name));
+        let named = named.chain(self.dynamic.keys().map(|name| ("dynamic", name)));
+        for (key, feature) in named {
+            if !known().any(|name| name == feature) {
+                let known: Vec<&str> = known().map(String::as_str).collect();
+                return Err(TablesError::UnknownFeature {
+                    key,
+                    feature: feature.clone(),
+                    known: known.join(", "),
+                });
+            }
         }
-        let table = |name: &String| TableConfig {
-            feature: name.clone(),
-            rows: self.rows_of.get(name).copied().unwrap_or(self.rows).max(1),
-            dim: self.embedding_dim,
-            pooling: self.pooling,
+        let table = |name: &String| {
+            let rows = self.rows_of.get(name).copied().unwrap_or(self.rows).max(1);
+            let dynamic = self.dynamic.get(name).cloned();
+            if dynamic.is_some() && rows < LEAST_DYNAMIC_ROWS {
+                return Err(TablesError::TooSmall {
+                    feature: name.clone(),
+                    rows,
+                    least: LEAST_DYNAMIC_ROWS,
+                });
+            }
+            Ok(TableConfig {
+                feature: name.clone(),
+                rows,
+                dim: self.embedding_dim,
+                pooling: self.pooling,
+                dynamic,
+            })
         };
-        Ok(schema
-            .sparse
-            .iter()
-            .map(|field| table(&field.name))
-            .collect())
+        known().map(table).collect()
     }
 }
 

@@ -15,7 +15,7 @@ mod train;
 mod verb;
 
 pub use calibrate::fit_calibration;
-pub use config::{CtrConfig, GuardConfig, TablesConfig, TrainingConfig};
+pub use config::{CtrConfig, GuardConfig, TablesConfig, TablesError, TrainingConfig};
 pub use evaluate::{Evaluation, evaluate};
 pub use step::{Groups, Learner, RoutedBatch, StepBatch, StepLimits, StepOutcome};
 pub use train::{Progress, Task, TrainError, Trained, train};

@@ -24,7 +24,7 @@ use crate::{
     checkpoint::{CheckpointError, Piece, Restored, Snapshot},
     collective::{CollectiveError, JoinError, ProcessGroup, Rendezvous, TcpGroup},
     dense::{self, Adam},
-    sharding::{Bags, Received, Routed, Router, ShardSpec, ShardedTables},
+    sharding::{Bags, Received, Routed, Router, ShardSpec, ShardedTables, TableUse},
 };
 
 /// The rows of one step, or this rank's part of them.
@@ -186,6 +186,28 @@ impl<B: TrainingBackend> Learner<B> {
             step: 0,
             device,
         }
+    }
+
+    /// Admits and evicts ids of dynamic tables by what a step's batches have seen, before the step
+    /// and before the next one is routed.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn observe(
+        &mut self,
+        micro_batches: &[RoutedBatch],
+        group: &mut impl ProcessGroup,
+    ) -> Result<(), CollectiveError> {
+        let routed = micro_batches.iter().map(|batch| &batch.routed);
+        self.tables.observe(routed, group)
+    }
+
+    /// How the dynamic tables are used, on all ranks.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn usage(&self, group: &mut impl ProcessGroup) -> Result<Vec<TableUse>, CollectiveError> {
+        self.tables.usage(group)
     }
 
     /// Learns from the micro-batches of one step, together with the other ranks.
@@ -371,6 +393,7 @@ impl<B: TrainingBackend> Learner<B> {
             step: self.step,
             shards,
             tables,
+            ids: self.tables.save_ids(),
             dense: vec![
                 Piece::vector("weights", &self.weights),
                 Piece::vector("adam.means", &self.optimizer.means),

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     checkpoint::{Checkpoints, Folder},
     collective::{CollectiveConfig, ProcessGroup, TcpGroup, testing::meet},
-    sharding::{ShardingKind, SparseOptimizer},
+    sharding::{DynamicConfig, ShardingKind, SparseOptimizer},
     table::{Examples, Slice, testing},
 };
 
@@ -207,10 +207,7 @@ fn a_table_of_an_unknown_feature_is_refused() {
         rows: 100,
         stop: Stop::Never,
     };
-    assert!(matches!(
-        part.run().0,
-        Err(TrainError::UnknownFeature { .. })
-    ));
+    assert!(matches!(part.run().0, Err(TrainError::Tables(_))));
 }
 
 #[test]
@@ -232,7 +229,7 @@ fn measures_within_an_epoch_change_nothing_and_are_those_of_its_end() {
     let (_, told) = fit(&config, 2);
     assert_eq!(losses(&told), losses(&wanted));
     let measured = told.iter().filter_map(|told| match told {
-        Progress::Evaluated { step, valid } => Some((*step, valid.rows, valid.log_loss)),
+        Progress::Evaluated { step, valid, .. } => Some((*step, valid.rows, valid.log_loss)),
         _ => None,
     });
     let measured: Vec<_> = measured.collect();
@@ -280,6 +277,64 @@ fn every_sharding_has_the_same_loss_curve() {
         config.tables.planner.sharding_of = all.into();
         assert_close(&losses(&fit(&config, 2).1), &wanted, 2e-4);
     }
+}
+
+/// Ids of `several` that come again have rows of their own, and are soon forgotten.
+fn dynamic() -> CtrConfig {
+    let mut config = config();
+    config.tables.rows_of = [("id".into(), 1024), ("several".into(), 1024)].into();
+    for (feature, admit_after, evict_after_steps) in [("id", 3, 0), ("several", 2, 40)] {
+        let dynamic = DynamicConfig {
+            admit_after,
+            evict_after_steps,
+        };
+        config.tables.dynamic.insert(feature.into(), dynamic);
+    }
+    config
+}
+
+#[test]
+fn dynamic_tables_learn_the_same_on_any_number_of_ranks() {
+    let config = dynamic();
+    let (model, told) = fit(&config, 1);
+    let wanted = losses(&told);
+    // What is published has the rows that were trained.
+    let best = wanted.iter().filter(|(step, _)| *step > 1_000_000);
+    let best = best.map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
+    let found = measured(&model, &rows(500, 2)).log_loss;
+    assert!((found - best).abs() < 1e-5, "{found} {best}");
+    let Some(Progress::Epoch { tables, .. }) = told.last() else {
+        panic!("{told:?}");
+    };
+    assert_eq!((tables[0].used, tables[0].counts.admitted), (100, 100));
+    assert!(tables[1].counts.evicted_by_age > 0, "{tables:?}");
+    let tables = tables.clone();
+    for world_size in 2..=3 {
+        let (_, told) = fit(&config, world_size);
+        assert_close(&losses(&told), &wanted, 2e-4);
+        let Some(Progress::Epoch { tables: found, .. }) = told.last() else {
+            panic!("{told:?}");
+        };
+        assert_eq!(*found, tables);
+    }
+}
+
+#[test]
+fn a_run_with_dynamic_tables_goes_on_where_it_was_stopped() {
+    let mut config = dynamic();
+    config.checkpoint.every_steps = 7;
+    use Stop::{AtOnce, AtPoint, Never};
+    for world_size in [1, 2] {
+        let (whole, told) = fit(&config, world_size);
+        let stops = [AtOnce, AtPoint, AtPoint, AtOnce, AtPoint, Never];
+        let (model, metrics) = in_parts(&config, &stops.map(|stop| (world_size, stop)));
+        assert_eq!(scores(&model), scores(&whole));
+        assert_eq!(metrics, losses(&told));
+    }
+    let wanted = losses(&fit(&config, 1).1);
+    let parts = [4, 2, 3].map(|ranks| (ranks, AtPoint));
+    let parts = [&parts[..], &[(1, Never)]].concat();
+    assert_close(&in_parts(&config, &parts).1, &wanted, 2e-4);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ahead::Ahead,
     calibrate::fit_calibration,
-    config::CtrConfig,
+    config::{CtrConfig, TablesError},
     evaluate::{Evaluation, SCORE_BATCH, evaluate},
     moments::fit_normalisation,
     step::{Groups, Learner, StepBatch, StepLimits, StepOutcome},
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     checkpoint::{CheckpointError, Checkpoints},
     collective::{CollectiveError, ProcessGroup},
-    sharding::{PlanError, Planner, ShardedTables},
+    sharding::{PlanError, Planner, ShardedTables, TableUse},
     table::{Batches, Order, Projection, Share, Slice, TableError},
 };
 
@@ -82,6 +82,9 @@ pub enum Progress {
         step: u64,
         /// Measures on the validation rows.
         valid: Evaluation,
+        /// How the dynamic tables are used.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        tables: Vec<TableUse>,
     },
     /// The end of an epoch.
     Epoch {
@@ -91,21 +94,23 @@ pub enum Progress {
         step: u64,
         /// Measures on the validation rows.
         valid: Evaluation,
+        /// How the dynamic tables are used.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        tables: Vec<TableUse>,
     },
 }
 
 /// Why training ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// A table size for a feature that is not there.
-    #[error(
-        "tables.rows_of names `{feature}`, which is not a sparse feature of the table: {known}"
-    )]
-    UnknownFeature {
-        /// The name.
-        feature: String,
-        /// What there is.
-        known: String,
+    /// A table that cannot be made.
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    /// A number that cannot be.
+    #[error("training.{key} is 0, wanted at least 1")]
+    Zero {
+        /// The key.
+        key: &'static str,
     },
     /// Steps in a row that could not be taken.
     #[error(
@@ -122,12 +127,6 @@ pub enum TrainError {
     /// The model does not fit its own rows.
     #[error("scoring with the model in training")]
     Score(#[from] CtrModelError),
-    /// A number that cannot be.
-    #[error("training.{key} is 0, wanted at least 1")]
-    Zero {
-        /// The key.
-        key: &'static str,
-    },
     /// The tables cannot be spread.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -299,6 +298,7 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static>(
             epoch: state.epoch,
             step: state.step,
             valid: evaluation,
+            tables: learner.usage(&mut groups.rows)?,
         });
         save_now(checkpoints, &learner, &state)?;
     }
@@ -351,12 +351,7 @@ fn learner<B: TrainingBackend>(
             return Err(TrainError::Zero { key });
         }
     }
-    let names = || schema.sparse.iter().map(|field| field.name.as_str());
-    let unknown = |feature| TrainError::UnknownFeature {
-        feature,
-        known: names().collect::<Vec<_>>().join(", "),
-    };
-    let tables = config.tables.tables(schema).map_err(unknown)?;
+    let tables = config.tables.tables(schema)?;
     let world_size = groups.rows.world_size();
     if config.reader.streams < world_size {
         return Err(TrainError::Streams {
@@ -433,16 +428,17 @@ impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
                 router,
                 ids,
             );
-            // The next step's ids travel while this step computes.
             if !sizes.is_empty() {
                 ahead.ask();
             }
             for (at, size) in sizes.iter().enumerate() {
                 let last = at + 1 == sizes.len();
+                let next = ahead.take()?;
+                self.learner.observe(&next.micro_batches, rows)?;
+                // The next step's ids travel while this step computes.
                 if !last {
                     ahead.ask();
                 }
-                let next = ahead.take()?;
                 let limits = StepLimits {
                     max_loss: self.max_loss(),
                     stop: self.stop.load(Ordering::Relaxed),
@@ -530,8 +526,11 @@ impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
         let every = self.task.config.training.evaluate_every_steps;
         if every > 0 && self.state.step.is_multiple_of(every) {
             let (_, valid) = measure(self.task, self.learner, dense, rows)?;
-            let step = self.state.step;
-            (self.report)(&Progress::Evaluated { step, valid });
+            (self.report)(&Progress::Evaluated {
+                step: self.state.step,
+                valid,
+                tables: self.learner.usage(rows)?,
+            });
         }
         Ok(())
     }

@@ -244,7 +244,7 @@ fn show(told: &Progress, bar: &ProgressBar) {
         } => {
             bar.println(format!("step {step} skipped: loss {skipped_loss}"));
         }
-        Progress::Evaluated { step, valid } => bar.println(held_out("step", *step, valid)),
+        Progress::Evaluated { step, valid, .. } => bar.println(held_out("step", *step, valid)),
         Progress::Epoch { epoch, valid, .. } => bar.println(held_out("epoch", *epoch, valid)),
     }
 }
@@ -283,16 +283,43 @@ fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
                 ("train/samples_per_second", *samples_per_second),
             ],
         )?,
-        Progress::Evaluated { step, valid } | Progress::Epoch { step, valid, .. } => run.scalars(
-            *step,
-            &[
-                ("valid/auc", valid.auc.unwrap_or(f64::NAN)),
-                ("valid/log_loss", valid.log_loss),
-                ("valid/normalised_entropy", valid.normalised_entropy),
-                ("valid/calibration_ratio", valid.calibration_ratio),
-                ("valid/ece", valid.ece),
-            ],
-        )?,
+        Progress::Evaluated {
+            step,
+            valid,
+            tables,
+        }
+        | Progress::Epoch {
+            step,
+            valid,
+            tables,
+            ..
+        } => {
+            run.scalars(
+                *step,
+                &[
+                    ("valid/auc", valid.auc.unwrap_or(f64::NAN)),
+                    ("valid/log_loss", valid.log_loss),
+                    ("valid/normalised_entropy", valid.normalised_entropy),
+                    ("valid/calibration_ratio", valid.calibration_ratio),
+                    ("valid/ece", valid.ece),
+                ],
+            )?;
+            for table in tables {
+                let name = |what: &str| format!("tables/{}/{what}", table.feature);
+                let counts = table.counts;
+                let scalars = [
+                    (name("used"), table.used),
+                    (name("candidates"), table.candidates),
+                    (name("admitted"), counts.admitted),
+                    (name("evicted_by_age"), counts.evicted_by_age),
+                    (name("evicted_for_room"), counts.evicted_for_room),
+                    (name("seen"), counts.seen),
+                    (name("shared"), counts.shared),
+                ];
+                let scalars = scalars.iter().map(|(tag, count)| (&**tag, *count as f64));
+                run.scalars(*step, &scalars.collect::<Vec<_>>())?;
+            }
+        }
         Progress::Skipped { .. } => {}
     }
     run.log(told)

@@ -5,7 +5,9 @@
 //! lookup there, vectors back, pooled ([`ShardedTables::lookup`]) → dense forward and backward with
 //! the pooled block as one leaf tensor → its gradient to the owners → fused optimizer on the
 //! touched rows only ([`ShardedTables::update`]). With one rank every row is local and the
-//! exchanges fall away. What is learnt does not depend on the plan.
+//! exchanges fall away. What is learnt does not depend on the plan. The ids of dynamic tables become
+//! rows before all this, and are admitted and evicted between two steps
+//! ([`ShardedTables::observe`]).
 
 mod optimizer;
 mod persist;
@@ -16,6 +18,7 @@ mod storage;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod vocabulary;
 
 pub use optimizer::{SparseOptimizer, SparseOptimizerConfig};
 pub use plan::{
@@ -25,3 +28,4 @@ pub use plan::{
 pub use routing::{Bags, Routed, Router};
 pub use storage::Storage;
 pub use tables::{Received, ShardedTables};
+pub use vocabulary::{Counts, DynamicConfig, TableUse};

@@ -9,7 +9,7 @@ use super::{
     shard::Shard,
     storage::Values,
 };
-use crate::checkpoint::{CheckpointError, Piece, Restored};
+use crate::checkpoint::{CheckpointError, Piece, Restored, RestoredFile};
 
 impl ShardedTables {
     /// Copies what this rank saves: its parts, and as rank 0 the tables that all ranks hold.
@@ -39,6 +39,12 @@ impl ShardedTables {
         (specs, pieces)
     }
 
+    /// Copies the ids of dynamic tables that this rank keeps.
+    pub fn save_ids(&self) -> Vec<Piece> {
+        let vocabulary = self.router.vocabulary();
+        vocabulary.map_or_else(Vec::new, |vocabulary| vocabulary.save())
+    }
+
     /// Whether this rank holds cells of a saved part.
     pub fn needs(&self, saved: &ShardSpec) -> bool {
         self.shards.iter().any(|shard| shard.overlaps(saved))
@@ -50,6 +56,14 @@ impl ShardedTables {
     /// [`CheckpointError::Damaged`] if a part is not as large as it says.
     pub fn restore(&mut self, restored: &Restored, step: u64) -> Result<(), CheckpointError> {
         self.step = step;
+        let ids: Vec<_> = restored.ids.iter().map(RestoredFile::tensors).collect();
+        if let Some(mut vocabulary) = self.router.vocabulary_mut() {
+            let damaged = |problem| CheckpointError::Damaged {
+                key: restored.name.clone(),
+                problem,
+            };
+            vocabulary.restore(&ids).map_err(damaged)?;
+        }
         for file in &restored.tables {
             let tensors = file.tensors();
             for (at, spec) in file.shards.iter().enumerate() {

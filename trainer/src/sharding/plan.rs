@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 use models::ctr::Pooling;
 use serde::{Deserialize, Serialize};
 
-use super::{optimizer::SparseOptimizerConfig, storage::Storage};
+use super::{optimizer::SparseOptimizerConfig, storage::Storage, vocabulary::DynamicConfig};
 
 /// One table to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,12 +14,15 @@ use super::{optimizer::SparseOptimizerConfig, storage::Storage};
 pub struct TableConfig {
     /// The sparse feature it belongs to.
     pub feature: String,
-    /// Number of rows; an id's row is `id % rows`.
+    /// Number of rows; an id's row is `id % rows`, if the table is not dynamic.
     pub rows: usize,
     /// Length of a row.
     pub dim: usize,
     /// What becomes of the rows of a bag.
     pub pooling: Pooling,
+    /// Rows of their own for ids, instead of `id % rows`.
+    #[serde(default)]
+    pub dynamic: Option<DynamicConfig>,
 }
 
 /// How a table is spread over the ranks.
@@ -530,6 +533,7 @@ mod tests {
             rows,
             dim,
             pooling: Pooling::Mean,
+            dynamic: None,
         }
     }
 

@@ -4,7 +4,7 @@
 //! either asks for the distinct rows of its batch and pools them itself, or, where bags are long
 //! and their rows are many, has its bags pooled by the owner; it takes the way of fewer bytes.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use features::Jagged;
 use models::ctr::Pooling;
@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::{
     plan::{Plan, ShardSpec},
     shard::Touched,
+    vocabulary::{Seen, Vocabulary},
 };
 use crate::collective::{CollectiveError, ProcessGroup};
 
@@ -39,6 +40,8 @@ pub struct Router {
     plan: Arc<Plan>,
     shards: Arc<Vec<ShardSpec>>,
     rank: usize,
+    /// Rows of the ids of dynamic tables, if there are any.
+    vocabulary: Option<Arc<RwLock<Vocabulary>>>,
 }
 
 /// A batch whose rows are known to their owners.
@@ -53,6 +56,8 @@ pub struct Routed {
     pub(super) orders: Vec<Vec<Order>>,
     /// For each shard of this rank.
     pub(super) touched: Vec<Touched>,
+    /// Ids of dynamic tables that this rank was asked for.
+    pub(super) seen: Seen,
 }
 
 /// One table's ids as rows.
@@ -109,7 +114,28 @@ impl Router {
     /// For one rank of a plan.
     pub fn new(plan: Arc<Plan>, rank: usize) -> Self {
         let shards = Arc::new(plan.shards());
-        Self { plan, shards, rank }
+        let vocabulary = Vocabulary::new(&plan, rank);
+        Self {
+            plan,
+            shards,
+            rank,
+            vocabulary: vocabulary.map(|vocabulary| Arc::new(RwLock::new(vocabulary))),
+        }
+    }
+
+    /// The rows of ids.
+    pub(super) fn vocabulary(&self) -> Option<RwLockReadGuard<'_, Vocabulary>> {
+        let vocabulary = self.vocabulary.as_ref()?;
+        // A thread that panics while it changes them ends the run.
+        Some(vocabulary.read().expect("whole rows of ids"))
+    }
+
+    /// The rows of ids, to be changed; never held while ranks wait for each other, as routing
+    /// ahead holds them too.
+    pub(super) fn vocabulary_mut(&self) -> Option<RwLockWriteGuard<'_, Vocabulary>> {
+        let vocabulary = self.vocabulary.as_ref()?;
+        // As above.
+        Some(vocabulary.write().expect("whole rows of ids"))
     }
 
     /// The plan's shards that a rank holds, with their index among all.
@@ -139,6 +165,20 @@ impl Router {
         bags: Bags<'_>,
         group: &mut impl ProcessGroup,
     ) -> Result<Routed, CollectiveError> {
+        let Some(vocabulary) = self.vocabulary() else {
+            return self.route_rows(bags, Seen::default(), group);
+        };
+        let (ids, seen) = vocabulary.translate(bags.ids, group)?;
+        drop(vocabulary);
+        self.route_rows(Bags { ids: &ids, ..bags }, seen, group)
+    }
+
+    fn route_rows(
+        &self,
+        bags: Bags<'_>,
+        seen: Seen,
+        group: &mut impl ProcessGroup,
+    ) -> Result<Routed, CollectiveError> {
         let tables: Vec<TableBatch> = (0..self.plan.tables.len())
             .into_par_iter()
             .map(|table| self.table_batch(table, bags))
@@ -153,6 +193,7 @@ impl Router {
                 tables,
                 requests: Vec::new(),
                 orders: Vec::new(),
+                seen,
             });
         }
         let mut requests = Vec::new();
@@ -175,6 +216,7 @@ impl Router {
             tables,
             requests,
             orders,
+            seen,
         })
     }
 

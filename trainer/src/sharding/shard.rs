@@ -30,8 +30,41 @@ pub(super) struct Shard {
     pub values: Values,
     /// `[rows, state_len]`.
     pub state: Vec<f32>,
-    /// Of the table's name: what its random numbers depend on.
+    fresh: Fresh,
+}
+
+/// Where fresh weights come from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Fresh {
+    seed: u64,
+    /// Of the table's name.
     salt: u64,
+    /// Columns of a whole row.
+    table_dim: usize,
+}
+
+impl Fresh {
+    /// Weights of one row, for the columns of a part.
+    fn row<'a>(
+        &self,
+        random: &'a mut ChaCha8Rng,
+        spec: &ShardSpec,
+        local: usize,
+    ) -> impl Iterator<Item = f32> + use<'a> {
+        // One word a weight, at the weight's own place in the table's stream.
+        let at = spec.rows.global(local) * self.table_dim + spec.columns.start;
+        random.set_word_pos(at as u128);
+        spec.columns.clone().map(|_| {
+            let unit = (random.next_u32() >> 8) as f32 / (1 << 24) as f32;
+            INITIAL_WEIGHT * (2.0 * unit - 1.0)
+        })
+    }
+
+    fn random(&self) -> ChaCha8Rng {
+        let mut random = ChaCha8Rng::seed_from_u64(self.seed);
+        random.set_stream(self.salt);
+        random
+    }
 }
 
 /// Which gradients move which rows.
@@ -93,28 +126,25 @@ impl Shard {
             state_len,
             values: Values::zeros(storage, rows * dim),
             state: vec![0.0; rows * state_len],
-            salt: features::hash::hash_text(&table.feature),
+            fresh: Fresh {
+                seed,
+                salt: features::hash::hash_text(&table.feature),
+                table_dim: table.dim,
+            },
             spec,
         };
-        shard.initialise(table.dim, seed);
+        shard.initialise();
         shard
     }
 
-    fn initialise(&mut self, table_dim: usize, seed: u64) {
+    fn initialise(&mut self) {
         const ROWS: usize = 4096;
-        let (spec, salt) = (&self.spec, self.salt);
+        let (spec, source) = (&self.spec, self.fresh);
         let fill = |first: usize, count: usize| -> Vec<f32> {
-            let mut random = ChaCha8Rng::seed_from_u64(seed);
-            random.set_stream(salt);
+            let mut random = source.random();
             let mut fresh = Vec::with_capacity(count * spec.columns.len());
             for local in first..first + count {
-                // One word a weight, at the weight's own place in the table's stream.
-                let at = spec.rows.global(local) * table_dim + spec.columns.start;
-                random.set_word_pos(at as u128);
-                fresh.extend(spec.columns.clone().map(|_| {
-                    let unit = (random.next_u32() >> 8) as f32 / (1 << 24) as f32;
-                    INITIAL_WEIGHT * (2.0 * unit - 1.0)
-                }));
+                fresh.extend(source.row(&mut random, spec, local));
             }
             fresh
         };
@@ -128,6 +158,21 @@ impl Shard {
             for (first, fresh) in portion.iter().zip(fresh) {
                 self.values.set(first * self.dim, &fresh);
             }
+        }
+    }
+
+    /// Makes rows of the whole table as new, those of them that are here.
+    pub fn reset(&mut self, rows: &[u32]) {
+        let mut random = self.fresh.random();
+        for row in rows {
+            if !self.spec.rows.has(*row as usize) {
+                continue;
+            }
+            let local = self.spec.rows.local(*row as usize);
+            let fresh = self.fresh.row(&mut random, &self.spec, local);
+            let fresh: Vec<f32> = fresh.collect();
+            self.values.set(local * self.dim, &fresh);
+            self.state[local * self.state_len..(local + 1) * self.state_len].fill(0.0);
         }
     }
 
@@ -245,7 +290,7 @@ impl Shard {
         let global = self.spec.rows.global(row) as u64;
         let seed = || {
             mix(&[
-                self.salt,
+                self.fresh.salt,
                 update.step,
                 global,
                 self.spec.columns.start as u64,

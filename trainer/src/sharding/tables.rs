@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use models::ctr::EmbeddingTable;
+use models::ctr::{EmbeddingTable, KnownIds};
 use rayon::prelude::*;
 
 use super::{
@@ -11,6 +11,7 @@ use super::{
     routing::{Request, Routed, Router},
     shard::{Shard, Touched},
     storage::Storage,
+    vocabulary::TableUse,
 };
 use crate::collective::{CollectiveError, ProcessGroup};
 
@@ -77,6 +78,48 @@ impl ShardedTables {
     /// Who finds the way of ids.
     pub fn router(&self) -> &Router {
         &self.router
+    }
+
+    /// Admits and evicts ids of dynamic tables by what a step's batches have seen. It comes before
+    /// the step's lookup and before the next batch is routed: else what an id's row is would
+    /// depend on which thread is faster.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn observe<'a>(
+        &mut self,
+        routed: impl IntoIterator<Item = &'a Routed>,
+        group: &mut impl ProcessGroup,
+    ) -> Result<(), CollectiveError> {
+        let seen: Vec<_> = routed.into_iter().map(|routed| &routed.seen).collect();
+        let lost = match self.router.vocabulary_mut() {
+            Some(mut vocabulary) => vocabulary.observe(&seen),
+            None => return Ok(()),
+        };
+        let pairs = lost.iter().flat_map(|(table, rows)| {
+            let table = *table as u32;
+            rows.iter().map(move |row| [table, *row])
+        });
+        let pairs: Vec<u32> = pairs.flatten().collect();
+        let all = group.all_gather_v(&pairs)?.concat();
+        self.shards.par_iter_mut().for_each(|shard| {
+            let of_table = all.chunks_exact(2);
+            let of_table = of_table.filter(|pair| pair[0] as usize == shard.spec.table);
+            let rows: Vec<u32> = of_table.map(|pair| pair[1]).collect();
+            shard.reset(&rows);
+        });
+        Ok(())
+    }
+
+    /// How the dynamic tables are used, on all ranks.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn usage(&self, group: &mut impl ProcessGroup) -> Result<Vec<TableUse>, CollectiveError> {
+        match self.router.vocabulary() {
+            Some(vocabulary) => vocabulary.usage(group),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Bytes of this rank's weights and optimizer state.
@@ -417,6 +460,7 @@ impl ShardedTables {
                 rows: table.rows,
                 dim: table.dim,
                 pooling: table.pooling,
+                known: None,
                 weights: vec![0.0; table.rows * table.dim],
             })
             .collect();
@@ -442,7 +486,22 @@ impl ShardedTables {
                 }
                 taken[rank] += rows * dim;
             }
+            if let Some(vocabulary) = self.router.vocabulary()
+                && let Some(known) = vocabulary.known(at, group)?
+            {
+                keep_known(table, &known);
+            }
         }
         Ok(tables)
     }
+}
+
+/// Leaves the shared row, and the rows that ids have, in the order of the ids.
+fn keep_known(table: &mut EmbeddingTable, known: &[(u64, u32)]) {
+    let rows = std::iter::once(0).chain(known.iter().map(|(_, row)| *row as usize));
+    let row = |row: usize| &table.weights[row * table.dim..(row + 1) * table.dim];
+    table.weights = rows.flat_map(row).copied().collect();
+    table.rows = known.len() + 1;
+    let ids = known.iter().map(|(id, _)| *id).collect();
+    table.known = Some(KnownIds::new(ids));
 }

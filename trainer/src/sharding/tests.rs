@@ -21,6 +21,7 @@ fn tables() -> Vec<TableConfig> {
         rows,
         dim,
         pooling,
+        dynamic: None,
     };
     vec![
         table("one", 50, 4, Pooling::Mean),
@@ -321,6 +322,7 @@ fn a_step_sends_hardly_more_than_it_must() {
                 rows: 100_000,
                 dim: 16,
                 pooling: Pooling::Mean,
+                dynamic: None,
             };
             let tables = ["a", "b", "c", "d"].map(table);
             let spread = tables.into_iter().enumerate();
@@ -378,6 +380,7 @@ fn tables_cost_their_numbers_and_nothing_more() {
             rows: 1000,
             dim: 16,
             pooling: Pooling::Mean,
+            dynamic: None,
         };
         let optimizer = SparseOptimizerConfig {
             kind,

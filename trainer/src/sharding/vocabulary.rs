@@ -1,0 +1,827 @@
+//! Which row of a dynamic table an id has: its own, once it was seen often enough.
+//!
+//! A dynamic table has a fixed number of rows and no collisions: row 0 is shared by all ids that
+//! have none, and the others are given to ids, one each. An id is admitted when it was seen
+//! `admit_after` times; it loses its row when it was not seen for long, or when a newcomer needs
+//! room and no id was seen longer ago. Everything after this (routing, sharding, optimizers)
+//! knows rows only. Source: the managed collision modules of TorchRec, and the frequency filter
+//! and eviction of DeepRec's `EmbeddingVariable`.
+//!
+//! The ids of a table are cut into a fixed number of partitions, each with rows of its own, and
+//! every partition is kept by one rank: so what happens does not depend on the number of ranks.
+//! Translation changes nothing, and [`Vocabulary::observe`] changes everything at one point
+//! between two translations: so nothing depends on which thread is faster.
+
+use std::collections::{BTreeSet, HashMap};
+
+use features::Jagged;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use super::plan::Plan;
+use crate::{
+    checkpoint::Piece,
+    collective::{CollectiveError, ProcessGroup, split_evenly},
+};
+
+/// Parts of a table's ids; not more ranks keep some.
+pub(super) const PARTITIONS: usize = 64;
+
+/// The row of ids that have none of their own.
+const SHARED_ROW: u32 = 0;
+
+/// A part of the rows in use, one of so many, that is freed when there is no room.
+const ROOM: usize = 64;
+
+/// How ids come by rows of their own, and lose them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DynamicConfig {
+    /// How often an id must be seen; until then it shares a row with all others that have none.
+    pub admit_after: u32,
+    /// Steps without an id after which it is forgotten; a little later, as ids are looked through
+    /// in turn. 0: never.
+    pub evict_after_steps: u64,
+}
+
+impl Default for DynamicConfig {
+    fn default() -> Self {
+        Self {
+            admit_after: 2,
+            evict_after_steps: 0,
+        }
+    }
+}
+
+/// How a dynamic table is used, on all ranks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TableUse {
+    /// The table's feature.
+    pub feature: String,
+    /// Rows there are.
+    pub rows: u64,
+    /// Rows that ids have, without the shared one.
+    pub used: u64,
+    /// Ids that were seen, but not often enough.
+    pub candidates: u64,
+    /// What has happened since the start.
+    #[serde(flatten)]
+    pub counts: Counts,
+}
+
+/// What has happened to a dynamic table's ids.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Ids that were given a row.
+    pub admitted: u64,
+    /// Ids that lost theirs because they were not seen for long.
+    pub evicted_by_age: u64,
+    /// Ids that lost theirs to a newcomer.
+    pub evicted_for_room: u64,
+    /// Times an id was seen.
+    pub seen: u64,
+    /// Times an id was seen that shared the row of those without one.
+    pub shared: u64,
+}
+
+impl Counts {
+    const LEN: usize = 5;
+
+    fn words(self) -> [u64; Self::LEN] {
+        [
+            self.admitted,
+            self.evicted_by_age,
+            self.evicted_for_room,
+            self.seen,
+            self.shared,
+        ]
+    }
+
+    fn add(&mut self, words: &[u64]) {
+        let [admitted, by_age, for_room, seen, shared] = words else {
+            return;
+        };
+        self.admitted += admitted;
+        self.evicted_by_age += by_age;
+        self.evicted_for_room += for_room;
+        self.seen += seen;
+        self.shared += shared;
+    }
+}
+
+/// What the ranks asked of this one: for each dynamic table, ids and how often each was seen.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Seen(Vec<Vec<(u64, u32)>>);
+
+/// This rank's part of the ids of all dynamic tables.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Vocabulary {
+    rank: usize,
+    world_size: usize,
+    tables: Vec<TableIds>,
+    /// Observations so far.
+    now: u64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct TableIds {
+    /// Index in the plan.
+    table: usize,
+    feature: String,
+    rows: usize,
+    config: DynamicConfig,
+    /// By number, those of this rank.
+    partitions: HashMap<usize, Partition>,
+    counts: Counts,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Partition {
+    entries: HashMap<u64, Entry>,
+    /// The first of its rows.
+    first: u32,
+    /// One after the last of its rows.
+    end: u32,
+    /// Rows from here on were never given to an id.
+    next: u32,
+    /// Rows that ids have lost.
+    freed: BTreeSet<u32>,
+    candidates: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Entry {
+    /// [`SHARED_ROW`] for a candidate.
+    row: u32,
+    count: u32,
+    last_seen: u64,
+}
+
+fn partition_of(id: u64) -> usize {
+    // Ids are hashes; a multiplication spreads also those that are not (Fibonacci hashing).
+    (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - PARTITIONS.ilog2())) as usize
+}
+
+impl Vocabulary {
+    /// No ids yet; `None` where no table is dynamic.
+    pub fn new(plan: &Plan, rank: usize) -> Option<Self> {
+        let dynamic = plan.tables.iter().enumerate();
+        let tables = dynamic.filter_map(|(table, (config, _))| {
+            let dynamic = config.dynamic.clone()?;
+            let lens = split_evenly(config.rows.saturating_sub(1), PARTITIONS);
+            let mut first = SHARED_ROW + 1;
+            let mut partitions = HashMap::new();
+            for (number, len) in lens.into_iter().enumerate() {
+                let end = first + len as u32;
+                if owner_of(number, plan.world_size) == rank {
+                    partitions.insert(number, Partition::new(first, end));
+                }
+                first = end;
+            }
+            Some(TableIds {
+                table,
+                feature: config.feature.clone(),
+                rows: config.rows,
+                config: dynamic,
+                partitions,
+                counts: Counts::default(),
+            })
+        });
+        let tables: Vec<TableIds> = tables.collect();
+        (!tables.is_empty()).then_some(Self {
+            rank,
+            world_size: plan.world_size,
+            tables,
+            now: 0,
+        })
+    }
+
+    /// The same bags with rows in the place of the ids of dynamic tables, and what the others
+    /// have asked.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn translate(
+        &self,
+        ids: &[Jagged],
+        group: &mut impl ProcessGroup,
+    ) -> Result<(Vec<Jagged>, Seen), CollectiveError> {
+        let asked = self.tables.iter().map(|of| Asked::new(&ids[of.table]));
+        let asked: Vec<Asked> = asked.collect();
+        let mut words = vec![Vec::new(); self.world_size];
+        for asked in &asked {
+            for (rank, words) in words.iter_mut().enumerate() {
+                let of_rank = || {
+                    let all = asked.distinct.iter();
+                    all.filter(move |(id, _)| self.owner(*id) == rank)
+                };
+                words.push(of_rank().count() as u64);
+                words.extend(of_rank().map(|(id, _)| *id));
+                words.extend(of_rank().map(|(_, count)| u64::from(*count)));
+            }
+        }
+        let questions = match self.world_size {
+            1 => words,
+            _ => group.all_to_all_v(&slices(&words))?,
+        };
+        let mut seen = vec![Vec::new(); self.tables.len()];
+        let answers = questions.iter().map(|words| self.answer(words, &mut seen));
+        let answers: Vec<Vec<u32>> = answers.collect();
+        let rows = match self.world_size {
+            1 => answers,
+            _ => group.all_to_all_v(&slices(&answers))?,
+        };
+        let mut rows: Vec<_> = rows.into_iter().map(Vec::into_iter).collect();
+        let mut translated = ids.to_vec();
+        for (of, asked) in self.tables.iter().zip(&asked) {
+            // An owner answers every question, in its order.
+            let row_of = asked.distinct.iter().map(|(id, _)| {
+                let row = rows[self.owner(*id)].next();
+                u64::from(row.expect("a row for every id"))
+            });
+            asked.write(row_of, &mut translated[of.table].ids);
+        }
+        Ok((translated, Seen(seen)))
+    }
+
+    fn owner(&self, id: u64) -> usize {
+        owner_of(partition_of(id), self.world_size)
+    }
+
+    /// Rows of the ids that a rank asks for.
+    fn answer(&self, mut words: &[u64], seen: &mut [Vec<(u64, u32)>]) -> Vec<u32> {
+        let mut rows = Vec::new();
+        for (of, seen) in self.tables.iter().zip(seen) {
+            let (count, rest) = words.split_at(1);
+            let (ids, rest) = rest.split_at(count[0] as usize);
+            let (counts, rest) = rest.split_at(ids.len());
+            words = rest;
+            rows.extend(ids.iter().map(|id| of.row_of(*id)));
+            seen.extend(ids.iter().zip(counts).map(|(id, n)| (*id, *n as u32)));
+        }
+        rows
+    }
+
+    /// Takes note of what a step saw: admits and evicts. Returns the rows that ids have lost, by
+    /// table, which are to be as new.
+    pub fn observe(&mut self, seen: &[&Seen]) -> Vec<(usize, Vec<u32>)> {
+        self.now += 1;
+        let now = self.now;
+        let mut lost = Vec::new();
+        for (at, of) in self.tables.iter_mut().enumerate() {
+            let mut ids: Vec<(u64, u32)> = Vec::new();
+            seen.iter().for_each(|seen| ids.extend(&seen.0[at]));
+            ids.sort_unstable();
+            let summed = ids.chunk_by(|a, b| a.0 == b.0).map(|run| {
+                let count = run.iter().map(|(_, count)| *count).sum::<u32>();
+                (run[0].0, count)
+            });
+            let mut of_table = of.note(summed, now);
+            of.sweep(now, &mut of_table);
+            if !of_table.is_empty() {
+                lost.push((of.table, of_table));
+            }
+        }
+        lost
+    }
+
+    /// How the tables are used, on all ranks.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn usage(&self, group: &mut impl ProcessGroup) -> Result<Vec<TableUse>, CollectiveError> {
+        let mine = self.tables.iter().flat_map(|of| {
+            let partitions = of.partitions.values();
+            let candidates = partitions.clone().map(|partition| partition.candidates);
+            let used = partitions.map(Partition::used).sum::<usize>() as u64;
+            let counts = of.counts.words();
+            [used, candidates.sum::<usize>() as u64]
+                .into_iter()
+                .chain(counts)
+        });
+        let mine: Vec<u64> = mine.collect();
+        let all = group.all_gather_v(&mine)?;
+        let each = 2 + Counts::LEN;
+        let tables = self.tables.iter().enumerate().map(|(at, of)| {
+            let mut total = TableUse {
+                feature: of.feature.clone(),
+                rows: of.rows as u64,
+                used: 0,
+                candidates: 0,
+                counts: Counts::default(),
+            };
+            for words in all.iter().map(|words| &words[at * each..(at + 1) * each]) {
+                total.used += words[0];
+                total.candidates += words[1];
+                total.counts.add(&words[2..]);
+            }
+            total
+        });
+        Ok(tables.collect())
+    }
+
+    /// Ids of a table that have rows, rising, on every rank; `None` if the table is not dynamic.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn known(
+        &self,
+        table: usize,
+        group: &mut impl ProcessGroup,
+    ) -> Result<Option<Vec<(u64, u32)>>, CollectiveError> {
+        let Some(of) = self.tables.iter().find(|of| of.table == table) else {
+            return Ok(None);
+        };
+        let entries = of.partitions.values().flat_map(|part| &part.entries);
+        let with_row = entries.filter(|(_, entry)| entry.row != SHARED_ROW);
+        let mine: Vec<u64> = with_row
+            .flat_map(|(id, entry)| [*id, u64::from(entry.row)])
+            .collect();
+        let all = group.all_gather_v(&mine)?.concat();
+        let pairs = all.chunks_exact(2).map(|pair| (pair[0], pair[1] as u32));
+        let mut known: Vec<(u64, u32)> = pairs.collect();
+        known.sort_unstable();
+        Ok(Some(known))
+    }
+
+    /// Copies what this rank saves.
+    pub fn save(&self) -> Vec<Piece> {
+        let mut pieces = vec![piece("now", &[self.now])];
+        for of in &self.tables {
+            let name = |what: &str| format!("{}.{what}", of.table);
+            let entries = of.partitions.values().flat_map(|part| &part.entries);
+            let mut entries: Vec<_> = entries.collect();
+            entries.sort_unstable_by_key(|(id, _)| **id);
+            let column = |of: &dyn Fn(&Entry) -> u64| {
+                let values = entries.iter().map(|(_, entry)| of(entry));
+                values.collect::<Vec<u64>>()
+            };
+            let ids: Vec<u64> = entries.iter().map(|(id, _)| **id).collect();
+            pieces.extend([
+                piece(&name("ids"), &ids),
+                piece(&name("rows"), &column(&|entry| u64::from(entry.row))),
+                piece(&name("counts"), &column(&|entry| u64::from(entry.count))),
+                piece(&name("last_seen"), &column(&|entry| entry.last_seen)),
+                piece(&name("history"), &of.counts.words()),
+            ]);
+        }
+        pieces
+    }
+
+    /// Takes its part of what all ranks have saved, however many they were.
+    ///
+    /// # Errors
+    /// What is wrong with a file.
+    pub fn restore(&mut self, files: &[SafeTensors<'_>]) -> Result<(), String> {
+        for of in &mut self.tables {
+            of.counts = Counts::default();
+            of.partitions.values_mut().for_each(Partition::clear);
+        }
+        for file in files {
+            let words = |name: String| -> Result<Vec<u64>, String> {
+                let tensor = file.tensor(&name).map_err(|error| error.to_string())?;
+                match tensor.dtype() {
+                    Dtype::U64 => Ok(bytemuck::pod_collect_to_vec(tensor.data())),
+                    other => Err(format!("`{name}` is of type {other:?}, wanted U64")),
+                }
+            };
+            self.now = words("now".to_owned())?.first().copied().unwrap_or(0);
+            for of in &mut self.tables {
+                let column = |what: &str| words(format!("{}.{what}", of.table));
+                let (ids, rows) = (column("ids")?, column("rows")?);
+                let (counts, last_seen) = (column("counts")?, column("last_seen")?);
+                if [&rows, &counts, &last_seen].map(Vec::len) != [ids.len(); 3] {
+                    return Err(format!("ids of table `{}` are cut off", of.feature));
+                }
+                // Sums of all ranks: one of them has them all from now on.
+                if self.rank == 0 {
+                    of.counts.add(&column("history")?);
+                }
+                for (at, id) in ids.into_iter().enumerate() {
+                    let entry = Entry {
+                        row: rows[at] as u32,
+                        count: counts[at] as u32,
+                        last_seen: last_seen[at],
+                    };
+                    if let Some(partition) = of.partitions.get_mut(&partition_of(id)) {
+                        partition.put_back(id, entry);
+                    }
+                }
+            }
+        }
+        for partition in self.tables.iter_mut().flat_map(|of| &mut of.partitions) {
+            partition.1.find_freed();
+        }
+        Ok(())
+    }
+}
+
+fn owner_of(partition: usize, world_size: usize) -> usize {
+    partition * world_size / PARTITIONS
+}
+
+fn slices<T>(parts: &[Vec<T>]) -> Vec<&[T]> {
+    parts.iter().map(Vec::as_slice).collect()
+}
+
+fn piece(name: &str, values: &[u64]) -> Piece {
+    Piece::new(name.to_owned(), Dtype::U64, &[values.len()], values)
+}
+
+/// The distinct ids of a batch, rising, and where each stands.
+struct Asked {
+    distinct: Vec<(u64, u32)>,
+    /// `(id, entry)`, rising.
+    entries: Vec<(u64, u32)>,
+}
+
+impl Asked {
+    fn new(bags: &Jagged) -> Self {
+        let entries = bags.ids.iter().copied().zip(0..);
+        let mut entries: Vec<(u64, u32)> = entries.collect();
+        entries.sort_unstable();
+        let runs = entries.chunk_by(|a, b| a.0 == b.0);
+        let distinct = runs.map(|run| (run[0].0, run.len() as u32)).collect();
+        Self { distinct, entries }
+    }
+
+    /// Writes the row of each distinct id to its entries.
+    fn write(&self, rows: impl Iterator<Item = u64>, ids: &mut [u64]) {
+        let runs = self.entries.chunk_by(|a, b| a.0 == b.0);
+        for (run, row) in runs.zip(rows) {
+            for (_, entry) in run {
+                ids[*entry as usize] = row;
+            }
+        }
+    }
+}
+
+impl TableIds {
+    fn row_of(&self, id: u64) -> u32 {
+        let partition = self.partitions.get(&partition_of(id));
+        let entry = partition.and_then(|partition| partition.entries.get(&id));
+        entry.map_or(SHARED_ROW, |entry| entry.row)
+    }
+
+    /// Counts distinct ids, rising, and gives rows to those that were seen often enough.
+    fn note(&mut self, seen: impl Iterator<Item = (u64, u32)>, now: u64) -> Vec<u32> {
+        let (mut lost, mut newcomers) = (Vec::new(), Vec::new());
+        for (id, count) in seen {
+            let Some(partition) = self.partitions.get_mut(&partition_of(id)) else {
+                continue;
+            };
+            let entry = partition.see(id, count, now);
+            self.counts.seen += u64::from(count);
+            if entry.row == SHARED_ROW {
+                self.counts.shared += u64::from(count);
+                if entry.count >= self.config.admit_after {
+                    newcomers.push(id);
+                }
+            }
+        }
+        for id in newcomers {
+            let Some(partition) = self.partitions.get_mut(&partition_of(id)) else {
+                continue;
+            };
+            if partition.is_full() {
+                let before = lost.len();
+                partition.make_room(now, &mut lost);
+                self.counts.evicted_for_room += (lost.len() - before) as u64;
+            }
+            self.counts.admitted += u64::from(partition.admit(id));
+        }
+        for partition in self.partitions.values_mut() {
+            partition.bound_candidates();
+        }
+        lost
+    }
+
+    /// Forgets old ids of one partition; each has its turn.
+    fn sweep(&mut self, now: u64, lost: &mut Vec<u32>) {
+        let age = self.config.evict_after_steps;
+        let partition = self.partitions.get_mut(&(now as usize % PARTITIONS));
+        if let (Some(partition), true) = (partition, age > 0) {
+            let before = lost.len();
+            partition.forget(|entry| entry.last_seen + age <= now, lost);
+            self.counts.evicted_by_age += (lost.len() - before) as u64;
+        }
+    }
+}
+
+impl Partition {
+    fn new(first: u32, end: u32) -> Self {
+        Self {
+            entries: HashMap::new(),
+            first,
+            end,
+            next: first,
+            freed: BTreeSet::new(),
+            candidates: 0,
+        }
+    }
+
+    fn used(&self) -> usize {
+        self.entries.len() - self.candidates
+    }
+
+    fn see(&mut self, id: u64, count: u32, now: u64) -> Entry {
+        let candidates = &mut self.candidates;
+        let entry = self.entries.entry(id).or_insert_with(|| {
+            *candidates += 1;
+            Entry {
+                row: SHARED_ROW,
+                count: 0,
+                last_seen: now,
+            }
+        });
+        entry.count = entry.count.saturating_add(count);
+        entry.last_seen = now;
+        *entry
+    }
+
+    fn is_full(&self) -> bool {
+        self.freed.is_empty() && self.next == self.end
+    }
+
+    /// Gives the lowest free row to a candidate; false if there is none.
+    fn admit(&mut self, id: u64) -> bool {
+        if self.is_full() {
+            return false;
+        }
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return false;
+        };
+        entry.row = self.freed.pop_first().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        });
+        self.candidates -= 1;
+        true
+    }
+
+    /// Frees a part of the rows, of the ids that were not seen for longest.
+    fn make_room(&mut self, now: u64, lost: &mut Vec<u32>) {
+        let entries = self.entries.values();
+        let old = entries.filter(|entry| entry.row != SHARED_ROW && entry.last_seen < now);
+        let mut old: Vec<(u64, u32)> = old.map(|entry| (entry.last_seen, entry.row)).collect();
+        let count = (self.used() / ROOM).max(1).min(old.len());
+        if count == 0 {
+            return;
+        }
+        old.select_nth_unstable(count - 1);
+        let last = old[count - 1];
+        self.forget(
+            |entry| entry.row != SHARED_ROW && (entry.last_seen, entry.row) <= last,
+            lost,
+        );
+    }
+
+    /// Candidates are at most as many as rows: else half of them, seen longest ago, are forgotten.
+    fn bound_candidates(&mut self) {
+        if self.candidates <= (self.end - self.first) as usize {
+            return;
+        }
+        let candidates = self.entries.iter();
+        let candidates = candidates.filter(|(_, entry)| entry.row == SHARED_ROW);
+        let mut old: Vec<(u64, u64)> = candidates
+            .map(|(id, entry)| (entry.last_seen, *id))
+            .collect();
+        let count = old.len() / 2;
+        old.select_nth_unstable(count);
+        for (_, id) in &old[..count] {
+            self.entries.remove(id);
+        }
+        self.candidates -= count;
+    }
+
+    fn forget(&mut self, old: impl Fn(&Entry) -> bool, lost: &mut Vec<u32>) {
+        let (freed, candidates) = (&mut self.freed, &mut self.candidates);
+        let mut rows = Vec::new();
+        self.entries.retain(|_, entry| {
+            let old = old(entry);
+            if old && entry.row == SHARED_ROW {
+                *candidates -= 1;
+            } else if old {
+                rows.push(entry.row);
+            }
+            !old
+        });
+        rows.sort_unstable();
+        freed.extend(&rows);
+        lost.extend(rows);
+    }
+
+    fn clear(&mut self) {
+        self.entries.clear();
+        self.candidates = 0;
+    }
+
+    fn put_back(&mut self, id: u64, entry: Entry) {
+        self.entries.insert(id, entry);
+        self.candidates += usize::from(entry.row == SHARED_ROW);
+    }
+
+    /// The lowest free row is taken first, so that it does not matter which were ever in use.
+    fn find_freed(&mut self) {
+        let taken = self.entries.values().map(|entry| entry.row);
+        let taken: BTreeSet<u32> = taken.filter(|row| *row != SHARED_ROW).collect();
+        self.next = taken.last().map_or(self.first, |row| row + 1);
+        let below = self.first..self.next;
+        self.freed = below.filter(|row| !taken.contains(row)).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use models::ctr::Pooling;
+    use proptest::prelude::*;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::{
+        collective::{CollectiveConfig, TcpGroup, testing::meet},
+        sharding::{Sharding, TableConfig},
+    };
+
+    const ROWS: usize = 129;
+
+    fn plan(world_size: usize, dynamic: &DynamicConfig) -> Plan {
+        let table = |feature: &str, dynamic| TableConfig {
+            feature: feature.into(),
+            rows: ROWS,
+            dim: 2,
+            pooling: Pooling::Sum,
+            dynamic,
+        };
+        let tables = vec![
+            (table("hashed", None), Sharding::Replicated {}),
+            (
+                table("dynamic", Some(dynamic.clone())),
+                Sharding::RowWise {},
+            ),
+        ];
+        Plan::new(world_size, tables)
+    }
+
+    fn alone(dynamic: &DynamicConfig) -> Vocabulary {
+        Vocabulary::new(&plan(1, dynamic), 0).unwrap()
+    }
+
+    fn bags(ids: &[u64]) -> Vec<Jagged> {
+        let mut bags = Jagged::default();
+        ids.iter().for_each(|id| bags.push_row(&[*id]));
+        vec![bags; 2]
+    }
+
+    /// A step: rows of the ids as they are before it, and the rows that are lost by it.
+    fn step(ids: &mut Vocabulary, seen: &[u64]) -> (Vec<u64>, Vec<u32>) {
+        let (rows, seen) = ids.translate(&bags(seen), &mut TcpGroup::alone()).unwrap();
+        let lost = ids.observe(&[&seen]);
+        let lost = lost.into_iter().flat_map(|(_, rows)| rows).collect();
+        (rows[1].ids.clone(), lost)
+    }
+
+    #[test]
+    fn an_id_has_a_row_when_it_was_seen_often_enough() {
+        let mut ids = alone(&DynamicConfig {
+            admit_after: 3,
+            evict_after_steps: 0,
+        });
+        assert_eq!(step(&mut ids, &[7, 7, 8]).0, [0, 0, 0]);
+        assert_eq!(step(&mut ids, &[7, 8]).0, [0, 0]);
+        let (rows, _) = step(&mut ids, &[7, 8, 9]);
+        assert!(rows[0] > 0 && rows[1..] == [0, 0], "{rows:?}");
+        let (rows, _) = step(&mut ids, &[8, 7]);
+        assert!(rows[0] > 0 && rows[1] > 0 && rows[0] != rows[1], "{rows:?}");
+        let used = ids.usage(&mut TcpGroup::alone()).unwrap().remove(0);
+        assert_eq!((used.used, used.candidates, used.rows), (2, 1, ROWS as u64));
+        let Counts {
+            admitted,
+            seen,
+            shared,
+            ..
+        } = used.counts;
+        assert_eq!((admitted, seen, shared), (2, 10, 7));
+    }
+
+    #[test]
+    fn an_id_that_is_not_seen_loses_its_row_and_another_is_as_new() {
+        let mut ids = alone(&DynamicConfig {
+            admit_after: 1,
+            evict_after_steps: 10,
+        });
+        step(&mut ids, &[1, 2]);
+        let row = step(&mut ids, &[1, 2]).0[0];
+        let mut lost = Vec::new();
+        for _ in 0..10 + PARTITIONS {
+            lost.extend(step(&mut ids, &[2]).1);
+        }
+        assert_eq!(lost, [row as u32]);
+        let rows = step(&mut ids, &[1, 2]).0;
+        assert!(rows[0] == 0 && rows[1] > 0, "{rows:?}");
+        // The lowest free row of its part is its own again.
+        assert_eq!(step(&mut ids, &[1]).0, [row]);
+    }
+
+    #[test]
+    fn newcomers_take_the_rows_of_those_not_seen_for_longest() {
+        let mut ids = alone(&DynamicConfig {
+            admit_after: 1,
+            evict_after_steps: 0,
+        });
+        // Two rows in each of 64 parts.
+        let mine: Vec<u64> = (0..).filter(|id| partition_of(*id) == 5).take(4).collect();
+        let [a, b, c, d] = mine[..] else {
+            unreachable!()
+        };
+        step(&mut ids, &[a, b]);
+        step(&mut ids, &[a]);
+        let rows = step(&mut ids, &[a, b, c]).0;
+        // All three were seen in this step: none is older.
+        assert!(rows[0] > 0 && rows[1] > 0 && rows[2] == 0, "{rows:?}");
+        assert_eq!(step(&mut ids, &[a, d]).1, [rows[1] as u32]);
+        assert_eq!(step(&mut ids, &[a, b, c, d]).0, [rows[0], 0, 0, rows[1]]);
+    }
+
+    #[test]
+    fn candidates_do_not_fill_the_memory() {
+        let mut ids = alone(&DynamicConfig {
+            admit_after: 5,
+            evict_after_steps: 0,
+        });
+        for first in 0..100 {
+            let fresh: Vec<u64> = (first * 50..first * 50 + 50).collect();
+            step(&mut ids, &fresh);
+        }
+        let used = ids.usage(&mut TcpGroup::alone()).unwrap().remove(0);
+        assert!(used.candidates <= ROWS as u64, "{used:?}");
+    }
+
+    /// Rows and lost rows of each step on some ranks, from what was saved by others, if anything.
+    #[allow(clippy::type_complexity)]
+    fn run(
+        world_size: usize,
+        dynamic: &DynamicConfig,
+        steps: &[Vec<u64>],
+        before: &[Vec<u8>],
+    ) -> (Vec<(Vec<u64>, Vec<u32>)>, Vec<Vec<u8>>) {
+        let plan = plan(world_size, dynamic);
+        let ranks = meet(world_size, &CollectiveConfig::default(), |met| {
+            let mut group = TcpGroup::connect(&met, "ids").unwrap();
+            let rank = group.rank();
+            let mut ids = Vocabulary::new(&plan, rank).unwrap();
+            if !before.is_empty() {
+                let files = before
+                    .iter()
+                    .map(|file| SafeTensors::deserialize(file).unwrap());
+                ids.restore(&files.collect::<Vec<_>>()).unwrap();
+            }
+            let mut told = Vec::new();
+            for seen in steps {
+                let counts = split_evenly(seen.len(), world_size);
+                let first: usize = counts[..rank].iter().sum();
+                let mine = bags(&seen[first..first + counts[rank]]);
+                let (rows, seen) = ids.translate(&mine, &mut group).unwrap();
+                let lost = ids.observe(&[&seen]);
+                told.push((rows[1].ids.clone(), lost));
+            }
+            (told, crate::checkpoint::to_bytes(ids.save()))
+        });
+        let of_step = |at: usize| {
+            let rows = ranks.iter().flat_map(|(told, _)| told[at].0.clone());
+            let lost = ranks.iter().flat_map(|(told, _)| told[at].1.clone());
+            let mut lost: Vec<u32> = lost.flat_map(|(_, rows)| rows).collect();
+            lost.sort_unstable();
+            (rows.collect(), lost)
+        };
+        let told = (0..steps.len()).map(of_step).collect();
+        (told, ranks.into_iter().map(|(_, saved)| saved).collect())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn rows_depend_neither_on_the_ranks_nor_on_a_break(
+            seed in any::<u64>(),
+            admit_after in 1u32..4,
+            evict_after_steps in prop::sample::select(vec![0u64, 5, 30]),
+            ranks in (1usize..5, 1usize..5),
+        ) {
+            let dynamic = DynamicConfig { admit_after, evict_after_steps };
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            let steps: Vec<Vec<u64>> = (0..40).map(|_| {
+                // Few ids are frequent and many rare.
+                let id = |random: &mut ChaCha8Rng| {
+                    let range = [20u64, 200, 2000][random.random_range(0..3)];
+                    random.random_range(0..range).wrapping_mul(0x2545_f491_4f6c_dd1d)
+                };
+                (0..random.random_range(0..60)).map(|_| id(&mut random)).collect()
+            }).collect();
+            let (wanted, _) = run(1, &dynamic, &steps, &[]);
+            let (first, saved) = run(ranks.0, &dynamic, &steps[..23], &[]);
+            let (second, _) = run(ranks.1, &dynamic, &steps[23..], &saved);
+            prop_assert_eq!([first, second].concat(), wanted);
+        }
+    }
+}
