@@ -5,8 +5,36 @@
 //! both in turn and compares. `README.md` says what each of them is.
 
 // The allocator of all programs.
+use clap::ValueEnum;
 use cli as _;
 use serde::Serialize;
+
+/// What computes the dense half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+pub enum Backend {
+    /// burn's pure-Rust one, with our fused operations.
+    #[value(name = "burn-flex")]
+    #[serde(rename = "burn-flex")]
+    Flex,
+    /// libtorch through burn.
+    #[cfg(feature = "tch")]
+    #[value(name = "burn-tch")]
+    #[serde(rename = "burn-tch")]
+    Libtorch,
+}
+
+/// Sets the threads of everything that has some.
+///
+/// # Errors
+/// If they are running already.
+pub fn set_threads(threads: usize) -> anyhow::Result<()> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()?;
+    #[cfg(feature = "tch")]
+    tch::set_num_threads(i32::try_from(threads)?);
+    Ok(())
+}
 
 /// Of values in any order; of an even number of them, the mean of the middle two.
 pub fn median(mut values: Vec<f64>) -> f64 {

@@ -9,10 +9,11 @@ use std::{sync::Arc, time::Instant};
 use burn::backend::Autodiff;
 use clap::Parser;
 use features::{FeatureBatch, Jagged};
-use marquee_benches::{median, print};
+use marquee_benches::{Backend, median, print, set_threads};
 use models::{
     Cpu,
     ctr::{DcnV2Config, Normalisation, Pooling},
+    ops::TrainingBackend,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -64,6 +65,9 @@ struct Args {
     /// Seed of everything random
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// What computes the dense half
+    #[arg(long, value_enum, default_value = "burn-flex")]
+    backend: Backend,
 }
 
 /// The result line.
@@ -78,7 +82,7 @@ struct Timing {
     /// Slowest.
     max_ms: f64,
     optimizer: &'static str,
-    backend: &'static str,
+    backend: Backend,
     threads: usize,
     n: usize,
 }
@@ -87,11 +91,17 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     anyhow::ensure!(args.steps > 0, "--steps is 0, wanted at least 1");
     anyhow::ensure!(args.table_rows > 0, "--table-rows is 0, wanted at least 1");
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(args.threads)
-        .build_global()?;
-    let batches = batches(&args);
-    let mut learner = learner(&args);
+    set_threads(args.threads)?;
+    match args.backend {
+        Backend::Flex => time::<Autodiff<Cpu>>(&args),
+        #[cfg(feature = "tch")]
+        Backend::Libtorch => time::<Autodiff<burn::backend::LibTorch>>(&args),
+    }
+}
+
+fn time<B: TrainingBackend>(args: &Args) -> anyhow::Result<()> {
+    let batches = batches(args);
+    let mut learner = learner::<B>(args);
     let mut batches = batches.iter().cycle();
     let mut groups = Groups::alone();
     let router = learner.router().clone();
@@ -116,13 +126,13 @@ fn main() -> anyhow::Result<()> {
         min_ms: times[0],
         max_ms: times[times.len() - 1],
         optimizer: "rowwise-adagrad",
-        backend: "burn-flex",
+        backend: args.backend,
         threads: args.threads,
         n: args.steps,
     })
 }
 
-fn learner(args: &Args) -> Learner<Autodiff<Cpu>> {
+fn learner<B: TrainingBackend>(args: &Args) -> Learner<B> {
     let tables: Vec<TableConfig> = (0..args.num_sparse)
         .map(|feature| TableConfig {
             feature: format!("feature_{feature}"),

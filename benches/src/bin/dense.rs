@@ -12,10 +12,11 @@ use burn::{
 };
 use clap::Parser;
 use cli as _;
-use marquee_benches::{median, print};
+use marquee_benches::{Backend, median, print, set_threads};
 use models::{
     Cpu,
     ctr::{DcnV2Config, dcn_v2::weighted_bce},
+    ops::{FusedOps, TrainingBackend},
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -34,6 +35,9 @@ struct Args {
     /// Turns that are timed
     #[arg(long, default_value_t = 20)]
     turns: usize,
+    /// What computes
+    #[arg(long, value_enum, default_value = "burn-flex")]
+    backend: Backend,
 }
 
 /// The result line.
@@ -41,16 +45,28 @@ struct Args {
 struct Timings {
     /// Median milliseconds.
     ms: BTreeMap<String, f64>,
-    backend: &'static str,
+    backend: Backend,
     n: usize,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     anyhow::ensure!(args.turns > 0, "--turns is 0, wanted at least 1");
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(args.threads)
-        .build_global()?;
+    set_threads(args.threads)?;
+    let ms = match args.backend {
+        Backend::Flex => all::<Autodiff<Cpu>>(args.turns),
+        #[cfg(feature = "tch")]
+        Backend::Libtorch => all::<Autodiff<burn::backend::LibTorch>>(args.turns),
+    };
+    print(&Timings {
+        ms,
+        backend: args.backend,
+        n: args.turns,
+    })
+}
+
+/// Median milliseconds by what was done.
+fn all<B: TrainingBackend>(turns: usize) -> BTreeMap<String, f64> {
     let mut ms = BTreeMap::new();
     for (name, num_cross_layers) in [("mlp", 0), ("cross", 3)] {
         let config = DcnV2Config {
@@ -58,20 +74,13 @@ fn main() -> anyhow::Result<()> {
             cross_rank: 64,
             ..DcnV2Config::default()
         };
-        ms.insert(format!("{name}/training"), training(&config, args.turns));
+        ms.insert(format!("{name}/training"), training::<B>(&config, turns));
         for rows in SERVING_ROWS {
-            let turns = args.turns * 10;
-            ms.insert(
-                format!("{name}/serving/{rows}"),
-                serving(&config, rows, turns),
-            );
+            let serving = serving::<B::InnerBackend>(&config, rows, turns * 10);
+            ms.insert(format!("{name}/serving/{rows}"), serving);
         }
     }
-    print(&Timings {
-        ms,
-        backend: "burn-flex",
-        n: args.turns,
-    })
+    ms
 }
 
 fn random() -> ChaCha8Rng {
@@ -84,8 +93,7 @@ fn numbers(count: usize) -> Vec<f32> {
 }
 
 /// Forward and backward, the gradient of the input included.
-fn training(config: &DcnV2Config, turns: usize) -> f64 {
-    type B = Autodiff<Cpu>;
+fn training<B: TrainingBackend>(config: &DcnV2Config, turns: usize) -> f64 {
     let device = Default::default();
     let network = config.init::<B>(INPUTS, &mut random(), &device);
     let tensor = |values, width| {
@@ -102,13 +110,13 @@ fn training(config: &DcnV2Config, turns: usize) -> f64 {
     })
 }
 
-fn serving(config: &DcnV2Config, rows: usize, turns: usize) -> f64 {
+fn serving<B: FusedOps>(config: &DcnV2Config, rows: usize, turns: usize) -> f64 {
     let device = Default::default();
-    let network = config.init::<Cpu>(INPUTS, &mut random(), &device);
+    let network = config.init::<B>(INPUTS, &mut random(), &device);
     let input = numbers(rows * INPUTS);
     median_ms(turns, || {
         let data = TensorData::new(input.clone(), [rows, INPUTS]);
-        let logits = network.forward(Tensor::from_data(data, &device));
+        let logits = network.forward(Tensor::<B, 2>::from_data(data, &device));
         std::hint::black_box(logits.into_data());
     })
 }

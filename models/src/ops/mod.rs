@@ -6,6 +6,8 @@
 
 mod autodiff;
 mod host;
+#[cfg(feature = "tch")]
+mod libtorch;
 
 use burn::{
     prelude::Backend,
@@ -106,6 +108,8 @@ macro_rules! without_gradients {
 without_gradients!(crate::Cpu);
 #[cfg(feature = "cuda")]
 without_gradients!(burn::backend::Cuda);
+#[cfg(feature = "tch")]
+without_gradients!(burn::backend::LibTorch);
 
 /// [`FusedOps::bias_relu`] of tensors.
 pub fn bias_relu<B: FusedOps>(z: Tensor<B, 2>, bias: Tensor<B, 1>) -> Tensor<B, 2> {

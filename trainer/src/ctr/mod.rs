@@ -19,4 +19,4 @@ pub use config::{CtrConfig, GuardConfig, TablesConfig, TablesError, TrainingConf
 pub use evaluate::{Evaluation, evaluate};
 pub use step::{Groups, Learner, RoutedBatch, StepBatch, StepLimits, StepOutcome};
 pub use train::{Progress, Task, TrainError, Trained, train};
-pub use verb::{EvalArgs, Resume, TrainArgs, run_eval, run_train};
+pub use verb::{Device, DeviceNotBuilt, EvalArgs, Resume, TrainArgs, run_eval, run_train};

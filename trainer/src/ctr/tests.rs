@@ -6,7 +6,7 @@ use std::{
 };
 
 use burn::backend::Autodiff;
-use models::{Cpu, ctr::CtrModel};
+use models::{Cpu, ctr::CtrModel, ops::TrainingBackend};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
@@ -80,6 +80,10 @@ enum Stop {
 impl Part<'_> {
     /// What rank 0 has in the end, and what it was told.
     fn run(&self) -> (Result<Trained, TrainError>, Vec<Progress>) {
+        self.run_on::<Autodiff<Cpu>>()
+    }
+
+    fn run_on<B: TrainingBackend>(&self) -> (Result<Trained, TrainError>, Vec<Progress>) {
         let (_train, train_rows) = table(self.rows, 1);
         let (_valid, valid) = table(500, 2);
         let mut ranks = meet(self.world_size, &CollectiveConfig::default(), |met| {
@@ -106,14 +110,8 @@ impl Part<'_> {
                 }
             };
             let device = Default::default();
-            let trained = train::<Autodiff<Cpu>, _>(
-                task,
-                &device,
-                &mut groups,
-                &mut checkpoints,
-                &stop,
-                report,
-            );
+            let trained =
+                train::<B, _>(task, &device, &mut groups, &mut checkpoints, &stop, report);
             (trained, told)
         });
         ranks.swap_remove(0)
@@ -121,6 +119,13 @@ impl Part<'_> {
 }
 
 fn fit(config: &CtrConfig, world_size: usize) -> (CtrModel<Cpu>, Vec<Progress>) {
+    fit_on::<Autodiff<Cpu>>(config, world_size)
+}
+
+fn fit_on<B: TrainingBackend>(
+    config: &CtrConfig,
+    world_size: usize,
+) -> (CtrModel<Cpu>, Vec<Progress>) {
     let dir = tempfile::tempdir().unwrap();
     let part = Part {
         config,
@@ -129,7 +134,7 @@ fn fit(config: &CtrConfig, world_size: usize) -> (CtrModel<Cpu>, Vec<Progress>) 
         rows: 3000,
         stop: Stop::Never,
     };
-    let (trained, told) = part.run();
+    let (trained, told) = part.run_on::<B>();
     (model(trained.unwrap()), told)
 }
 
@@ -218,6 +223,20 @@ fn any_number_of_ranks_has_the_same_loss_curve() {
     for world_size in 2..=4 {
         assert_close(&losses(&fit(&config, world_size).1), &wanted, 2e-4);
     }
+}
+
+#[cfg(feature = "tch")]
+#[test]
+fn libtorch_has_the_same_loss_curve_and_the_same_bits_each_time() {
+    type B = Autodiff<burn::backend::LibTorch>;
+    let mut config = config();
+    let wanted = losses(&fit(&config, 1).1);
+    for world_size in [1, 2] {
+        assert_close(&losses(&fit_on::<B>(&config, world_size).1), &wanted, 2e-4);
+    }
+    config.model.net_dropout = 0.1;
+    let scores = || scores(&fit_on::<B>(&config, 1).0);
+    assert_eq!(scores(), scores());
 }
 
 #[test]

@@ -22,7 +22,7 @@ use super::{
     config::CtrConfig,
     evaluate::{Evaluation, evaluate, score_all},
     step::Groups,
-    train::{Progress, Task, Trained, train},
+    train::{Progress, Task, TrainError, Trained, train},
 };
 use crate::{
     checkpoint::{Checkpoints, Folder},
@@ -80,12 +80,47 @@ impl FromStr for Resume {
     }
 }
 
+/// Where the dense half runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The CPU, by what every build has.
+    Cpu,
+    /// The CPU, by libtorch.
+    #[cfg(feature = "tch")]
+    Libtorch,
+    /// An NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda,
+}
+
+/// A device that does not exist, or not in this build.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "not in this build: use cpu, or build with --features marquee-trainer/tch for libtorch, marquee-trainer/cuda for cuda"
+)]
+pub struct DeviceNotBuilt;
+
+impl FromStr for Device {
+    type Err = DeviceNotBuilt;
+
+    fn from_str(text: &str) -> Result<Self, DeviceNotBuilt> {
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            #[cfg(feature = "tch")]
+            "libtorch" => Ok(Self::Libtorch),
+            #[cfg(feature = "cuda")]
+            "cuda" => Ok(Self::Cuda),
+            _ => Err(DeviceNotBuilt),
+        }
+    }
+}
+
 /// What `marquee train` takes besides the flags of all verbs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct TrainArgs {
-    /// Where the dense half runs: cpu, or cuda in a build with that feature
+    /// Where the dense half runs: cpu, or in a build with that feature cuda or libtorch (on the CPU)
     #[arg(long, default_value = "cpu")]
-    pub device: String,
+    pub device: Device,
     /// Run to go on with: auto (the newest unfinished one of the same configuration and data),
     /// never, or a run's folder
     #[arg(long, default_value = "auto", value_name = "auto|never|DIR")]
@@ -176,7 +211,7 @@ pub async fn run_train(
         valid: &job.parts.valid,
     };
     let trained = on_device(
-        &args.device,
+        args.device,
         task,
         &mut groups,
         &mut checkpoints,
@@ -390,40 +425,30 @@ fn best_log_loss(lines: &[serde_json::Value]) -> f64 {
 
 /// Trains on the device asked for and brings the model to the CPU.
 fn on_device(
-    device: &str,
+    device: Device,
     task: Task<'_>,
     groups: &mut Groups<TcpGroup>,
     checkpoints: &mut Checkpoints<TcpGroup>,
     stop: &AtomicBool,
     report: impl FnMut(&Progress),
-) -> anyhow::Result<Trained> {
+) -> Result<Trained, TrainError> {
     match device {
-        "cpu" => {
+        Device::Cpu => {
             let device = Default::default();
-            Ok(train::<Autodiff<Cpu>, _>(
-                task,
-                &device,
-                groups,
-                checkpoints,
-                stop,
-                report,
-            )?)
+            train::<Autodiff<Cpu>, _>(task, &device, groups, checkpoints, stop, report)
+        }
+        #[cfg(feature = "tch")]
+        Device::Libtorch => {
+            type B = Autodiff<burn::backend::LibTorch>;
+            let device = Default::default();
+            train::<B, _>(task, &device, groups, checkpoints, stop, report)
         }
         #[cfg(feature = "cuda")]
-        "cuda" => {
+        Device::Cuda => {
+            type B = Autodiff<burn::backend::Cuda>;
             let device = Default::default();
-            Ok(train::<Autodiff<burn::backend::Cuda>, _>(
-                task,
-                &device,
-                groups,
-                checkpoints,
-                stop,
-                report,
-            )?)
+            train::<B, _>(task, &device, groups, checkpoints, stop, report)
         }
-        other => bail!(
-            "device `{other}` is not in this build: use --device cpu, or build with --features cuda for cuda"
-        ),
     }
 }
 
@@ -506,4 +531,18 @@ pub async fn run_eval(args: &EvalArgs, config: &CtrConfig) -> anyhow::Result<()>
         out!("{}", told(&evaluation, &format!("ctr {}", digest.short())));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_in_the_build_is_refused_with_the_feature_that_has_it() {
+        assert_eq!("cpu".parse::<Device>().ok(), Some(Device::Cpu));
+        let refused = |device: &str| device.parse::<Device>().err().map(|e| e.to_string());
+        assert!(refused("tpu").unwrap().contains("marquee-trainer/tch"));
+        assert_eq!(refused("libtorch").is_none(), cfg!(feature = "tch"));
+        assert_eq!(refused("cuda").is_none(), cfg!(feature = "cuda"));
+    }
 }
