@@ -2,7 +2,7 @@
 //!
 //! On a CPU the passes between the matrix products cost as much as these do; here bias, activation
 //! and products are one, forward and backward, on all threads. Other backends compose them of
-//! their own operations: a GPU's fusion does the same there.
+//! their own operations: a GPU's fusion does the same there, and libtorch has some as one.
 
 mod autodiff;
 mod host;
