@@ -26,7 +26,7 @@ NUM_BATCHES = 4
 ADAGRAD_RATE, ADAGRAD_EPS = 0.05, 1e-8
 
 
-def arguments():
+def parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--optimizer", choices=["rowwise-adagrad", "sparse-adam"], default="rowwise-adagrad")
@@ -43,7 +43,7 @@ def arguments():
     add("--warm-up", type=int, default=3)
     add("--steps", type=int, default=20)
     add("--seed", type=int, default=1)
-    return parser.parse_args()
+    return parser
 
 
 class DcnV2(nn.Module):
@@ -134,33 +134,39 @@ def batches(args):
         )
 
 
-def main():
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    inputs = args.num_dense + args.num_sparse * args.dim
-    hidden = [int(width) for width in args.hidden.split(",") if width]
-    network = DcnV2(inputs, args.cross_layers, args.cross_rank, hidden)
-    adam = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
-    forward = torch.compile(network) if args.compile else network
-    tables = {"sparse-adam": SparseAdamTables, "rowwise-adagrad": RowwiseAdagradTables}[
-        args.optimizer
-    ](args)
-    data = list(batches(args))
+class Training:
+    """Network, tables and their optimizers."""
 
-    def step(dense, ids, labels):
-        adam.zero_grad(set_to_none=True)
-        logits = forward(dense, tables.lookup(ids))
+    def __init__(self, args):
+        inputs = args.num_dense + args.num_sparse * args.dim
+        hidden = [int(width) for width in args.hidden.split(",") if width]
+        self.network = DcnV2(inputs, args.cross_layers, args.cross_rank, hidden)
+        self.adam = torch.optim.Adam(self.network.parameters(), lr=1e-3, fused=True)
+        self.forward = torch.compile(self.network) if args.compile else self.network
+        kinds = {"sparse-adam": SparseAdamTables, "rowwise-adagrad": RowwiseAdagradTables}
+        self.tables = kinds[args.optimizer](args)
+
+    def step(self, dense, ids, labels):
+        self.adam.zero_grad(set_to_none=True)
+        logits = self.forward(dense, self.tables.lookup(ids))
         loss = F.binary_cross_entropy_with_logits(logits, labels)
         loss.backward()
-        tables.update()
-        adam.step()
+        self.tables.update()
+        self.adam.step()
         return loss.item()
+
+
+def main():
+    args = parser().parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    training = Training(args)
+    data = list(batches(args))
 
     times = []
     for at in range(args.warm_up + args.steps):
         started = time.perf_counter()
-        step(*data[at % NUM_BATCHES])
+        training.step(*data[at % NUM_BATCHES])
         times.append((time.perf_counter() - started) * 1e3)
     times = times[args.warm_up :]
     median = statistics.median(times)

@@ -4,8 +4,11 @@
 //! same name in `peers/` measures the peer with the same flags. `benches/run NAME` builds, runs
 //! both in turn and compares. `README.md` says what each of them is.
 
-// The allocator of all programs.
+pub mod click;
+pub mod ranks;
+
 use clap::ValueEnum;
+// The allocator of all programs.
 use cli as _;
 use serde::Serialize;
 

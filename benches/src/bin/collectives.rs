@@ -3,19 +3,12 @@
 //! Starts itself once for every rank. The peer is `benches/peers/collectives_gloo.py`, which has
 //! the same flags. The last line on stdout is one JSON object: medians by operation and size.
 
-use std::{
-    collections::BTreeMap,
-    process::{Child, Command, Stdio},
-    time::Instant,
-};
+use std::{collections::BTreeMap, time::Instant};
 
-use anyhow::Context;
 use clap::Parser;
-use marquee_benches::{median, print};
+use marquee_benches::{median, print, ranks};
 use serde::Serialize;
-use trainer::collective::{
-    CollectiveConfig, CollectiveError, Membership, ProcessGroup, Rendezvous, TcpGroup,
-};
+use trainer::collective::{CollectiveConfig, CollectiveError, ProcessGroup, Rendezvous, TcpGroup};
 
 #[derive(Parser)]
 #[command(about = "Times collective operations between processes")]
@@ -47,43 +40,14 @@ struct Timings {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let membership = match std::env::var_os("WORLD_SIZE") {
-        Some(_) => Membership::from_environment()?,
-        None => return start(&args),
+    let Some(membership) = ranks::start(args.world_size)? else {
+        return Ok(());
     };
     let met = Rendezvous::join(membership, &CollectiveConfig::default(), "bench")?;
     let mut group = TcpGroup::connect(&met, "bench")?;
     let timings = measure(&args, &mut group)?;
     if group.rank() == 0 {
         print(&timings)?;
-    }
-    Ok(())
-}
-
-/// Starts the ranks and waits for them.
-fn start(args: &Args) -> anyhow::Result<()> {
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?
-        .local_addr()?
-        .port();
-    let ranks: Vec<Child> = (0..args.world_size)
-        .map(|rank| {
-            Command::new(std::env::current_exe()?)
-                .args(std::env::args_os().skip(1))
-                .env("RANK", rank.to_string())
-                .env("WORLD_SIZE", args.world_size.to_string())
-                .env("MASTER_ADDR", "127.0.0.1")
-                .env("MASTER_PORT", port.to_string())
-                .stdout(if rank == 0 {
-                    Stdio::inherit()
-                } else {
-                    Stdio::null()
-                })
-                .spawn()
-                .context("starting a rank")
-        })
-        .collect::<anyhow::Result<_>>()?;
-    for mut rank in ranks {
-        anyhow::ensure!(rank.wait()?.success(), "a rank failed");
     }
     Ok(())
 }

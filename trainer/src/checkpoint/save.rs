@@ -94,6 +94,11 @@ impl<G: ProcessGroup + 'static> Checkpoints<G> {
         before
     }
 
+    /// Whether something that was begun is not written yet.
+    pub fn is_writing(&self) -> bool {
+        matches!(&self.writer, Writer::Busy(thread) if !thread.is_finished())
+    }
+
     /// Waits until what was begun is written, on all ranks.
     ///
     /// # Errors

@@ -364,6 +364,11 @@ impl<B: TrainingBackend> Learner<B> {
         Ok((network, self.tables.gather(group)?))
     }
 
+    /// Weights of the network.
+    pub fn num_weights(&self) -> usize {
+        self.weights.len()
+    }
+
     /// Standardises dense features otherwise from now on.
     ///
     /// # Panics

@@ -1,0 +1,124 @@
+//! The click model of `ctr_step`, `checkpoint` and `wire`: random ids, numbers and labels.
+
+use std::sync::Arc;
+
+use features::{FeatureBatch, Jagged};
+use models::{
+    ctr::{DcnV2Config, Normalisation, Pooling},
+    ops::TrainingBackend,
+};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use trainer::{
+    ctr::{Learner, StepBatch, TrainingConfig},
+    sharding::{Plan, ShardedTables, SparseOptimizerConfig, Storage, TableConfig},
+};
+
+/// Sizes of the model and of a step.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Shape {
+    /// Sparse features, each with its own table and one id a row
+    #[arg(long, default_value_t = 26)]
+    pub num_sparse: usize,
+    /// Rows of each table
+    #[arg(long, default_value_t = 1_000_000)]
+    pub table_rows: usize,
+    /// Length of a table's row
+    #[arg(long, default_value_t = 16)]
+    pub dim: usize,
+    /// Dense features
+    #[arg(long, default_value_t = 13)]
+    pub num_dense: usize,
+    /// Cross layers; 0 leaves the plain perceptron
+    #[arg(long, default_value_t = 3)]
+    pub cross_layers: usize,
+    /// Rank of the cross matrices; 0 means full
+    #[arg(long, default_value_t = 64)]
+    pub cross_rank: usize,
+    /// Widths of the hidden layers
+    #[arg(long, value_delimiter = ',', default_value = "400,400")]
+    pub hidden: Vec<usize>,
+    /// Rows of a step, of one rank
+    #[arg(long, default_value_t = 4096)]
+    pub batch: usize,
+    /// Ids are the rows times this power of a uniform number: above 1, low ones come more often
+    #[arg(long, default_value_t = 1.0)]
+    pub skew: f64,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+impl Shape {
+    /// The tables.
+    pub fn tables(&self) -> Vec<TableConfig> {
+        let table = |feature: usize| TableConfig {
+            feature: format!("feature_{feature}"),
+            rows: self.table_rows,
+            dim: self.dim,
+            pooling: Pooling::Mean,
+            dynamic: None,
+        };
+        (0..self.num_sparse).map(table).collect()
+    }
+
+    /// A fresh model of one rank of a plan.
+    pub fn learner<B: TrainingBackend>(&self, plan: Plan, rank: usize) -> Learner<B> {
+        let model = DcnV2Config {
+            num_cross_layers: self.cross_layers,
+            cross_rank: self.cross_rank,
+            hidden: self.hidden.clone(),
+            ..DcnV2Config::default()
+        };
+        let normalisation = Normalisation {
+            mean: vec![0.0; self.num_dense],
+            std: vec![1.0; self.num_dense],
+        };
+        let tables = ShardedTables::new(
+            Arc::new(plan.with_first_column(self.num_dense)),
+            rank,
+            SparseOptimizerConfig::default(),
+            Storage::F32,
+            self.seed,
+        );
+        let training = TrainingConfig::default();
+        Learner::new(
+            &model,
+            &training,
+            tables,
+            normalisation,
+            self.seed,
+            Default::default(),
+        )
+    }
+
+    /// Batches of one rank.
+    pub fn batches(&self, count: usize, rank: usize) -> Vec<StepBatch> {
+        let mut random = ChaCha8Rng::seed_from_u64(self.seed);
+        random.set_stream(rank as u64);
+        let batches = (0..count).map(|_| StepBatch {
+            features: self.features(&mut random),
+            labels: (0..self.batch)
+                .map(|_| f32::from(u8::from(random.random_bool(0.25))))
+                .collect(),
+            weights: vec![1.0; self.batch],
+        });
+        batches.collect()
+    }
+
+    fn features(&self, random: &mut ChaCha8Rng) -> FeatureBatch {
+        let mut features = FeatureBatch::with_widths(self.num_dense, self.num_sparse);
+        features.num_rows = self.batch;
+        features.dense = (0..self.batch * self.num_dense)
+            .map(|_| random.random_range(-1.0..1.0))
+            .collect();
+        let mut id = || (random.random::<f64>().powf(self.skew) * self.table_rows as f64) as u64;
+        for bags in &mut features.sparse {
+            *bags = Jagged {
+                offsets: (0..=self.batch as u32).collect(),
+                ids: (0..self.batch).map(|_| id()).collect(),
+            };
+        }
+        features
+    }
+}
