@@ -39,6 +39,7 @@ def parser():
     add("--cross-rank", type=int, default=64, help="0 means full")
     add("--hidden", default="400,400", help="widths, joined by commas")
     add("--batch", type=int, default=4096)
+    add("--device", default="cpu")
     add("--threads", type=int, default=2)
     add("--warm-up", type=int, default=3)
     add("--steps", type=int, default=20)
@@ -124,7 +125,7 @@ class RowwiseAdagradTables:
 
 
 def batches(args):
-    random = torch.Generator().manual_seed(args.seed)
+    random = torch.Generator(args.device).manual_seed(args.seed)
     for _ in range(NUM_BATCHES):
         shape = (args.num_sparse, args.batch)
         yield (
@@ -159,6 +160,7 @@ class Training:
 def main():
     args = parser().parse_args()
     torch.set_num_threads(args.threads)
+    torch.set_default_device(args.device)
     torch.manual_seed(args.seed)
     training = Training(args)
     data = list(batches(args))
@@ -176,6 +178,7 @@ def main():
         "min_ms": min(times),
         "max_ms": max(times),
         "optimizer": args.optimizer,
+        "device": args.device,
         "compiled": args.compile,
         "peer_version": f"torch {torch.__version__}",
         "threads": args.threads,

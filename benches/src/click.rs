@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use clap::Parser;
 use features::{FeatureBatch, Jagged};
 use models::{
     ctr::{DcnV2Config, Normalisation, Pooling},
@@ -47,6 +48,18 @@ pub struct Shape {
     /// Seed of everything random
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+}
+
+impl Default for Shape {
+    /// As on the command line.
+    fn default() -> Self {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            shape: Shape,
+        }
+        Line::parse_from([""]).shape
+    }
 }
 
 impl Shape {

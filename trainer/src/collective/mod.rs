@@ -194,6 +194,14 @@ pub enum CollectiveError {
         /// Name of the group.
         role: String,
     },
+    /// Numbers that mean nothing: the rank runs another program.
+    #[error("rank {rank} sent {what} that cannot be: do all ranks run the same version?")]
+    Malformed {
+        /// The rank.
+        rank: usize,
+        /// What it should have been.
+        what: &'static str,
+    },
     /// The GPU or its library failed.
     #[error("{operation} {sequence} of group `{role}` failed on the GPU: {problem}")]
     Device {

@@ -209,7 +209,14 @@ impl Router {
         }
         let parts: Vec<&[u32]> = messages.iter().map(Vec::as_slice).collect();
         let received = group.all_to_all_v(&parts)?;
-        let orders: Vec<Vec<Order>> = received.iter().map(|words| self.orders(words)).collect();
+        let orders = received.iter().enumerate().map(|(rank, words)| {
+            let orders = self.orders(words);
+            orders.ok_or(CollectiveError::Malformed {
+                rank,
+                what: "orders of rows",
+            })
+        });
+        let orders: Vec<Vec<Order>> = orders.collect::<Result<_, _>>()?;
         Ok(Routed {
             rows: bags.rows,
             touched: self.touched(&orders),
@@ -273,36 +280,40 @@ impl Router {
         }
     }
 
-    /// Takes a rank's message apart. It was made by [`request`] for the same plan.
-    fn orders(&self, mut words: &[u32]) -> Vec<Order> {
-        self.held_by(self.rank)
-            .enumerate()
-            .map(|(shard, _)| {
-                let (header, rest) = words.split_at(HEADER);
-                let (num_vectors, num_rows) = (header[1] as usize, header[2] as usize);
-                let (rows, rest) = rest.split_at(num_rows);
-                let lengths = if header[0] == WAY_ROWS {
-                    0
-                } else {
-                    num_vectors
-                };
-                let (lengths, rest) = rest.split_at(lengths);
-                let weights = if header[0] == WAY_WEIGHTED_BAGS {
-                    num_rows
-                } else {
-                    0
-                };
-                let (weights, rest) = rest.split_at(weights);
-                words = rest;
-                Order {
-                    shard,
-                    num_vectors,
-                    rows: rows.to_vec(),
-                    lengths: lengths.to_vec(),
-                    weights: weights.iter().map(|bits| f32::from_bits(*bits)).collect(),
-                }
-            })
-            .collect()
+    /// Takes a rank's message apart, which [`request`] made for the same plan; `None` if it did not.
+    fn orders(&self, mut words: &[u32]) -> Option<Vec<Order>> {
+        let mut orders = Vec::new();
+        for (shard, (_, spec)) in self.held_by(self.rank).enumerate() {
+            let (header, rest) = words.split_at_checked(HEADER)?;
+            let (way, num_vectors, num_rows) = (header[0], header[1] as usize, header[2] as usize);
+            let (num_lengths, num_weights) = match way {
+                WAY_ROWS => (0, 0),
+                WAY_BAGS => (num_vectors, 0),
+                WAY_WEIGHTED_BAGS => (num_vectors, num_rows),
+                _ => return None,
+            };
+            let (rows, rest) = rest.split_at_checked(num_rows)?;
+            let (lengths, rest) = rest.split_at_checked(num_lengths)?;
+            let (weights, rest) = rest.split_at_checked(num_weights)?;
+            words = rest;
+            let held = spec.rows.count(self.plan.tables[spec.table].0.rows);
+            let there = rows.iter().all(|row| (*row as usize) < held);
+            let rows_of_vectors = match way {
+                WAY_ROWS => num_vectors as u64,
+                _ => lengths.iter().map(|length| u64::from(*length)).sum(),
+            };
+            if !there || rows_of_vectors != num_rows as u64 {
+                return None;
+            }
+            orders.push(Order {
+                shard,
+                num_vectors,
+                rows: rows.to_vec(),
+                lengths: lengths.to_vec(),
+                weights: weights.iter().map(|bits| f32::from_bits(*bits)).collect(),
+            });
+        }
+        words.is_empty().then_some(orders)
     }
 
     /// For each shard of this rank: where the gradients will lie that the ranks send, one rank's
@@ -415,4 +426,57 @@ fn request(at: usize, shard: &ShardSpec, table: &TableBatch) -> (Request, Vec<u3
         words.extend(entries().map(|entry| table.scale[entry].to_bits()));
     }
     (request, words)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sharding::{Sharding, TableConfig};
+
+    fn router() -> Router {
+        let table = |feature: &str, rows, sharding| {
+            let config = TableConfig {
+                feature: feature.into(),
+                rows,
+                dim: 4,
+                pooling: Pooling::Sum,
+                dynamic: None,
+            };
+            (config, sharding)
+        };
+        let tables = vec![
+            table("a", 10, Sharding::RowWise {}),
+            table("b", 7, Sharding::TableWise { rank: 1 }),
+        ];
+        Router::new(Arc::new(Plan::new(2, tables)), 1)
+    }
+
+    #[test]
+    fn orders_that_cannot_be_are_refused() {
+        let whole = [
+            &[WAY_ROWS, 2, 2, 0, 4][..],
+            &[WAY_WEIGHTED_BAGS, 2, 3, 6, 0, 1, 1, 2, 0, 0, 0],
+        ]
+        .concat();
+        assert!(router().orders(&whole).is_some());
+        let changed = |at: usize, to: u32| {
+            let mut words = whole.clone();
+            words[at] = to;
+            router().orders(&words)
+        };
+        // Another way, vectors without rows, a row beyond, a length too many.
+        assert!(changed(0, 3).is_none() && changed(1, 3).is_none());
+        assert!(changed(4, 5).is_none() && changed(11, 2).is_none());
+        assert!(router().orders(&whole[..whole.len() - 1]).is_none());
+        assert!(router().orders(&[&whole[..], &[0]].concat()).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_words_make_it_panic(words in prop::collection::vec(prop_oneof![0u32..12, any::<u32>()], 0..40)) {
+            router().orders(&words);
+        }
+    }
 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::{
     optimizer::{SparseOptimizerConfig, Update},
     plan::{Plan, ShardSpec, Sharding},
-    routing::{Request, Routed, Router},
+    routing::{Order, Request, Routed, Router},
     shard::{Shard, Touched},
     storage::Storage,
     vocabulary::TableUse,
@@ -150,6 +150,13 @@ impl ShardedTables {
             .collect();
         let parts: Vec<&[f32]> = answers.iter().map(Vec::as_slice).collect();
         let received = group.all_to_all_v(&parts)?;
+        let wanted = routed.requests.iter().enumerate().map(|(rank, requests)| {
+            let held = self.router.held_by(rank).zip(requests);
+            let sent = held.filter(|((_, spec), _)| spec.owner.is_some());
+            let vectors = sent.map(|((_, spec), asked)| asked.num_vectors * spec.columns.len());
+            vectors.sum()
+        });
+        check_lengths(&received, wanted, "rows")?;
         self.pool_received(routed, &received, &mut pooled);
         Ok(pooled)
     }
@@ -179,9 +186,18 @@ impl ShardedTables {
             .map(|requests| self.gradients(requests, gradient))
             .collect();
         let parts: Vec<&[f32]> = sent.iter().map(Vec::as_slice).collect();
+        let received = group.all_to_all_v(&parts)?;
+        let wanted = routed.orders.iter().map(|orders| {
+            let dim = |order: &Order| self.shards[order.shard].dim;
+            orders
+                .iter()
+                .map(|order| order.num_vectors * dim(order))
+                .sum()
+        });
+        check_lengths(&received, wanted, "gradients")?;
         Ok(Received {
             routed,
-            gradient: Cow::Owned(group.all_to_all_v(&parts)?.concat()),
+            gradient: Cow::Owned(received.concat()),
         })
     }
 
@@ -493,6 +509,19 @@ impl ShardedTables {
             }
         }
         Ok(tables)
+    }
+}
+
+/// Whether every rank has sent as many numbers as it was asked for.
+fn check_lengths(
+    received: &[Vec<f32>],
+    wanted: impl Iterator<Item = usize>,
+    what: &'static str,
+) -> Result<(), CollectiveError> {
+    let mut pairs = received.iter().zip(wanted);
+    match pairs.position(|(received, wanted)| received.len() != wanted) {
+        Some(rank) => Err(CollectiveError::Malformed { rank, what }),
+        None => Ok(()),
     }
 }
 

@@ -225,8 +225,12 @@ impl Vocabulary {
             _ => group.all_to_all_v(&slices(&words))?,
         };
         let mut seen = vec![Vec::new(); self.tables.len()];
-        let answers = questions.iter().map(|words| self.answer(words, &mut seen));
-        let answers: Vec<Vec<u32>> = answers.collect();
+        let malformed = |rank, what| CollectiveError::Malformed { rank, what };
+        let answers = questions.iter().enumerate().map(|(rank, words)| {
+            let answer = self.answer(words, &mut seen);
+            answer.ok_or(malformed(rank, "ids"))
+        });
+        let answers: Vec<Vec<u32>> = answers.collect::<Result<_, _>>()?;
         let rows = match self.world_size {
             1 => answers,
             _ => group.all_to_all_v(&slices(&answers))?,
@@ -236,9 +240,11 @@ impl Vocabulary {
         for (of, asked) in self.tables.iter().zip(&asked) {
             // An owner answers every question, in its order.
             let row_of = asked.distinct.iter().map(|(id, _)| {
-                let row = rows[self.owner(*id)].next();
-                u64::from(row.expect("a row for every id"))
+                let owner = self.owner(*id);
+                let row = rows[owner].next().filter(|row| (*row as usize) < of.rows);
+                row.map(u64::from).ok_or(malformed(owner, "rows of ids"))
             });
+            let row_of: Vec<u64> = row_of.collect::<Result<_, _>>()?;
             asked.write(row_of, &mut translated[of.table].ids);
         }
         Ok((translated, Seen(seen)))
@@ -248,18 +254,18 @@ impl Vocabulary {
         owner_of(partition_of(id), self.world_size)
     }
 
-    /// Rows of the ids that a rank asks for.
-    fn answer(&self, mut words: &[u64], seen: &mut [Vec<(u64, u32)>]) -> Vec<u32> {
+    /// Rows of the ids that a rank asks for; `None` if they are not what [`Self::translate`] sends.
+    fn answer(&self, mut words: &[u64], seen: &mut [Vec<(u64, u32)>]) -> Option<Vec<u32>> {
         let mut rows = Vec::new();
         for (of, seen) in self.tables.iter().zip(seen) {
-            let (count, rest) = words.split_at(1);
-            let (ids, rest) = rest.split_at(count[0] as usize);
-            let (counts, rest) = rest.split_at(ids.len());
+            let (count, rest) = words.split_first()?;
+            let (ids, rest) = rest.split_at_checked(usize::try_from(*count).ok()?)?;
+            let (counts, rest) = rest.split_at_checked(ids.len())?;
             words = rest;
             rows.extend(ids.iter().map(|id| of.row_of(*id)));
             seen.extend(ids.iter().zip(counts).map(|(id, n)| (*id, *n as u32)));
         }
-        rows
+        words.is_empty().then_some(rows)
     }
 
     /// Takes note of what a step saw: admits and evicts. Returns the rows that ids have lost, by
@@ -446,7 +452,7 @@ impl Asked {
     }
 
     /// Writes the row of each distinct id to its entries.
-    fn write(&self, rows: impl Iterator<Item = u64>, ids: &mut [u64]) {
+    fn write(&self, rows: Vec<u64>, ids: &mut [u64]) {
         let runs = self.entries.chunk_by(|a, b| a.0 == b.0);
         for (run, row) in runs.zip(rows) {
             for (_, entry) in run {

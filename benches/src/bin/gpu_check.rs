@@ -1,0 +1,381 @@
+//! What must hold on an NVIDIA GPU, and how fast it is there, in one table.
+//!
+//! For a machine with a driver and neither compiler nor network: `launch/gpu-check build` makes a
+//! folder to carry there. Every check runs in a process of its own, so that one that crashes or
+//! hangs is a line of the table and not its end.
+
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use burn::backend::{Autodiff, Cuda};
+use clap::{Parser, ValueEnum};
+use comfy_table::{Table, presets};
+use cubecl::{
+    Runtime,
+    client::ComputeClient,
+    cuda::{CudaDevice, CudaRuntime},
+    future::block_on,
+};
+use cudarc::driver::{CudaContext, DevicePtrMut};
+use kernels::{Bags, GpuTable, RowwiseAdagrad, Touched, conform};
+use marquee_benches::{click::Shape, median, ranks};
+use models::{Cpu, ops::TrainingBackend};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use trainer::{
+    collective::{CollectiveConfig, NcclGroup, ProcessGroup, Rendezvous, conformance},
+    ctr::{Groups, StepLimits},
+    sharding::Plan,
+};
+
+/// Longest that a check may take.
+const LIMIT: Duration = Duration::from_secs(300);
+
+#[derive(Parser)]
+#[command(about = "Checks everything that runs on an NVIDIA GPU")]
+struct Args {
+    /// One check alone, in this process
+    check: Option<Check>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Check {
+    /// Bytes a second of a copy within the device's memory
+    Copy,
+    /// The process group over NCCL, one rank: every operation against host arithmetic
+    Nccl,
+    /// The same with two ranks on this GPU, which NCCL may refuse
+    NcclTwoRanks,
+    /// Sums in place in the device's memory: values a second
+    NcclInPlace,
+    /// Kernels of the embedding tables against host arithmetic
+    Kernels,
+    /// Their bytes a second, against a copy's
+    KernelRates,
+    /// The losses of twenty steps on this GPU and on the CPU
+    Gradients,
+    /// Samples a second of the training step
+    Step,
+}
+
+impl Check {
+    fn name(self) -> String {
+        // No variant is skipped.
+        let value = self.to_possible_value().expect("a name");
+        value.get_name().to_owned()
+    }
+
+    /// What the command line says of it.
+    fn help(self) -> String {
+        let value = self.to_possible_value().expect("a name");
+        value
+            .get_help()
+            .map(ToString::to_string)
+            .unwrap_or_default()
+    }
+
+    fn run(self) -> anyhow::Result<String> {
+        match self {
+            Self::Copy => Ok(format!("{:.0} GB/s, read and written", copy_rate()? / 1e9)),
+            Self::Nccl => nccl(1),
+            Self::NcclTwoRanks => nccl(2),
+            Self::NcclInPlace => nccl_in_place(),
+            Self::Kernels => kernels(),
+            Self::KernelRates => kernel_rates(),
+            Self::Gradients => gradients(),
+            Self::Step => step(),
+        }
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().check {
+        None => all(),
+        Some(check) => {
+            let found = check.run()?;
+            if !found.is_empty() {
+                say(&found);
+            }
+            Ok(())
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the table is the output")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+/// Runs every check and prints the table; an error if one of them failed.
+fn all() -> anyhow::Result<()> {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    table.set_header(["check", "seconds", "result", "what"]);
+    let mut failed = 0;
+    for check in Check::value_variants() {
+        let started = Instant::now();
+        let (passed, found) = alone(*check)?;
+        failed += usize::from(!passed);
+        let seconds = format!("{:.1}", started.elapsed().as_secs_f64());
+        let result = match passed {
+            true => found,
+            false => format!("FAILED: {found}"),
+        };
+        table.add_row([check.name(), seconds, result, check.help()]);
+    }
+    say(&table.to_string());
+    ensure!(failed == 0, "{failed} checks failed");
+    Ok(())
+}
+
+/// Runs a check in a process of its own: whether it passed, and what it said last.
+fn alone(check: Check) -> anyhow::Result<(bool, String)> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg(check.name())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting a check")?;
+    let (sender, ended) = std::sync::mpsc::channel();
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let reader = std::thread::spawn(move || {
+        let read = |pipe: Option<&mut dyn std::io::Read>| {
+            let mut text = Vec::new();
+            // What a process said before its pipe broke is what there is.
+            pipe.map(|pipe| pipe.read_to_end(&mut text));
+            String::from_utf8_lossy(&text).into_owned()
+        };
+        let (mut stdout, mut stderr) = (stdout, stderr);
+        let errors = std::thread::spawn(move || read(stderr.as_mut().map(|pipe| pipe as _)));
+        let output = read(stdout.as_mut().map(|pipe| pipe as _));
+        let errors = errors.join().unwrap_or_default();
+        sender.send(()).ok();
+        (output, errors)
+    });
+    let in_time = ended.recv_timeout(LIMIT).is_ok();
+    if !in_time {
+        child.kill()?;
+    }
+    let passed = child.wait()?.success() && in_time;
+    let (output, errors) = reader.join().unwrap_or_default();
+    let last = |text: &str| text.trim().lines().next_back().unwrap_or("").to_owned();
+    Ok(match (passed, in_time) {
+        (true, _) => (true, last(&output)),
+        (false, true) => (false, errors.trim().replace('\n', " ")),
+        (false, false) => (false, format!("no end after {} s", LIMIT.as_secs())),
+    })
+}
+
+/// Bytes a second that a copy reads and writes.
+fn copy_rate() -> anyhow::Result<f64> {
+    const BYTES: usize = 1 << 30;
+    let context = CudaContext::new(0)?;
+    let stream = context.default_stream();
+    let from = stream.alloc_zeros::<u8>(BYTES)?;
+    let mut to = stream.alloc_zeros::<u8>(BYTES)?;
+    stream.memcpy_dtod(&from, &mut to)?;
+    stream.synchronize()?;
+    let turns = 20;
+    let started = Instant::now();
+    for _ in 0..turns {
+        stream.memcpy_dtod(&from, &mut to)?;
+    }
+    stream.synchronize()?;
+    Ok((2 * turns * BYTES) as f64 / started.elapsed().as_secs_f64())
+}
+
+/// Meets the other ranks, of which this process is one, on the first GPU.
+fn meet(world_size: usize) -> anyhow::Result<Option<NcclGroup>> {
+    let Some(mut membership) = ranks::start(world_size)? else {
+        return Ok(None);
+    };
+    membership.local_rank = 0;
+    let config = CollectiveConfig {
+        timeout_seconds: 60.0,
+        ..CollectiveConfig::default()
+    };
+    let met = Rendezvous::join(membership, &config, "gpu-check")?;
+    Ok(Some(NcclGroup::connect(&met, "check")?))
+}
+
+fn nccl(world_size: usize) -> anyhow::Result<String> {
+    let Some(mut group) = meet(world_size)? else {
+        return Ok(String::new());
+    };
+    for seed in 0..4 {
+        conformance::conform(&mut group, seed, 60, 50_000)?;
+    }
+    Ok(match group.rank() {
+        0 => format!("{world_size} ranks, 240 operations"),
+        _ => String::new(),
+    })
+}
+
+fn nccl_in_place() -> anyhow::Result<String> {
+    const VALUES: usize = 64 << 20;
+    let Some(mut group) = meet(1)? else {
+        return Ok(String::new());
+    };
+    let stream = group.stream().clone();
+    let ones = vec![1.0f32; VALUES];
+    let mut values = stream.clone_htod(&ones)?;
+    let address = values.device_ptr_mut(&stream).0;
+    stream.synchronize()?;
+    let turns = 10;
+    let started = Instant::now();
+    for _ in 0..turns {
+        // SAFETY: the slice is alive, nothing else uses it, and the copy to it is done.
+        unsafe { group.all_reduce_device(address, VALUES) }?;
+    }
+    let seconds = started.elapsed().as_secs_f64() / f64::from(turns);
+    let found = stream.clone_dtoh(&values)?;
+    ensure!(found == ones, "one rank's sum is not its values");
+    Ok(format!("{:.2} ms for 256 MiB, one rank", seconds * 1e3))
+}
+
+fn client() -> ComputeClient<CudaRuntime> {
+    CudaRuntime::client(&CudaDevice::default())
+}
+
+fn kernels() -> anyhow::Result<String> {
+    let (client, seeds) = (client(), 200);
+    for seed in 0..seeds {
+        conform(&client, seed)?;
+    }
+    Ok(format!("{seeds} random tables"))
+}
+
+/// Bytes a second of lookup and update of 65,536 ids in tables of a million rows.
+fn kernel_rates() -> anyhow::Result<String> {
+    const ROWS: usize = 1_000_000;
+    const IDS: usize = 65_536;
+    let (client, copy) = (client(), copy_rate()?);
+    let adagrad = RowwiseAdagrad {
+        learning_rate: 0.05,
+        eps: 1e-8,
+        weight_decay: 0.0,
+    };
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let ids: Vec<u32> = (0..IDS)
+        .map(|_| random.random_range(0..ROWS as u32))
+        .collect();
+    let offsets: Vec<u32> = (0..=IDS as u32).collect();
+    let mut entries: Vec<u32> = (0..IDS as u32).collect();
+    entries.sort_by_key(|entry| ids[*entry as usize]);
+    let (mut rows, mut row_offsets) = (Vec::new(), vec![0]);
+    for run in entries.chunk_by(|a, b| ids[*a as usize] == ids[*b as usize]) {
+        rows.push(ids[run[0] as usize]);
+        row_offsets.push(row_offsets[row_offsets.len() - 1] + run.len() as u32);
+    }
+    let mut told = Vec::new();
+    for dim in [16, 64, 128] {
+        let mut table = GpuTable::new(
+            client.clone(),
+            dim,
+            &vec![0.01; ROWS * dim],
+            &vec![0.0; ROWS],
+        )?;
+        let bags = table.bags(Bags {
+            rows: &ids,
+            offsets: &offsets,
+            scale: None,
+        })?;
+        let touched = Touched {
+            rows: &rows,
+            offsets: &row_offsets,
+            gradient_at: &entries,
+            scale: None,
+        };
+        let touched = table.touched(touched, IDS)?;
+        let gradients = table.upload(&vec![0.01; IDS * dim]);
+        let vector = 4 * dim;
+        let lookup = timed(&client, || {
+            table.gather_pool(&bags);
+        })?;
+        let update = timed(&client, || table.update(&touched, &gradients, adagrad))?;
+        // Rows read and vectors written; gradients and rows read, rows written, state both.
+        let lookup = (IDS * (2 * vector + 8)) as f64 / lookup;
+        let update = (IDS * (vector + 8) + rows.len() * (2 * vector + 16)) as f64 / update;
+        told.push(format!(
+            "dim {dim}: lookup {:.0} GB/s ({:.0} %), update {:.0} GB/s ({:.0} %)",
+            lookup / 1e9,
+            100.0 * lookup / copy,
+            update / 1e9,
+            100.0 * update / copy
+        ));
+    }
+    Ok(format!(
+        "of a copy's {:.0} GB/s: {}",
+        copy / 1e9,
+        told.join("; ")
+    ))
+}
+
+/// Seconds of one call, of many that are enqueued one after the other.
+fn timed(client: &ComputeClient<CudaRuntime>, mut call: impl FnMut()) -> anyhow::Result<f64> {
+    let wait = || match block_on(client.sync()) {
+        Ok(()) => Ok(()),
+        Err(error) => bail!("the device: {error:?}"),
+    };
+    (0..5).for_each(|_| call());
+    wait()?;
+    let turns = 100;
+    let started = Instant::now();
+    (0..turns).for_each(|_| call());
+    wait()?;
+    Ok(started.elapsed().as_secs_f64() / f64::from(turns))
+}
+
+/// The losses of some steps.
+fn losses<B: TrainingBackend>(shape: &Shape, steps: usize) -> anyhow::Result<(Vec<f32>, f64)> {
+    let mut learner = shape.learner::<B>(Plan::alone(&shape.tables()), 0);
+    let router = learner.router().clone();
+    let mut groups = Groups::alone();
+    let batches = shape.batches(4, 0);
+    let (mut losses, mut times) = (Vec::new(), Vec::new());
+    for batch in batches.iter().cycle().take(steps) {
+        let started = Instant::now();
+        let routed = batch.clone().route(&router, &mut groups.ids)?;
+        let limits = StepLimits::default();
+        let outcome = learner.step(&[routed], limits, &mut groups.rows, &mut groups.dense)?;
+        ensure!(outcome.applied, "a step's loss is {}", outcome.loss);
+        losses.push(outcome.loss);
+        times.push(started.elapsed().as_secs_f64());
+    }
+    Ok((losses, median(times)))
+}
+
+fn gradients() -> anyhow::Result<String> {
+    let shape = Shape {
+        table_rows: 1000,
+        batch: 512,
+        ..Shape::default()
+    };
+    let (wanted, _) = losses::<Autodiff<Cpu>>(&shape, 20)?;
+    let (found, _) = losses::<Autodiff<Cuda>>(&shape, 20)?;
+    let apart = found
+        .iter()
+        .zip(&wanted)
+        .map(|(a, b)| (a - b).abs() / b.abs());
+    let worst = apart.fold(0.0, f32::max);
+    // Every loss after the first hangs on the gradients of all before.
+    ensure!(
+        worst < 2e-3,
+        "losses differ by {worst}: {found:?}, on the CPU {wanted:?}"
+    );
+    Ok(format!(
+        "losses differ by at most {worst:.1e} of themselves"
+    ))
+}
+
+fn step() -> anyhow::Result<String> {
+    let shape = Shape::default();
+    let (_, seconds) = losses::<Autodiff<Cuda>>(&shape, 60)?;
+    Ok(format!(
+        "{:.0} samples/s (tables in host memory, dense half on the GPU)",
+        shape.batch as f64 / seconds
+    ))
+}
