@@ -34,6 +34,9 @@ use trainer::{
 /// Longest that a check may take.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// Characters of an error in the table.
+const MOST_SAID: usize = 400;
+
 #[derive(Parser)]
 #[command(about = "Checks everything that runs on an NVIDIA GPU")]
 struct Args {
@@ -135,6 +138,7 @@ fn all() -> anyhow::Result<()> {
 fn alone(check: Check) -> anyhow::Result<(bool, String)> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg(check.name())
+        .env("RUST_BACKTRACE", "0")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -164,7 +168,10 @@ fn alone(check: Check) -> anyhow::Result<(bool, String)> {
     let last = |text: &str| text.trim().lines().next_back().unwrap_or("").to_owned();
     Ok(match (passed, in_time) {
         (true, _) => (true, last(&output)),
-        (false, true) => (false, errors.trim().replace('\n', " ")),
+        (false, true) => {
+            let said = errors.trim().replace('\n', " ");
+            (false, said.chars().take(MOST_SAID).collect())
+        }
         (false, false) => (false, format!("no end after {} s", LIMIT.as_secs())),
     })
 }

@@ -237,7 +237,8 @@ impl CollectiveError {
             Self::Silent { rank, .. }
             | Self::Lost { rank, .. }
             | Self::OutOfStep { rank, .. }
-            | Self::TooLong { rank, .. } => Some(*rank),
+            | Self::TooLong { rank, .. }
+            | Self::Malformed { rank, .. } => Some(*rank),
             Self::Device { .. } | Self::Wait { .. } | Self::Broken { .. } => None,
         }
     }
