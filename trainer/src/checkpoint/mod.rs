@@ -24,7 +24,9 @@ use std::{
 
 pub use file::Piece;
 use futures::TryStreamExt;
-use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path as Key};
+use object_store::{
+    ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path as Key, prefix::PrefixStore,
+};
 pub use restore::{Restored, RestoredFile};
 pub use save::{Checkpoints, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,9 @@ pub struct CheckpointConfig {
     pub every_steps: u64,
     /// How many are kept, the one of the best epoch besides.
     pub keep: usize,
+    /// Where they go, such as `s3://bucket/prefix`; none: the run's folder. A run finds its own there
+    /// from any machine, and removes them when it is done.
+    pub url: Option<String>,
 }
 
 impl Default for CheckpointConfig {
@@ -51,6 +56,7 @@ impl Default for CheckpointConfig {
         Self {
             every_steps: 0,
             keep: 2,
+            url: None,
         }
     }
 }
@@ -97,6 +103,14 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What went wrong.
         source: std::io::Error,
+    },
+    /// Not the address of an object store.
+    #[error("checkpoint.url is `{url}`, wanted such as s3://bucket/prefix or file:///folder")]
+    Url {
+        /// The address.
+        url: String,
+        /// What is wrong with it.
+        source: object_store::Error,
     },
     /// The store refuses.
     #[error("{action} {key}")]
@@ -174,6 +188,43 @@ impl Folder {
             .map_err(|source| failed(std::io::Error::other(source)))?;
         Ok(Self {
             store: Arc::new(store.with_automatic_cleanup(true)),
+        })
+    }
+
+    /// The folder of a run in an object store: S3 and what speaks its language, or a local path. The
+    /// variables of the AWS clients (`AWS_ENDPOINT`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, …) say where
+    /// and who.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Url`].
+    pub fn remote(url: &str, run: &str) -> Result<Self, CheckpointError> {
+        let wrong = |source| CheckpointError::Url {
+            url: url.to_owned(),
+            source,
+        };
+        let parsed = url::Url::parse(url).map_err(|error| {
+            wrong(object_store::Error::Generic {
+                store: "url",
+                source: error.into(),
+            })
+        })?;
+        let aws = std::env::vars().filter(|(name, _)| name.starts_with("AWS_"));
+        let (store, prefix) = object_store::parse_url_opts(&parsed, aws).map_err(wrong)?;
+        Ok(Self {
+            store: Arc::new(PrefixStore::new(store, prefix.join(run))),
+        })
+    }
+
+    /// Removes all checkpoints.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Store`].
+    pub fn clear(&self) -> Result<(), CheckpointError> {
+        block_on(async {
+            for name in self.names().await? {
+                self.remove(&name).await?;
+            }
+            Ok(())
         })
     }
 

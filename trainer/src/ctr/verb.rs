@@ -177,8 +177,16 @@ pub async fn run_train(
         Ok(found.unwrap_or_else(|| Run::follow(OsStr::from_bytes(&dir).into())))
     };
     let mut job = Job::start_with(common, Kind::Ctr, source, choose).await?;
-    let folder = Folder::local(&job.run.dir.join("checkpoints"))?;
-    let mut checkpoints = Checkpoints::new(folder, config.checkpoint.clone(), run_digest, saving);
+    let folder = match &config.checkpoint.url {
+        Some(url) => Folder::remote(url, &run_digest)?,
+        None => Folder::local(&job.run.dir.join("checkpoints"))?,
+    };
+    if rank == 0 && args.resume == Resume::Never {
+        folder.clear()?;
+    }
+    groups.dense.barrier()?;
+    let saved = config.checkpoint.clone();
+    let mut checkpoints = Checkpoints::new(folder.clone(), saved, run_digest, saving);
 
     let bar = match rank {
         0 => job.bar(job.parts.train.len() * config.training.epochs),
@@ -224,7 +232,14 @@ pub async fn run_train(
             saved: format!("{} at step {step}", job.run.dir.display()),
         }
         .into()),
-        Trained::Done(model) if rank == 0 => finish(&job, config, &model, speed).await,
+        Trained::Done(model) if rank == 0 => {
+            finish(&job, config, &model, speed).await?;
+            // A later run of the same configuration is another one.
+            if config.checkpoint.url.is_some() {
+                folder.clear()?;
+            }
+            Ok(())
+        }
         Trained::Done(_) => Ok(()),
     }
 }
