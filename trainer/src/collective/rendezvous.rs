@@ -139,7 +139,7 @@ impl JoinError {
 /// A rank's place in a run that is complete: all ranks have joined.
 #[derive(Debug)]
 pub struct Rendezvous {
-    pub(super) membership: Membership,
+    pub(crate) membership: Membership,
     pub(super) config_digest: String,
     pub(super) secret: Vec<u8>,
     pub(super) join_timeout: Duration,

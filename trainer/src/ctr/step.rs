@@ -76,15 +76,15 @@ impl StepBatch {
     }
 }
 
-/// The groups over which a step's data travel.
+/// The groups over which a step's data travel: `S` between the tables, `D` between the networks.
 #[derive(Debug)]
-pub struct Groups<G> {
+pub struct Groups<S, D = S> {
     /// Ids of batches to come.
-    pub ids: G,
-    /// Looked-up rows and their gradients.
-    pub rows: G,
+    pub ids: S,
+    /// Looked-up rows and their gradients, and all that is not a step's.
+    pub rows: S,
     /// Gradients of the dense weights.
-    pub dense: G,
+    pub dense: D,
 }
 
 impl Groups<TcpGroup> {
@@ -214,12 +214,12 @@ impl<B: TrainingBackend> Learner<B> {
     ///
     /// # Errors
     /// [`CollectiveError`]; the model is then not to be used.
-    pub fn step<G: ProcessGroup>(
+    pub fn step(
         &mut self,
         micro_batches: &[RoutedBatch],
         limits: StepLimits,
-        rows: &mut G,
-        dense: &mut G,
+        rows: &mut impl ProcessGroup,
+        dense: &mut impl ProcessGroup,
     ) -> Result<StepOutcome, CollectiveError> {
         // Random numbers of a step depend on nothing before it, and differ between ranks.
         let place = [self.seed, self.step, rows.rank() as u64].into_iter();
@@ -256,13 +256,13 @@ impl<B: TrainingBackend> Learner<B> {
     }
 
     /// Dense gradients to all ranks and sparse ones to their owners, at the same time.
-    fn exchange<'a, G: ProcessGroup>(
+    fn exchange<'a>(
         &self,
         micro_batches: &'a [RoutedBatch],
         pooled_gradients: &'a [Vec<f32>],
         summed: &mut [f32],
-        rows: &mut G,
-        dense: &mut G,
+        rows: &mut impl ProcessGroup,
+        dense: &mut impl ProcessGroup,
     ) -> Result<Vec<Received<'a>>, CollectiveError> {
         thread::scope(|scope| {
             let reduced =

@@ -111,7 +111,7 @@ impl Part<'_> {
             };
             let device = Default::default();
             let trained =
-                train::<B, _>(task, &device, &mut groups, &mut checkpoints, &stop, report);
+                train::<B, _, _>(task, &device, &mut groups, &mut checkpoints, &stop, report);
             (trained, told)
         });
         ranks.swap_remove(0)
@@ -467,8 +467,14 @@ fn steps_that_are_no_number_move_nothing_and_end_the_run_when_there_are_too_many
         let stop = AtomicBool::new(false);
         let mut groups = Groups::alone();
         let device = Default::default();
-        let trained =
-            train::<Autodiff<Cpu>, _>(task, &device, &mut groups, &mut checkpoints, &stop, report);
+        let trained = train::<Autodiff<Cpu>, _, _>(
+            task,
+            &device,
+            &mut groups,
+            &mut checkpoints,
+            &stop,
+            report,
+        );
         (trained, told)
     };
     // Finite, as the reader wants it, but not multiplied.

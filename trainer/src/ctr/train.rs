@@ -235,17 +235,17 @@ mod bits {
 ///
 /// # Errors
 /// [`TrainError`].
-pub fn train<B: TrainingBackend, G: ProcessGroup + 'static>(
+pub fn train<B: TrainingBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
     task: Task<'_>,
     device: &B::Device,
-    groups: &mut Groups<G>,
+    groups: &mut Groups<G, D>,
     checkpoints: &mut Checkpoints<G>,
     stop: &AtomicBool,
     mut report: impl FnMut(&Progress),
 ) -> Result<Trained, TrainError> {
     let mut learner = learner::<B>(task, groups, device)?;
     let mut state = State::default();
-    if let Some(restored) = checkpoints.latest(&mut groups.dense, |part| learner.needs(part))? {
+    if let Some(restored) = checkpoints.latest(&mut groups.rows, |part| learner.needs(part))? {
         state = serde_json::from_value(restored.manifest.state.clone()).map_err(|error| {
             CheckpointError::Damaged {
                 key: restored.name.clone(),
@@ -262,7 +262,7 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static>(
     }
     let normalisation = match state.normalisation.take() {
         Some(known) => known,
-        None => fit_normalisation(task.train, &mut groups.dense)?,
+        None => fit_normalisation(task.train, &mut groups.rows)?,
     };
     learner.set_normalisation(normalisation.clone());
     state.normalisation = Some(normalisation);
@@ -279,8 +279,7 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static>(
             save_now(checkpoints, &learner, &state)?;
             return Ok(Trained::Stopped { step: state.step });
         }
-        let (calibration, evaluation) =
-            measure(task, &learner, &mut groups.dense, &mut groups.rows)?;
+        let (calibration, evaluation) = measure(task, &learner, &mut groups.rows)?;
         state.epoch += 1;
         state.batch = 0;
         if state
@@ -306,10 +305,10 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static>(
     let best = state.best.expect("one epoch or more");
     if best.step != state.step {
         let restored =
-            checkpoints.of_step(best.step, &mut groups.dense, |part| learner.needs(part))?;
+            checkpoints.of_step(best.step, &mut groups.rows, |part| learner.needs(part))?;
         learner.restore(&restored, best.updates)?;
     }
-    finished(task, &learner, best.calibration, groups)
+    finished(task, &learner, best.calibration, &mut groups.rows)
 }
 
 /// Saves what the run cannot do without, and waits for it.
@@ -338,7 +337,7 @@ fn json(state: &State) -> serde_json::Value {
 
 fn learner<B: TrainingBackend>(
     task: Task<'_>,
-    groups: &Groups<impl ProcessGroup>,
+    groups: &Groups<impl ProcessGroup, impl ProcessGroup>,
     device: &B::Device,
 ) -> Result<Learner<B>, TrainError> {
     let Task { config, schema, .. } = task;
@@ -403,7 +402,7 @@ struct Epoch<'a, 'b, B: TrainingBackend, G> {
 
 impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
     /// Returns whether it was stopped before its end.
-    fn run(&mut self, groups: &mut Groups<G>) -> Result<bool, TrainError> {
+    fn run(&mut self, groups: &mut Groups<G, impl ProcessGroup>) -> Result<bool, TrainError> {
         let Task { config, train, .. } = self.task;
         let first = self.state.batch * config.training.batch_size;
         let sizes = sizes(
@@ -457,7 +456,7 @@ impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
                 }
                 // The end of an epoch is measured and saved by itself.
                 if !last {
-                    self.evaluate_when_due(rows, dense)?;
+                    self.evaluate_when_due(rows)?;
                     self.save_when_due();
                 }
             }
@@ -522,10 +521,10 @@ impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
         (state.curve_sum, state.curve_count) = (0.0, 0);
     }
 
-    fn evaluate_when_due(&mut self, rows: &mut G, dense: &mut G) -> Result<(), TrainError> {
+    fn evaluate_when_due(&mut self, rows: &mut G) -> Result<(), TrainError> {
         let every = self.task.config.training.evaluate_every_steps;
         if every > 0 && self.state.step.is_multiple_of(every) {
-            let (_, valid) = measure(self.task, self.learner, dense, rows)?;
+            let (_, valid) = measure(self.task, self.learner, rows)?;
             (self.report)(&Progress::Evaluated {
                 step: self.state.step,
                 valid,
@@ -568,20 +567,20 @@ fn batches(
 }
 
 /// Calibration on the validation rows, and what the calibrated model is worth there. Each rank
-/// scores its part, over two groups that no thread ahead uses; all have the same result.
-fn measure<B: TrainingBackend, G: ProcessGroup>(
+/// scores its part, over a group that no thread ahead uses; all have the same result.
+fn measure<B: TrainingBackend>(
     task: Task<'_>,
     learner: &Learner<B>,
-    ids: &mut G,
-    rows: &mut G,
+    rows: &mut impl ProcessGroup,
 ) -> Result<(Calibration, Evaluation), TrainError> {
-    let mut read = batches(task.valid, task, Order::Stored, 0, ids);
+    let mut read = batches(task.valid, task, Order::Stored, 0, rows);
     let (mut logits, mut clicks, mut weights) = (Vec::new(), Vec::new(), Vec::new());
-    for size in sizes(task.valid.len(), SCORE_BATCH * ids.world_size()) {
+    for size in sizes(task.valid.len(), SCORE_BATCH * rows.world_size()) {
         let batch = StepBatch::from(read.take(size)?);
         clicks.extend_from_slice(&batch.labels);
         weights.extend_from_slice(&batch.weights);
-        logits.extend(learner.logits(&batch.route(learner.router(), ids)?, rows)?);
+        let routed = batch.route(learner.router(), rows)?;
+        logits.extend(learner.logits(&routed, rows)?);
     }
     let mut all = |mine: &[f32]| Ok::<_, CollectiveError>(rows.all_gather_v(mine)?.concat());
     let (logits, clicks, weights) = (all(&logits)?, all(&clicks)?, all(&weights)?);
@@ -592,13 +591,13 @@ fn measure<B: TrainingBackend, G: ProcessGroup>(
 }
 
 /// The model with its whole tables.
-fn finished<B: TrainingBackend, G: ProcessGroup>(
+fn finished<B: TrainingBackend>(
     task: Task<'_>,
     learner: &Learner<B>,
     calibration: Calibration,
-    groups: &mut Groups<G>,
+    group: &mut impl ProcessGroup,
 ) -> Result<Trained, TrainError> {
-    let (network, tables) = learner.parts(&mut groups.rows)?;
+    let (network, tables) = learner.parts(group)?;
     let mut model = CtrModel::new(
         task.config.model.clone(),
         task.schema.clone(),

@@ -22,8 +22,10 @@ use super::{
     config::CtrConfig,
     evaluate::{Evaluation, evaluate, score_all},
     step::Groups,
-    train::{Progress, Task, TrainError, Trained, train},
+    train::{Progress, Task, Trained, train},
 };
+#[cfg(feature = "cuda")]
+use crate::collective::NcclGroup;
 use crate::{
     checkpoint::{Checkpoints, Folder},
     collective::{Membership, ProcessGroup, Rendezvous, TcpGroup},
@@ -173,7 +175,7 @@ pub async fn run_train(
         };
         let mut dir: Vec<u8> = Vec::new();
         dir.extend(found.iter().flat_map(|run| run.dir.as_os_str().as_bytes()));
-        groups.dense.broadcast(0, &mut dir)?;
+        groups.rows.broadcast(0, &mut dir)?;
         Ok(found.unwrap_or_else(|| Run::follow(OsStr::from_bytes(&dir).into())))
     };
     let mut job = Job::start_with(common, Kind::Ctr, source, choose).await?;
@@ -184,7 +186,7 @@ pub async fn run_train(
     if rank == 0 && args.resume == Resume::Never {
         folder.clear()?;
     }
-    groups.dense.barrier()?;
+    groups.rows.barrier()?;
     let saved = config.checkpoint.clone();
     let mut checkpoints = Checkpoints::new(folder.clone(), saved, run_digest, saving);
 
@@ -221,7 +223,8 @@ pub async fn run_train(
     let trained = on_device(
         args.device,
         task,
-        &mut groups,
+        &met,
+        groups,
         &mut checkpoints,
         &stop,
         report,
@@ -438,33 +441,45 @@ fn best_log_loss(lines: &[serde_json::Value]) -> f64 {
     epochs.filter_map(of).fold(f64::INFINITY, f64::min)
 }
 
-/// Trains on the device asked for and brings the model to the CPU.
+/// Trains on the device asked for and brings the model to the CPU. Tables lie in host memory, and
+/// what travels between them goes over sockets; dense gradients go over NCCL between GPUs.
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "GPUs meet"))]
 fn on_device(
     device: Device,
     task: Task<'_>,
-    groups: &mut Groups<TcpGroup>,
+    met: &Arc<Rendezvous>,
+    mut groups: Groups<TcpGroup>,
     checkpoints: &mut Checkpoints<TcpGroup>,
     stop: &AtomicBool,
     report: impl FnMut(&Progress),
-) -> Result<Trained, TrainError> {
-    match device {
+) -> anyhow::Result<Trained> {
+    Ok(match device {
         Device::Cpu => {
             let device = Default::default();
-            train::<Autodiff<Cpu>, _>(task, &device, groups, checkpoints, stop, report)
+            train::<Autodiff<Cpu>, _, _>(task, &device, &mut groups, checkpoints, stop, report)?
         }
         #[cfg(feature = "tch")]
         Device::Libtorch => {
             type B = Autodiff<burn::backend::LibTorch>;
             let device = Default::default();
-            train::<B, _>(task, &device, groups, checkpoints, stop, report)
+            train::<B, _, _>(task, &device, &mut groups, checkpoints, stop, report)?
         }
         #[cfg(feature = "cuda")]
         Device::Cuda => {
             type B = Autodiff<burn::backend::Cuda>;
-            let device = Default::default();
-            train::<B, _>(task, &device, groups, checkpoints, stop, report)
+            let device = burn::backend::cuda::CudaDevice::new(met.membership.local_rank);
+            if met.membership.world_size == 1 {
+                train::<B, _, _>(task, &device, &mut groups, checkpoints, stop, report)?
+            } else {
+                let mut groups = Groups {
+                    ids: groups.ids,
+                    rows: groups.rows,
+                    dense: NcclGroup::connect(met, "gradients")?,
+                };
+                train::<B, _, _>(task, &device, &mut groups, checkpoints, stop, report)?
+            }
         }
-    }
+    })
 }
 
 fn predictions_csv(rows: &Examples, scores: &[f32]) -> String {
