@@ -805,6 +805,23 @@ mod tests {
         (told, ranks.into_iter().map(|(_, saved)| saved).collect())
     }
 
+    #[test]
+    fn questions_that_cannot_be_are_refused() {
+        let ids = alone(&DynamicConfig::default());
+        let answer = |words: &[u64]| ids.answer(words, &mut [Vec::new()]);
+        assert_eq!(answer(&[2, 7, 8, 1, 1]), Some(vec![0, 0]));
+        for words in [&[][..], &[2, 7, 8, 1], &[u64::MAX, 7], &[1, 7, 1, 9]] {
+            assert_eq!(answer(words), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_question_makes_it_panic(words in prop::collection::vec(prop_oneof![0u64..12, any::<u64>()], 0..30)) {
+            alone(&DynamicConfig::default()).answer(&words, &mut [Vec::new()]);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(12))]
         #[test]
