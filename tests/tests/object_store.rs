@@ -153,5 +153,5 @@ fn an_address_that_is_none_is_told_with_its_key() {
     ];
     bench
         .run(&s3)
-        .refused(1, &["checkpoint.url is `elsewhere`"]);
+        .refused(2, &["checkpoint.url is `elsewhere`"]);
 }

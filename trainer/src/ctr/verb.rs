@@ -180,7 +180,8 @@ pub async fn run_train(
     };
     let mut job = Job::start_with(common, Kind::Ctr, source, choose).await?;
     let folder = match &config.checkpoint.url {
-        Some(url) => Folder::remote(url, &run_digest)?,
+        Some(url) => Folder::remote(url, &run_digest)
+            .context(Usage("checkpoints cannot go there".to_owned()))?,
         None => Folder::local(&job.run.dir.join("checkpoints"))?,
     };
     if rank == 0 && args.resume == Resume::Never {
