@@ -1,9 +1,25 @@
 //! Programs that start themselves once for every rank.
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
 
 use anyhow::Context;
-use trainer::collective::Membership;
+use trainer::collective::{CollectiveConfig, Membership, Rendezvous};
+
+/// This process's meeting with the other ranks; `None` in the one that has started them, when
+/// they are done.
+///
+/// # Errors
+/// If a rank could not be started, did not come, or failed.
+pub fn meet(world_size: usize) -> anyhow::Result<Option<Arc<Rendezvous>>> {
+    let Some(membership) = start(world_size)? else {
+        return Ok(None);
+    };
+    let met = Rendezvous::join(membership, &CollectiveConfig::default(), "bench")?;
+    Ok(Some(met))
+}
 
 /// This process's place among the ranks; `None` in the one that has started them, when they are
 /// done.

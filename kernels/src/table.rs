@@ -148,7 +148,7 @@ impl<R: Runtime> GpuTable<R> {
     /// [`KernelError`] if the lists do not belong together, or a row is not there.
     pub fn bags(&self, bags: Bags<'_>) -> Result<DeviceBags, KernelError> {
         let count = check(bags.offsets, bags.rows.len(), bags.scale)?;
-        self.check_rows(bags.rows)?;
+        check_rows(bags.rows, self.rows)?;
         Ok(DeviceBags {
             count,
             rows: self.list(bags.rows),
@@ -208,19 +208,13 @@ impl<R: Runtime> GpuTable<R> {
     ) -> Result<DeviceTouched, KernelError> {
         let count = check(touched.offsets, touched.gradient_at.len(), touched.scale)?;
         expect("touched rows", touched.rows.len(), count)?;
-        self.check_rows(touched.rows)?;
+        check_rows(touched.rows, self.rows)?;
         let mut sorted = touched.rows.to_vec();
         sorted.sort_unstable();
         if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(KernelError::Twice { row: pair[0] });
         }
-        let mut gradients = touched.gradient_at.iter();
-        if let Some(at) = gradients.find(|at| **at as usize >= num_gradients) {
-            return Err(KernelError::Row {
-                row: *at,
-                rows: num_gradients,
-            });
-        }
+        check_rows(touched.gradient_at, num_gradients)?;
         Ok(DeviceTouched {
             count,
             rows: self.list(touched.rows),
@@ -369,15 +363,12 @@ impl<R: Runtime> GpuTable<R> {
             len: values.len().max(1),
         }
     }
+}
 
-    fn check_rows(&self, rows: &[u32]) -> Result<(), KernelError> {
-        match rows.iter().find(|row| **row as usize >= self.rows) {
-            Some(row) => Err(KernelError::Row {
-                row: *row,
-                rows: self.rows,
-            }),
-            None => Ok(()),
-        }
+fn check_rows(wanted: &[u32], rows: usize) -> Result<(), KernelError> {
+    match wanted.iter().find(|row| **row as usize >= rows) {
+        Some(row) => Err(KernelError::Row { row: *row, rows }),
+        None => Ok(()),
     }
 }
 

@@ -79,6 +79,20 @@ const TINY_WORLD: [&str; 13] = [
     "delivery.broken_share=0.0",
 ];
 
+/// `marquee train` of a small click model on such a world's table, with frequent checkpoints.
+pub const TRAIN: [&str; 10] = [
+    "train",
+    "configs/ctr.toml",
+    "--set",
+    "training.epochs=2",
+    "--set",
+    "training.batch_size=32",
+    "--set",
+    "checkpoint.every_steps=4",
+    "-v",
+    "--json",
+];
+
 /// A data folder of a test's own.
 pub struct Bench {
     /// The folder; it goes when the bench is dropped.

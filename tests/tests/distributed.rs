@@ -7,25 +7,20 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use marquee_tests::{Bench, ended};
+use marquee_tests::{Bench, TRAIN, ended};
 use serde_json::Value;
 
-const TRAIN: [&str; 14] = [
-    "train",
-    "configs/ctr.toml",
-    "--set",
-    "training.epochs=2",
-    "--set",
-    "training.batch_size=32",
+/// Small tables, and no long wait for a rank that is lost.
+const HASTE: [&str; 4] = [
     "--set",
     "tables.rows=512",
     "--set",
-    "checkpoint.every_steps=4",
-    "--set",
     "collective.timeout_seconds=2.0",
-    "-v",
-    "--json",
 ];
+
+fn train<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&TRAIN[..], &HASTE, more].concat()
+}
 
 /// `marquee launch run FLAGS -- train …` with its lines to read.
 struct Launched {
@@ -37,8 +32,8 @@ struct Launched {
 }
 
 impl Launched {
-    fn start(bench: &Bench, flags: &[&str], train: &[&str]) -> Self {
-        let words = [&["launch", "run"], flags, &["--"], train].concat();
+    fn start(bench: &Bench, flags: &[&str], more: &[&str]) -> Self {
+        let words = [&["launch", "run"], flags, &["--"], &train(more)].concat();
         let mut process = bench
             .command(&words)
             .stdout(Stdio::piped())
@@ -147,7 +142,7 @@ fn soak(kills: usize) {
         "--back-off-seconds",
         "0",
     ];
-    let (code, seen) = Launched::start(&bench, &flags, &TRAIN).end();
+    let (code, seen) = Launched::start(&bench, &flags, &[]).end();
     assert_eq!(code, Some(0), "{seen:#?}");
     let (wanted, curve) = (learnt(&bench), losses(&bench));
     assert!(curve.len() > 10, "{curve:?}");
@@ -158,7 +153,7 @@ fn soak(kills: usize) {
         let before = fs::read_dir(bench.root.path().join("runs"))
             .unwrap()
             .count();
-        let mut run = Launched::start(&bench, &flags, &TRAIN);
+        let mut run = Launched::start(&bench, &flags, &[]);
         let mut lines = draw.below(4);
         while let Some(line) = run.next() {
             let starting = line.contains("is process") && run.pids.len() == 2;
@@ -200,11 +195,11 @@ fn a_hundred_kills_change_nothing_of_what_is_learnt() {
 fn a_stopped_run_saves_itself_and_the_same_command_goes_on() {
     let bench = Bench::with_table();
     let flags = ["--nproc", "2"];
-    let (code, seen) = Launched::start(&bench, &flags, &TRAIN).end();
+    let (code, seen) = Launched::start(&bench, &flags, &[]).end();
     assert_eq!(code, Some(0), "{seen:#?}");
     let wanted = learnt(&bench);
 
-    let mut run = Launched::start(&bench, &flags, &TRAIN);
+    let mut run = Launched::start(&bench, &flags, &[]);
     run.until("trained");
     signal("-TERM", &run.process.id().to_string());
     let (code, seen) = run.end();
@@ -214,7 +209,7 @@ fn a_stopped_run_saves_itself_and_the_same_command_goes_on() {
             .any(|line| line.contains("run the same command again")),
         "{seen:#?}"
     );
-    let mut run = Launched::start(&bench, &flags, &TRAIN);
+    let mut run = Launched::start(&bench, &flags, &[]);
     run.until("going on");
     let (code, seen) = run.end();
     assert_eq!(code, Some(0), "{seen:#?}");
@@ -225,7 +220,7 @@ fn a_stopped_run_saves_itself_and_the_same_command_goes_on() {
 fn a_rank_that_hangs_is_named_and_the_run_goes_on() {
     let bench = Bench::with_table();
     let flags = ["--nproc", "3", "--grace-seconds", "1"];
-    let mut run = Launched::start(&bench, &flags, &TRAIN);
+    let mut run = Launched::start(&bench, &flags, &[]);
     run.until("trained");
     let victim = run.pids[2].clone();
     signal("-STOP", &victim);
@@ -249,7 +244,7 @@ fn a_rank_with_another_configuration_ends_all_with_both_digests() {
         .port();
     let rank = |rank: &str, more: &[&str]| {
         bench
-            .command(&[&TRAIN, more].concat())
+            .command(&train(more))
             .env("RANK", rank)
             .env("WORLD_SIZE", "2")
             .env("MASTER_ADDR", "127.0.0.1")
@@ -280,10 +275,10 @@ fn a_rank_with_another_configuration_ends_all_with_both_digests() {
 fn one_process_and_three_learn_the_same_to_rounding() {
     let bench = Bench::with_table();
     // Each rank drops other values.
-    let train = [&TRAIN[..], &["--set", "model.net_dropout=0.0"]].concat();
-    let alone = bench.run(&train).ok().json();
+    let alike = ["--set", "model.net_dropout=0.0"];
+    let alone = bench.run(&train(&alike)).ok().json();
     let curve = losses(&bench);
-    let (code, seen) = Launched::start(&bench, &["--nproc", "3"], &train).end();
+    let (code, seen) = Launched::start(&bench, &["--nproc", "3"], &alike).end();
     assert_eq!(code, Some(0), "{seen:#?}");
     let found = losses(&bench);
     assert_eq!(found.len(), curve.len());

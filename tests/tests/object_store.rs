@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use marquee_tests::{Bench, Ended, ended};
+use marquee_tests::{Bench, Ended, TRAIN, ended};
 
 /// An S3 server of our own, on loopback: `launch/setup` installs it.
 struct S3 {
@@ -58,23 +58,13 @@ impl S3 {
     }
 
     fn train(&self, bench: &Bench, more: &[&str]) -> Command {
-        let train = [
-            "train",
-            "configs/ctr.toml",
-            "--set",
-            "training.epochs=2",
-            "--set",
-            "training.batch_size=32",
+        let dynamic = [
             "--set",
             "tables.rows=2048",
             "--set",
             "tables.dynamic.user_id.admit_after=2",
-            "--set",
-            "checkpoint.every_steps=4",
-            "-v",
-            "--json",
         ];
-        let mut command = bench.command(&[&train, more].concat());
+        let mut command = bench.command(&[&TRAIN[..], &dynamic, more].concat());
         command
             .env("AWS_ENDPOINT", format!("http://{}", self.address))
             .env("AWS_ALLOW_HTTP", "true")

@@ -46,11 +46,7 @@ impl Run {
         fs::write(dir.join("config.resolved.toml"), resolved)
             .with_context(|| format!("writing into {}", dir.display()))?;
         let metrics = open_metrics(&dir)?;
-        Ok(Self {
-            dir,
-            metrics,
-            events: None,
-        })
+        Ok(Self::new(dir, Some(metrics)))
     }
 
     /// As [`Self::start`], for a run that can be resumed: a digest says what it computes.
@@ -105,18 +101,18 @@ impl Run {
     pub fn resume(dir: &Path) -> anyhow::Result<Self> {
         let dir = fs::canonicalize(dir).with_context(|| format!("finding {}", dir.display()))?;
         let metrics = open_metrics(&dir)?;
-        Ok(Self {
-            dir,
-            metrics,
-            events: None,
-        })
+        Ok(Self::new(dir, Some(metrics)))
     }
 
     /// A run that another rank writes.
     pub fn follow(dir: PathBuf) -> Self {
+        Self::new(dir, None)
+    }
+
+    fn new(dir: PathBuf, metrics: Option<File>) -> Self {
         Self {
             dir,
-            metrics: None,
+            metrics,
             events: None,
         }
     }
@@ -189,16 +185,15 @@ impl Run {
         let text: String = kept.map(|line| format!("{line}\n")).collect();
         let path = self.dir.join(METRICS);
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        self.metrics = open_metrics(&self.dir)?;
+        self.metrics = Some(open_metrics(&self.dir)?);
         Ok(())
     }
 }
 
-fn open_metrics(dir: &Path) -> anyhow::Result<Option<File>> {
+fn open_metrics(dir: &Path) -> anyhow::Result<File> {
     let path = dir.join(METRICS);
     let file = File::options().create(true).append(true).open(&path);
-    file.map(Some)
-        .with_context(|| format!("opening {}", path.display()))
+    file.with_context(|| format!("opening {}", path.display()))
 }
 
 /// Claims the first free number; two runs at the same time get two.

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Instant};
 use clap::Parser;
 use marquee_benches::{median, print, ranks};
 use serde::Serialize;
-use trainer::collective::{CollectiveConfig, CollectiveError, ProcessGroup, Rendezvous, TcpGroup};
+use trainer::collective::{CollectiveError, ProcessGroup, TcpGroup};
 
 #[derive(Parser)]
 #[command(about = "Times collective operations between processes")]
@@ -40,10 +40,9 @@ struct Timings {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let Some(membership) = ranks::start(args.world_size)? else {
+    let Some(met) = ranks::meet(args.world_size)? else {
         return Ok(());
     };
-    let met = Rendezvous::join(membership, &CollectiveConfig::default(), "bench")?;
     let mut group = TcpGroup::connect(&met, "bench")?;
     let timings = measure(&args, &mut group)?;
     if group.rank() == 0 {

@@ -5,6 +5,7 @@
 //! hangs is a line of the table and not its end.
 
 use std::{
+    os::unix::process::CommandExt,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -136,43 +137,34 @@ fn all() -> anyhow::Result<()> {
 
 /// Runs a check in a process of its own: whether it passed, and what it said last.
 fn alone(check: Check) -> anyhow::Result<(bool, String)> {
-    let mut child = Command::new(std::env::current_exe()?)
+    let child = Command::new(std::env::current_exe()?)
         .arg(check.name())
         .env("RUST_BACKTRACE", "0")
+        // Its ranks are ended with it.
+        .process_group(0)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .context("starting a check")?;
+    let group = format!("-{}", child.id());
     let (sender, ended) = std::sync::mpsc::channel();
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let reader = std::thread::spawn(move || {
-        let read = |pipe: Option<&mut dyn std::io::Read>| {
-            let mut text = Vec::new();
-            // What a process said before its pipe broke is what there is.
-            pipe.map(|pipe| pipe.read_to_end(&mut text));
-            String::from_utf8_lossy(&text).into_owned()
-        };
-        let (mut stdout, mut stderr) = (stdout, stderr);
-        let errors = std::thread::spawn(move || read(stderr.as_mut().map(|pipe| pipe as _)));
-        let output = read(stdout.as_mut().map(|pipe| pipe as _));
-        let errors = errors.join().unwrap_or_default();
-        sender.send(()).ok();
-        (output, errors)
-    });
-    let in_time = ended.recv_timeout(LIMIT).is_ok();
-    if !in_time {
-        child.kill()?;
-    }
-    let passed = child.wait()?.success() && in_time;
-    let (output, errors) = reader.join().unwrap_or_default();
-    let last = |text: &str| text.trim().lines().next_back().unwrap_or("").to_owned();
-    Ok(match (passed, in_time) {
-        (true, _) => (true, last(&output)),
-        (false, true) => {
-            let said = errors.trim().replace('\n', " ");
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    let Ok(output) = ended.recv_timeout(LIMIT) else {
+        let kill = Command::new("kill").args(["-KILL", "--", &group]).status();
+        kill.context("ending a check")?;
+        return Ok((false, format!("no end after {} s", LIMIT.as_secs())));
+    };
+    let output = output.context("waiting for a check")?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    Ok(match output.status.success() {
+        true => {
+            let said = text(&output.stdout);
+            (true, said.lines().next_back().unwrap_or("").to_owned())
+        }
+        false => {
+            let said = text(&output.stderr).replace('\n', " ");
             (false, said.chars().take(MOST_SAID).collect())
         }
-        (false, false) => (false, format!("no end after {} s", LIMIT.as_secs())),
     })
 }
 

@@ -4,7 +4,7 @@
 //! ids of a rank that others own, their vectors there and gradients back, and the dense gradient
 //! once around the ring. The last line on stdout is one JSON object.
 
-use std::{collections::HashSet, time::Instant};
+use std::time::Instant;
 
 use burn::backend::Autodiff;
 use clap::Parser;
@@ -12,9 +12,9 @@ use marquee_benches::{click::Shape, median, print, ranks};
 use models::Cpu;
 use serde::Serialize;
 use trainer::{
-    collective::{CollectiveConfig, ProcessGroup, Rendezvous, TcpGroup},
+    collective::{ProcessGroup, TcpGroup},
     ctr::{Groups, StepBatch, StepLimits},
-    sharding::{Plan, Planner, PlannerConfig, SparseOptimizerConfig, Storage},
+    sharding::{Planner, PlannerConfig, SparseOptimizerConfig, Storage},
 };
 
 #[derive(Parser)]
@@ -49,10 +49,9 @@ struct Traffic {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let Some(membership) = ranks::start(args.world_size)? else {
+    let Some(met) = ranks::meet(args.world_size)? else {
         return Ok(());
     };
-    let met = Rendezvous::join(membership, &CollectiveConfig::default(), "bench")?;
     let mut groups = Groups::connect(&met)?;
     let (rank, world_size) = (groups.rows.rank(), args.world_size);
     let planner = Planner {
@@ -66,7 +65,8 @@ fn main() -> anyhow::Result<()> {
     let mut learner = args.shape.learner::<Autodiff<Cpu>>(plan.clone(), rank);
     let router = learner.router().clone();
     let batches = args.shape.batches(args.steps, rank);
-    let mut least: usize = batches.iter().map(|batch| sparse(&plan, rank, batch)).sum();
+    let sparse = |batch: &StepBatch| plan.least_bytes(rank, &batch.features.sparse);
+    let mut least: usize = batches.iter().map(sparse).sum();
     // The ring sends all but one part twice.
     let weights = learner.num_weights() + 2;
     least += args.steps * 2 * 4 * weights * (world_size - 1) / world_size;
@@ -106,25 +106,4 @@ fn main() -> anyhow::Result<()> {
 
 fn sent(groups: &Groups<TcpGroup>) -> [u64; 3] {
     [&groups.ids, &groups.rows, &groups.dense].map(|group| group.traffic().sent_bytes)
-}
-
-/// The least bytes of ids, vectors and gradients: a rank sends the ids that it asks for and their
-/// gradients; the vectors that it is sent are counted here too, for some rank sends them.
-fn sparse(plan: &Plan, rank: usize, batch: &StepBatch) -> usize {
-    let shards = plan.shards();
-    let foreign = shards.iter().filter(|shard| shard.owner != Some(rank));
-    foreign
-        .map(|shard| {
-            let rows = plan.tables[shard.table].0.rows as u64;
-            let ids = batch.features.sparse[shard.table].ids.iter();
-            let rows = ids.map(|id| (id % rows) as usize);
-            let here: HashSet<usize> = rows.filter(|row| shard.rows.has(*row)).collect();
-            let vector = 4 * shard.columns.len();
-            // Of a table that all ranks hold only gradients travel, to each of the others.
-            match shard.owner {
-                Some(_) => here.len() * (4 + 2 * vector),
-                None => here.len() * (4 + vector) * (plan.world_size - 1),
-            }
-        })
-        .sum()
 }

@@ -149,10 +149,12 @@ impl Folder {
                 bytes: file::read(store, &key(name, &record.name), &record.sha256).await?,
                 shards: record.shards.clone(),
             };
-            match () {
-                () if is_dense => dense = Some(file),
-                () if is_ids => ids.push(file),
-                () => tables.push(file),
+            if is_dense {
+                dense = Some(file);
+            } else if is_ids {
+                ids.push(file);
+            } else {
+                tables.push(file);
             }
         }
         let dense = dense.ok_or_else(|| {

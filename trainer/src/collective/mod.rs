@@ -244,9 +244,14 @@ impl CollectiveError {
     }
 }
 
-/// Cuts `len` values into `parts` segments whose lengths differ by at most one.
+/// One of the `parts` segments of `len` values, whose lengths differ by at most one.
+pub fn segment(len: usize, parts: usize, part: usize) -> Range<usize> {
+    len * part / parts..len * (part + 1) / parts
+}
+
+/// Lengths of all `parts` segments of `len` values.
 pub fn split_evenly(len: usize, parts: usize) -> Vec<usize> {
     (0..parts)
-        .map(|part| len * (part + 1) / parts - len * part / parts)
+        .map(|part| segment(len, parts, part).len())
         .collect()
 }

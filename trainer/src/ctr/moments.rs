@@ -3,7 +3,7 @@
 use models::ctr::Normalisation;
 
 use crate::{
-    collective::{CollectiveError, ProcessGroup, split_evenly},
+    collective::{CollectiveError, ProcessGroup, segment},
     table::{Projection, Slice},
 };
 
@@ -23,10 +23,8 @@ pub fn fit_normalisation(
 ) -> Result<Normalisation, TrainError> {
     let width = rows.schema().dense.len();
     let parts: Vec<Slice> = rows.row_groups().collect();
-    let counts = split_evenly(parts.len(), group.world_size());
-    let first: usize = counts[..group.rank()].iter().sum();
     let mut mine = Vec::new();
-    for part in &parts[first..first + counts[group.rank()]] {
+    for part in &parts[segment(parts.len(), group.world_size(), group.rank())] {
         let dense = part.read(Projection::Dense)?.features.dense;
         mine.extend(Moments::of(&dense, width).0);
     }

@@ -1,8 +1,12 @@
 //! Which rank holds which part of which table.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::Range,
+};
 
 use comfy_table::{Table, presets};
+use features::Jagged;
 use models::ctr::Pooling;
 use serde::{Deserialize, Serialize};
 
@@ -269,6 +273,32 @@ impl Plan {
             }
         }
         shards
+    }
+
+    /// The least bytes that a step can send for what a rank asks of the others: for every shard
+    /// elsewhere the ids, and vectors there and gradients back, of distinct rows or of bags,
+    /// whichever is less. Of a table that all ranks hold, its gradients to each of the others.
+    /// Tables are taken to be hashed.
+    pub fn least_bytes(&self, rank: usize, ids: &[Jagged]) -> usize {
+        let shards = self.shards();
+        let foreign = shards.iter().filter(|shard| shard.owner != Some(rank));
+        foreign
+            .map(|shard| {
+                let bags = &ids[shard.table];
+                let rows = self.tables[shard.table].0.rows as u64;
+                let row = |id: &u64| (id % rows) as usize;
+                let here = |id: &&u64| shard.rows.has(row(id));
+                let distinct: HashSet<usize> = bags.ids.iter().filter(here).map(row).collect();
+                let vector = 4 * shard.columns.len();
+                if shard.owner.is_none() {
+                    return distinct.len() * (4 + vector) * (self.world_size - 1);
+                }
+                let entries = bags.ids.iter().filter(here).count();
+                let asking = |bag: &usize| bags.row(*bag).iter().any(|id| here(&id));
+                let bags = (0..bags.offsets.len() - 1).filter(asking).count();
+                (distinct.len() * (4 + 2 * vector)).min(entries * 4 + bags * 2 * vector)
+            })
+            .sum()
     }
 
     /// First column of each table in the pooled block, and the block's width.

@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::collective::{CollectiveConfig, ProcessGroup, TcpGroup, split_evenly, testing::meet};
+use crate::collective::{CollectiveConfig, ProcessGroup, TcpGroup, segment, testing::meet};
 
 const STEPS: usize = 3;
 const BAGS: usize = 37;
@@ -98,13 +98,12 @@ fn learn(
         let mut tables = ShardedTables::new(Arc::clone(plan), rank, optimizer.clone(), storage, 5);
         let mut pooled = Vec::new();
         for batch in batches {
-            let counts = split_evenly(BAGS, world_size);
-            let first: usize = counts[..rank].iter().sum();
-            let mine = part(batch, first..first + counts[rank]);
+            let range = segment(BAGS, world_size, rank);
+            let mine = part(batch, range.clone());
             let bags = Bags {
                 ids: &mine.ids,
                 weights: Some(&mine.weights),
-                rows: counts[rank],
+                rows: range.len(),
             };
             let routed = tables.router().route(bags, &mut group).unwrap();
             pooled.push(tables.lookup(&routed, &mut group).unwrap());
@@ -284,34 +283,6 @@ fn a_tables_weights_do_not_depend_on_its_neighbours() {
     assert!(all[0].weights.iter().any(|weight| *weight > 0.005));
 }
 
-/// Bytes that a step must send in all: for every rank and shard elsewhere, the ids, and vectors
-/// there and back, of distinct rows or of bags, whichever is less.
-fn least_bytes(plan: &Plan, ids: &[Vec<Jagged>]) -> usize {
-    let mut bytes = 0;
-    for (rank, ids) in ids.iter().enumerate() {
-        for shard in plan
-            .shards()
-            .iter()
-            .filter(|shard| shard.owner != Some(rank))
-        {
-            let table = &plan.tables[shard.table].0;
-            let bags = &ids[shard.table];
-            let row = |id: &u64| (id % table.rows as u64) as usize;
-            let here = |id: &&u64| shard.rows.has(row(id));
-            let rows: std::collections::BTreeSet<usize> =
-                bags.ids.iter().filter(here).map(row).collect();
-            let entries = bags.ids.iter().filter(here).count();
-            let num_bags = bags.offsets.len() - 1;
-            let bags = (0..num_bags)
-                .filter(|bag| bags.row(*bag).iter().any(|id| here(&id)))
-                .count();
-            let vector = 8 * shard.columns.len();
-            bytes += (rows.len() * (4 + vector)).min(entries * 4 + bags * vector);
-        }
-    }
-    bytes
-}
-
 #[test]
 fn a_step_sends_hardly_more_than_it_must() {
     const ROWS: usize = 1000;
@@ -362,7 +333,9 @@ fn a_step_sends_hardly_more_than_it_must() {
                 tables.apply(&[given], 1.0, &mut group).unwrap();
                 group.traffic().sent_bytes as usize
             });
-            let (sent, least) = (sent.iter().sum::<usize>(), least_bytes(&plan, &all));
+            let least = all.iter().enumerate();
+            let least: usize = least.map(|(rank, ids)| plan.least_bytes(rank, ids)).sum();
+            let sent: usize = sent.iter().sum();
             let ratio = sent as f64 / least as f64;
             assert!(
                 (0.999..1.05).contains(&ratio),

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use arrow::error::ArrowError;
 use features::Schema;
 use parquet::{
     arrow::{
@@ -141,6 +142,13 @@ fn open(path: &Path) -> Result<File, TableError> {
 
 fn parquet_error(path: &Path, source: ParquetError) -> TableError {
     TableError::Parquet {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn arrow_error(path: &Path, source: ArrowError) -> TableError {
+    TableError::Arrow {
         path: path.to_owned(),
         source,
     }
@@ -287,10 +295,7 @@ impl Slice {
         let columns = [EVENT_TIME.to_owned()];
         let mut times = Vec::with_capacity(group.len());
         for batch in file.read(group.row_group, group.runs.clone(), &columns)? {
-            let batch = batch.map_err(|source| TableError::Arrow {
-                path: file.path.clone(),
-                source,
-            })?;
+            let batch = batch.map_err(|source| arrow_error(&file.path, source))?;
             let columns = Columns {
                 path: &file.path,
                 batch: &batch,
@@ -382,10 +387,8 @@ impl Reader {
             if let Some((file, reader)) = &mut self.open {
                 let file = *file;
                 if let Some(batch) = reader.next() {
-                    let batch = batch.map_err(|source| TableError::Arrow {
-                        path: self.slice.files[file].path.clone(),
-                        source,
-                    })?;
+                    let path = &self.slice.files[file].path;
+                    let batch = batch.map_err(|source| arrow_error(path, source))?;
                     return Ok(Some((file, batch)));
                 }
             }

@@ -18,7 +18,7 @@ use super::{
     rows::{Examples, Projection},
     slice::{Reader, Slice},
 };
-use crate::collective::split_evenly;
+use crate::collective::segment;
 
 /// How rows are streamed from their files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,9 +84,7 @@ pub struct Share {
 impl Share {
     /// The streams that a rank reads.
     fn streams(self, all: usize) -> Range<usize> {
-        let counts = split_evenly(all, self.world_size);
-        let first = counts[..self.rank].iter().sum();
-        first..first + counts[self.rank]
+        segment(all, self.world_size, self.rank)
     }
 }
 
@@ -119,8 +117,7 @@ impl Batches {
         if let Some(mut random) = order.random([u64::MAX, 0]) {
             groups.shuffle(&mut random);
         }
-        // The streams that come first have one row more, as the order of all rows needs it.
-        let len = |stream| (rows.len() + num_streams - 1 - stream) / num_streams;
+        let len = |stream| behind(rows.len(), stream, num_streams);
         let mut begin: usize = (0..mine.start).map(len).sum();
         let block = (config.shuffle_rows / num_streams).max(1);
         let streams = mine.clone().map(|stream| {
@@ -171,7 +168,7 @@ impl Batches {
     }
 }
 
-/// Rows of a stream that lie before a place in the order of all rows.
+/// Rows of a stream that lie before a place in the order of all rows; of the end, all of them.
 fn behind(at: usize, stream: usize, num_streams: usize) -> usize {
     (at + num_streams - 1 - stream) / num_streams
 }

@@ -12,12 +12,17 @@
 //! Translation changes nothing, and [`Vocabulary::observe`] changes everything at one point
 //! between two translations: so nothing depends on which thread is faster.
 
-use std::collections::{BTreeSet, HashMap};
+mod partition;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
 
 use features::Jagged;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
+use self::partition::{Entry, Partition, SHARED_ROW};
 use super::plan::Plan;
 use crate::{
     checkpoint::Piece,
@@ -26,12 +31,6 @@ use crate::{
 
 /// Parts of a table's ids; not more ranks keep some.
 pub(super) const PARTITIONS: usize = 64;
-
-/// The row of ids that have none of their own.
-const SHARED_ROW: u32 = 0;
-
-/// A part of the rows in use, one of so many, that is freed when there is no room.
-const ROOM: usize = 64;
 
 /// How ids come by rows of their own, and lose them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,28 +132,6 @@ struct TableIds {
     /// By number, those of this rank.
     partitions: HashMap<usize, Partition>,
     counts: Counts,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-struct Partition {
-    entries: HashMap<u64, Entry>,
-    /// The first of its rows.
-    first: u32,
-    /// One after the last of its rows.
-    end: u32,
-    /// Rows from here on were never given to an id.
-    next: u32,
-    /// Rows that ids have lost.
-    freed: BTreeSet<u32>,
-    candidates: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Entry {
-    /// [`SHARED_ROW`] for a candidate.
-    row: u32,
-    count: u32,
-    last_seen: u64,
 }
 
 fn partition_of(id: u64) -> usize {
@@ -298,7 +275,7 @@ impl Vocabulary {
     pub fn usage(&self, group: &mut impl ProcessGroup) -> Result<Vec<TableUse>, CollectiveError> {
         let mine = self.tables.iter().flat_map(|of| {
             let partitions = of.partitions.values();
-            let candidates = partitions.clone().map(|partition| partition.candidates);
+            let candidates = partitions.clone().map(Partition::candidates);
             let used = partitions.map(Partition::used).sum::<usize>() as u64;
             let counts = of.counts.words();
             [used, candidates.sum::<usize>() as u64]
@@ -338,7 +315,7 @@ impl Vocabulary {
         let Some(of) = self.tables.iter().find(|of| of.table == table) else {
             return Ok(None);
         };
-        let entries = of.partitions.values().flat_map(|part| &part.entries);
+        let entries = of.partitions.values().flat_map(Partition::entries);
         let with_row = entries.filter(|(_, entry)| entry.row != SHARED_ROW);
         let mine: Vec<u64> = with_row
             .flat_map(|(id, entry)| [*id, u64::from(entry.row)])
@@ -355,7 +332,7 @@ impl Vocabulary {
         let mut pieces = vec![piece("now", &[self.now])];
         for of in &self.tables {
             let name = |what: &str| format!("{}.{what}", of.table);
-            let entries = of.partitions.values().flat_map(|part| &part.entries);
+            let entries = of.partitions.values().flat_map(Partition::entries);
             let mut entries: Vec<_> = entries.collect();
             entries.sort_unstable_by_key(|(id, _)| **id);
             let column = |of: &dyn Fn(&Entry) -> u64| {
@@ -465,8 +442,7 @@ impl Asked {
 impl TableIds {
     fn row_of(&self, id: u64) -> u32 {
         let partition = self.partitions.get(&partition_of(id));
-        let entry = partition.and_then(|partition| partition.entries.get(&id));
-        entry.map_or(SHARED_ROW, |entry| entry.row)
+        partition.map_or(SHARED_ROW, |partition| partition.row_of(id))
     }
 
     /// Counts distinct ids, rising, and gives rows to those that were seen often enough.
@@ -510,341 +486,6 @@ impl TableIds {
             let before = lost.len();
             partition.forget(|entry| entry.last_seen + age <= now, lost);
             self.counts.evicted_by_age += (lost.len() - before) as u64;
-        }
-    }
-}
-
-impl Partition {
-    fn new(first: u32, end: u32) -> Self {
-        Self {
-            entries: HashMap::new(),
-            first,
-            end,
-            next: first,
-            freed: BTreeSet::new(),
-            candidates: 0,
-        }
-    }
-
-    fn used(&self) -> usize {
-        self.entries.len() - self.candidates
-    }
-
-    fn see(&mut self, id: u64, count: u32, now: u64) -> Entry {
-        let candidates = &mut self.candidates;
-        let entry = self.entries.entry(id).or_insert_with(|| {
-            *candidates += 1;
-            Entry {
-                row: SHARED_ROW,
-                count: 0,
-                last_seen: now,
-            }
-        });
-        entry.count = entry.count.saturating_add(count);
-        entry.last_seen = now;
-        *entry
-    }
-
-    fn is_full(&self) -> bool {
-        self.freed.is_empty() && self.next == self.end
-    }
-
-    /// Gives the lowest free row to a candidate; false if there is none.
-    fn admit(&mut self, id: u64) -> bool {
-        if self.is_full() {
-            return false;
-        }
-        let Some(entry) = self.entries.get_mut(&id) else {
-            return false;
-        };
-        entry.row = self.freed.pop_first().unwrap_or_else(|| {
-            self.next += 1;
-            self.next - 1
-        });
-        self.candidates -= 1;
-        true
-    }
-
-    /// Frees a part of the rows, of the ids that were not seen for longest.
-    fn make_room(&mut self, now: u64, lost: &mut Vec<u32>) {
-        let entries = self.entries.values();
-        let old = entries.filter(|entry| entry.row != SHARED_ROW && entry.last_seen < now);
-        let mut old: Vec<(u64, u32)> = old.map(|entry| (entry.last_seen, entry.row)).collect();
-        let count = (self.used() / ROOM).max(1).min(old.len());
-        if count == 0 {
-            return;
-        }
-        old.select_nth_unstable(count - 1);
-        let last = old[count - 1];
-        self.forget(
-            |entry| entry.row != SHARED_ROW && (entry.last_seen, entry.row) <= last,
-            lost,
-        );
-    }
-
-    /// Candidates are at most as many as rows: else half of them, seen longest ago, are forgotten.
-    fn bound_candidates(&mut self) {
-        if self.candidates <= (self.end - self.first) as usize {
-            return;
-        }
-        let candidates = self.entries.iter();
-        let candidates = candidates.filter(|(_, entry)| entry.row == SHARED_ROW);
-        let mut old: Vec<(u64, u64)> = candidates
-            .map(|(id, entry)| (entry.last_seen, *id))
-            .collect();
-        let count = old.len() / 2;
-        old.select_nth_unstable(count);
-        for (_, id) in &old[..count] {
-            self.entries.remove(id);
-        }
-        self.candidates -= count;
-    }
-
-    fn forget(&mut self, old: impl Fn(&Entry) -> bool, lost: &mut Vec<u32>) {
-        let (freed, candidates) = (&mut self.freed, &mut self.candidates);
-        let mut rows = Vec::new();
-        self.entries.retain(|_, entry| {
-            let old = old(entry);
-            if old && entry.row == SHARED_ROW {
-                *candidates -= 1;
-            } else if old {
-                rows.push(entry.row);
-            }
-            !old
-        });
-        rows.sort_unstable();
-        freed.extend(&rows);
-        lost.extend(rows);
-    }
-
-    fn clear(&mut self) {
-        self.entries.clear();
-        self.candidates = 0;
-    }
-
-    fn put_back(&mut self, id: u64, entry: Entry) {
-        self.entries.insert(id, entry);
-        self.candidates += usize::from(entry.row == SHARED_ROW);
-    }
-
-    /// The lowest free row is taken first, so that it does not matter which were ever in use.
-    fn find_freed(&mut self) {
-        let taken = self.entries.values().map(|entry| entry.row);
-        let taken: BTreeSet<u32> = taken.filter(|row| *row != SHARED_ROW).collect();
-        self.next = taken.last().map_or(self.first, |row| row + 1);
-        let below = self.first..self.next;
-        self.freed = below.filter(|row| !taken.contains(row)).collect();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use models::ctr::Pooling;
-    use proptest::prelude::*;
-    use rand::{Rng, SeedableRng};
-    use rand_chacha::ChaCha8Rng;
-
-    use super::*;
-    use crate::{
-        collective::{CollectiveConfig, TcpGroup, testing::meet},
-        sharding::{Sharding, TableConfig},
-    };
-
-    const ROWS: usize = 129;
-
-    fn plan(world_size: usize, dynamic: &DynamicConfig) -> Plan {
-        let table = |feature: &str, dynamic| TableConfig {
-            feature: feature.into(),
-            rows: ROWS,
-            dim: 2,
-            pooling: Pooling::Sum,
-            dynamic,
-        };
-        let tables = vec![
-            (table("hashed", None), Sharding::Replicated {}),
-            (
-                table("dynamic", Some(dynamic.clone())),
-                Sharding::RowWise {},
-            ),
-        ];
-        Plan::new(world_size, tables)
-    }
-
-    fn alone(dynamic: &DynamicConfig) -> Vocabulary {
-        Vocabulary::new(&plan(1, dynamic), 0).unwrap()
-    }
-
-    fn bags(ids: &[u64]) -> Vec<Jagged> {
-        let mut bags = Jagged::default();
-        ids.iter().for_each(|id| bags.push_row(&[*id]));
-        vec![bags; 2]
-    }
-
-    /// A step: rows of the ids as they are before it, and the rows that are lost by it.
-    fn step(ids: &mut Vocabulary, seen: &[u64]) -> (Vec<u64>, Vec<u32>) {
-        let (rows, seen) = ids.translate(&bags(seen), &mut TcpGroup::alone()).unwrap();
-        let lost = ids.observe(&[&seen]);
-        let lost = lost.into_iter().flat_map(|(_, rows)| rows).collect();
-        (rows[1].ids.clone(), lost)
-    }
-
-    #[test]
-    fn an_id_has_a_row_when_it_was_seen_often_enough() {
-        let mut ids = alone(&DynamicConfig {
-            admit_after: 3,
-            evict_after_steps: 0,
-        });
-        assert_eq!(step(&mut ids, &[7, 7, 8]).0, [0, 0, 0]);
-        assert_eq!(step(&mut ids, &[7, 8]).0, [0, 0]);
-        let (rows, _) = step(&mut ids, &[7, 8, 9]);
-        assert!(rows[0] > 0 && rows[1..] == [0, 0], "{rows:?}");
-        let (rows, _) = step(&mut ids, &[8, 7]);
-        assert!(rows[0] > 0 && rows[1] > 0 && rows[0] != rows[1], "{rows:?}");
-        let used = ids.usage(&mut TcpGroup::alone()).unwrap().remove(0);
-        assert_eq!((used.used, used.candidates, used.rows), (2, 1, ROWS as u64));
-        let Counts {
-            admitted,
-            seen,
-            shared,
-            ..
-        } = used.counts;
-        assert_eq!((admitted, seen, shared), (2, 10, 7));
-    }
-
-    #[test]
-    fn an_id_that_is_not_seen_loses_its_row_and_another_is_as_new() {
-        let mut ids = alone(&DynamicConfig {
-            admit_after: 1,
-            evict_after_steps: 10,
-        });
-        step(&mut ids, &[1, 2]);
-        let row = step(&mut ids, &[1, 2]).0[0];
-        let mut lost = Vec::new();
-        for _ in 0..10 + PARTITIONS {
-            lost.extend(step(&mut ids, &[2]).1);
-        }
-        assert_eq!(lost, [row as u32]);
-        let rows = step(&mut ids, &[1, 2]).0;
-        assert!(rows[0] == 0 && rows[1] > 0, "{rows:?}");
-        // The lowest free row of its part is its own again.
-        assert_eq!(step(&mut ids, &[1]).0, [row]);
-    }
-
-    #[test]
-    fn newcomers_take_the_rows_of_those_not_seen_for_longest() {
-        let mut ids = alone(&DynamicConfig {
-            admit_after: 1,
-            evict_after_steps: 0,
-        });
-        // Two rows in each of 64 parts.
-        let mine: Vec<u64> = (0..).filter(|id| partition_of(*id) == 5).take(4).collect();
-        let [a, b, c, d] = mine[..] else {
-            unreachable!()
-        };
-        step(&mut ids, &[a, b]);
-        step(&mut ids, &[a]);
-        let rows = step(&mut ids, &[a, b, c]).0;
-        // All three were seen in this step: none is older.
-        assert!(rows[0] > 0 && rows[1] > 0 && rows[2] == 0, "{rows:?}");
-        assert_eq!(step(&mut ids, &[a, d]).1, [rows[1] as u32]);
-        assert_eq!(step(&mut ids, &[a, b, c, d]).0, [rows[0], 0, 0, rows[1]]);
-    }
-
-    #[test]
-    fn candidates_do_not_fill_the_memory() {
-        let mut ids = alone(&DynamicConfig {
-            admit_after: 5,
-            evict_after_steps: 0,
-        });
-        for first in 0..100 {
-            let fresh: Vec<u64> = (first * 50..first * 50 + 50).collect();
-            step(&mut ids, &fresh);
-        }
-        let used = ids.usage(&mut TcpGroup::alone()).unwrap().remove(0);
-        assert!(used.candidates <= ROWS as u64, "{used:?}");
-    }
-
-    /// Rows and lost rows of each step on some ranks, from what was saved by others, if anything.
-    #[allow(clippy::type_complexity)]
-    fn run(
-        world_size: usize,
-        dynamic: &DynamicConfig,
-        steps: &[Vec<u64>],
-        before: &[Vec<u8>],
-    ) -> (Vec<(Vec<u64>, Vec<u32>)>, Vec<Vec<u8>>) {
-        let plan = plan(world_size, dynamic);
-        let ranks = meet(world_size, &CollectiveConfig::default(), |met| {
-            let mut group = TcpGroup::connect(&met, "ids").unwrap();
-            let rank = group.rank();
-            let mut ids = Vocabulary::new(&plan, rank).unwrap();
-            if !before.is_empty() {
-                let files = before
-                    .iter()
-                    .map(|file| SafeTensors::deserialize(file).unwrap());
-                ids.restore(&files.collect::<Vec<_>>()).unwrap();
-            }
-            let mut told = Vec::new();
-            for seen in steps {
-                let counts = split_evenly(seen.len(), world_size);
-                let first: usize = counts[..rank].iter().sum();
-                let mine = bags(&seen[first..first + counts[rank]]);
-                let (rows, seen) = ids.translate(&mine, &mut group).unwrap();
-                let lost = ids.observe(&[&seen]);
-                told.push((rows[1].ids.clone(), lost));
-            }
-            (told, crate::checkpoint::to_bytes(ids.save()))
-        });
-        let of_step = |at: usize| {
-            let rows = ranks.iter().flat_map(|(told, _)| told[at].0.clone());
-            let lost = ranks.iter().flat_map(|(told, _)| told[at].1.clone());
-            let mut lost: Vec<u32> = lost.flat_map(|(_, rows)| rows).collect();
-            lost.sort_unstable();
-            (rows.collect(), lost)
-        };
-        let told = (0..steps.len()).map(of_step).collect();
-        (told, ranks.into_iter().map(|(_, saved)| saved).collect())
-    }
-
-    #[test]
-    fn questions_that_cannot_be_are_refused() {
-        let ids = alone(&DynamicConfig::default());
-        let answer = |words: &[u64]| ids.answer(words, &mut [Vec::new()]);
-        assert_eq!(answer(&[2, 7, 8, 1, 1]), Some(vec![0, 0]));
-        for words in [&[][..], &[2, 7, 8, 1], &[u64::MAX, 7], &[1, 7, 1, 9]] {
-            assert_eq!(answer(words), None);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_question_makes_it_panic(words in prop::collection::vec(prop_oneof![0u64..12, any::<u64>()], 0..30)) {
-            alone(&DynamicConfig::default()).answer(&words, &mut [Vec::new()]);
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(12))]
-        #[test]
-        fn rows_depend_neither_on_the_ranks_nor_on_a_break(
-            seed in any::<u64>(),
-            admit_after in 1u32..4,
-            evict_after_steps in prop::sample::select(vec![0u64, 5, 30]),
-            ranks in (1usize..5, 1usize..5),
-        ) {
-            let dynamic = DynamicConfig { admit_after, evict_after_steps };
-            let mut random = ChaCha8Rng::seed_from_u64(seed);
-            let steps: Vec<Vec<u64>> = (0..40).map(|_| {
-                // Few ids are frequent and many rare.
-                let id = |random: &mut ChaCha8Rng| {
-                    let range = [20u64, 200, 2000][random.random_range(0..3)];
-                    random.random_range(0..range).wrapping_mul(0x2545_f491_4f6c_dd1d)
-                };
-                (0..random.random_range(0..60)).map(|_| id(&mut random)).collect()
-            }).collect();
-            let (wanted, _) = run(1, &dynamic, &steps, &[]);
-            let (first, saved) = run(ranks.0, &dynamic, &steps[..23], &[]);
-            let (second, _) = run(ranks.1, &dynamic, &steps[23..], &saved);
-            prop_assert_eq!([first, second].concat(), wanted);
         }
     }
 }
