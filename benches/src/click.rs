@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use clap::Parser;
 use features::{FeatureBatch, Jagged};
-use models::{
-    ctr::{DcnV2Config, Normalisation, Pooling},
-    ops::TrainingBackend,
-};
+use models::ctr::{DcnV2Config, Normalisation, Pooling};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use trainer::{
+    backend::StepBackend,
     ctr::{Learner, StepBatch, TrainingConfig},
-    sharding::{Plan, ShardedTables, SparseOptimizerConfig, Storage, TableConfig},
+    sharding::{
+        PlacementError, Plan, ShardedTables, SparseOptimizerConfig, Storage, TableConfig, Tables,
+    },
 };
 
 /// Sizes of the model and of a step.
@@ -76,7 +76,14 @@ impl Shape {
     }
 
     /// A fresh model of one rank of a plan.
-    pub fn learner<B: TrainingBackend>(&self, plan: Plan, rank: usize) -> Learner<B> {
+    ///
+    /// # Errors
+    /// If the tables cannot lie in the backend's memory.
+    pub fn learner<B: StepBackend>(
+        &self,
+        plan: Plan,
+        rank: usize,
+    ) -> Result<Learner<B>, PlacementError> {
         let model = DcnV2Config {
             num_cross_layers: self.cross_layers,
             cross_rank: self.cross_rank,
@@ -95,14 +102,17 @@ impl Shape {
             self.seed,
         );
         let training = TrainingConfig::default();
-        Learner::new(
+        let device = Default::default();
+        let tables = B::Tables::place(tables, 0, &device)?;
+        let seed = self.seed;
+        Ok(Learner::new(
             &model,
             &training,
             tables,
             normalisation,
-            self.seed,
-            Default::default(),
-        )
+            seed,
+            device,
+        ))
     }
 
     /// Batches of one rank.

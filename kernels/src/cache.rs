@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use cubecl::{Runtime, client::ComputeClient, server::Handle};
+use cubecl::Runtime;
 
 use crate::{
+    device::{Device, Sums, Vectors, expect},
     error::KernelError,
-    table::{Bags, GpuTable, RowwiseAdagrad, Touched},
+    table::{GpuTable, RowwiseAdagrad, Touched},
 };
 
 /// What a cache has done since the start, in distinct rows of batches.
@@ -27,7 +28,7 @@ pub struct CacheUse {
 pub struct CachedTable<R: Runtime> {
     weights: Vec<f32>,
     state: Vec<f32>,
-    device: GpuTable<R>,
+    table: GpuTable<R>,
     /// Where a row lies on the device, and when it was used last.
     slots: HashMap<u32, Slot>,
     /// `(last use, row)` of all rows on the device.
@@ -52,21 +53,15 @@ impl<R: Runtime> CachedTable<R> {
     /// # Errors
     /// [`KernelError::Length`].
     pub fn new(
-        client: ComputeClient<R>,
+        device: Device<R>,
         dim: usize,
         weights: Vec<f32>,
         state: Vec<f32>,
         slots: usize,
     ) -> Result<Self, KernelError> {
-        if weights.len() != state.len() * dim {
-            return Err(KernelError::Length {
-                what: "weights",
-                found: weights.len(),
-                wanted: state.len() * dim,
-            });
-        }
+        expect("weights", weights.len(), state.len() * dim)?;
         Ok(Self {
-            device: GpuTable::new(client, dim, &vec![0.0; slots * dim], &vec![0.0; slots])?,
+            table: GpuTable::new(device, dim, &vec![0.0; slots * dim], &vec![0.0; slots])?,
             weights,
             state,
             slots: HashMap::new(),
@@ -77,22 +72,27 @@ impl<R: Runtime> CachedTable<R> {
         })
     }
 
+    /// How many rows the device holds at a time.
+    pub fn slots(&self) -> usize {
+        self.table.rows()
+    }
+
     /// What the cache has done.
     pub fn used(&self) -> CacheUse {
         self.used
     }
 
-    /// As [`GpuTable::gather_pool`]; the batch's rows are on the device then.
+    /// As [`GpuTable::lookup`]; the batch's rows are on the device then.
     ///
     /// # Errors
     /// [`KernelError`].
-    pub fn gather_pool(&mut self, bags: Bags<'_>) -> Result<Handle, KernelError> {
-        let rows = self.bring(bags.rows)?;
-        let bags = self.device.bags(Bags {
-            rows: &rows,
-            ..bags
+    pub fn lookup(&mut self, sums: Sums<'_>, target: Vectors<'_>) -> Result<(), KernelError> {
+        let rows = self.bring(sums.source_at)?;
+        let sums = self.table.device().sums(Sums {
+            source_at: &rows,
+            ..sums
         })?;
-        Ok(self.device.gather_pool(&bags))
+        self.table.lookup(&sums, target)
     }
 
     /// As [`GpuTable::update`].
@@ -102,18 +102,32 @@ impl<R: Runtime> CachedTable<R> {
     pub fn update(
         &mut self,
         touched: Touched<'_>,
-        gradients: &Handle,
-        num_gradients: usize,
+        gradients: Vectors<'_>,
         optimizer: RowwiseAdagrad,
     ) -> Result<(), KernelError> {
+        touched.check()?;
         let rows = self.bring(touched.rows)?;
         let touched = Touched {
             rows: &rows,
             ..touched
         };
-        let touched = self.device.touched(touched, num_gradients)?;
-        self.device.update(&touched, gradients, optimizer);
-        Ok(())
+        // Each row has its own slot.
+        let touched = self.table.distinct(touched)?;
+        self.table.update(&touched, gradients, optimizer)
+    }
+
+    /// As [`GpuTable::write_rows`].
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    pub fn write_rows(
+        &mut self,
+        rows: &[u32],
+        weights: &[f32],
+        state: &[f32],
+    ) -> Result<(), KernelError> {
+        let slots = self.bring(rows)?;
+        self.table.write_rows(&slots, weights, state)
     }
 
     /// Brings all rows back; weights (`[rows, dim]`) and state (`[rows]`).
@@ -124,11 +138,6 @@ impl<R: Runtime> CachedTable<R> {
         let rows: Vec<u32> = self.by_age.iter().map(|(_, row)| *row).collect();
         self.bring_back(&rows)?;
         Ok((&self.weights, &self.state))
-    }
-
-    /// The device's part, to move numbers to and from it.
-    pub fn device(&self) -> &GpuTable<R> {
-        &self.device
     }
 
     /// Sees to it that rows are on the device; returns where each is.
@@ -143,10 +152,10 @@ impl<R: Runtime> CachedTable<R> {
                 rows: self.state.len(),
             });
         }
-        if distinct.len() > self.device.rows() {
+        if distinct.len() > self.table.rows() {
             return Err(KernelError::CacheTooSmall {
                 wanted: distinct.len(),
-                slots: self.device.rows(),
+                slots: self.table.rows(),
             });
         }
         self.batches += 1;
@@ -164,7 +173,7 @@ impl<R: Runtime> CachedTable<R> {
         self.used.hits += (distinct.len() - missing.len()) as u64;
         self.used.misses += missing.len() as u64;
         self.make_room(missing.len())?;
-        self.put(&missing);
+        self.put(&missing)?;
         // All of them are there now.
         Ok(rows.iter().map(|row| self.slots[row].at).collect())
     }
@@ -189,9 +198,9 @@ impl<R: Runtime> CachedTable<R> {
         if rows.is_empty() {
             return Ok(());
         }
-        let dim = self.device.dim();
+        let dim = self.table.dim();
         let slots: Vec<u32> = rows.iter().map(|row| self.slots[row].at).collect();
-        let (weights, state) = self.device.read_rows(&slots)?;
+        let (weights, state) = self.table.read_rows(&slots)?;
         for (at, row) in rows.iter().enumerate() {
             let to = *row as usize;
             self.weights[to * dim..(to + 1) * dim]
@@ -201,8 +210,8 @@ impl<R: Runtime> CachedTable<R> {
         Ok(())
     }
 
-    fn put(&mut self, rows: &[u32]) {
-        let dim = self.device.dim();
+    fn put(&mut self, rows: &[u32]) -> Result<(), KernelError> {
+        let dim = self.table.dim();
         let first = self.free.len() - rows.len();
         let slots = self.free.split_off(first);
         let (mut weights, mut state) = (Vec::new(), Vec::new());
@@ -214,6 +223,6 @@ impl<R: Runtime> CachedTable<R> {
             self.slots.insert(*row, Slot { at: *at, last_use });
             self.by_age.insert((last_use, *row));
         }
-        self.device.write_rows(&slots, &weights, &state);
+        self.table.write_rows(&slots, &weights, &state)
     }
 }

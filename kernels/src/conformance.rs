@@ -1,10 +1,12 @@
 //! What the kernels must do on any device: random cases against plain host arithmetic.
 
-use cubecl::{Runtime, client::ComputeClient};
+use cubecl::Runtime;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Bags, CachedTable, GpuTable, KernelError, RowwiseAdagrad, Touched};
+use crate::{
+    Buffer, CachedTable, Device, GpuTable, KernelError, RowwiseAdagrad, Sums, Touched, Vectors,
+};
 
 const ADAGRAD: RowwiseAdagrad = RowwiseAdagrad {
     learning_rate: 0.1,
@@ -50,7 +52,7 @@ pub enum Nonconformance {
 ///
 /// # Errors
 /// [`Nonconformance`] at the first that fails or gives something else.
-pub fn conform<R: Runtime>(client: &ComputeClient<R>, seed: u64) -> Result<(), Nonconformance> {
+pub fn conform<R: Runtime>(device: &Device<R>, seed: u64) -> Result<(), Nonconformance> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let case = Case::new(&mut random);
     let failed = |source| Nonconformance::Failed {
@@ -58,9 +60,9 @@ pub fn conform<R: Runtime>(client: &ComputeClient<R>, seed: u64) -> Result<(), N
         source,
     };
     let differences = [
-        case.pooling(client).map_err(failed)?,
-        case.update(client).map_err(failed)?,
-        case.cache(client, &mut random).map_err(failed)?,
+        case.pooling(device).map_err(failed)?,
+        case.update(device).map_err(failed)?,
+        case.cache(device, &mut random).map_err(failed)?,
     ];
     match differences.into_iter().flatten().next() {
         None => Ok(()),
@@ -112,12 +114,58 @@ fn compare(
 #[derive(Debug, Clone)]
 struct Case {
     dim: usize,
+    block: Block,
     weights: Vec<f32>,
     state: Vec<f32>,
     rows: Vec<u32>,
     offsets: Vec<u32>,
     scale: Vec<f32>,
     scaled: bool,
+}
+
+/// Where pooled vectors and their gradients lie: one a line, between other columns.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    /// Numbers of a line.
+    width: usize,
+    /// Where the vector begins in it.
+    column: usize,
+    /// A divisor of both.
+    step: usize,
+}
+
+impl Block {
+    /// Where each of `count` vectors begins, in steps.
+    fn places(self, count: usize) -> Vec<u32> {
+        let place = |line: usize| ((line * self.width + self.column) / self.step) as u32;
+        (0..count).map(place).collect()
+    }
+
+    fn vectors(self, buffer: &Buffer) -> Vectors<'_> {
+        Vectors {
+            buffer,
+            step: self.step,
+        }
+    }
+
+    /// Vectors of `dim` numbers in their lines.
+    fn spread(self, vectors: &[f32], dim: usize) -> Vec<f32> {
+        let mut lines = vec![f32::NAN; vectors.len() / dim * self.width];
+        for (line, vector) in lines
+            .chunks_exact_mut(self.width)
+            .zip(vectors.chunks_exact(dim))
+        {
+            line[self.column..self.column + dim].copy_from_slice(vector);
+        }
+        lines
+    }
+
+    /// The inverse of [`Self::spread`].
+    fn gather(self, lines: &[f32], dim: usize) -> Vec<f32> {
+        let lines = lines.chunks_exact(self.width);
+        let vectors = lines.flat_map(|line| &line[self.column..self.column + dim]);
+        vectors.copied().collect()
+    }
 }
 
 /// The bags' entries in the order of their rows: what a backward pass gives.
@@ -138,6 +186,13 @@ impl Case {
             offsets.push(last + random.random_range(0..=5));
         }
         let entries = offsets[offsets.len() - 1];
+        let step = [1usize, 2, 4][random.random_range(0..3)];
+        let column = step * random.random_range(0..=3);
+        let block = Block {
+            width: (column + dim).next_multiple_of(step) + step * random.random_range(0..=2),
+            column,
+            step,
+        };
         let mut list = |len: usize, from: f32, to: f32| -> Vec<f32> {
             (0..len).map(|_| random.random_range(from..to)).collect()
         };
@@ -146,6 +201,7 @@ impl Case {
         let scale = list(entries as usize, 0.1, 2.0);
         Self {
             dim,
+            block,
             weights,
             state,
             rows: (0..entries)
@@ -167,16 +223,26 @@ impl Case {
         )
     }
 
-    fn bags(&self) -> Bags<'_> {
-        Bags {
-            rows: &self.rows,
+    /// The bags' vectors, pooled from a table into lines.
+    fn pool(
+        &self,
+        device: &Device<impl Runtime>,
+        lookup: impl FnOnce(Sums<'_>, Vectors<'_>) -> Result<(), KernelError>,
+    ) -> Result<Vec<f32>, KernelError> {
+        let count = self.num_bags();
+        let block = device.room(count * self.block.width);
+        let sums = Sums {
+            source_at: &self.rows,
             offsets: &self.offsets,
             scale: self.scaled.then_some(&self.scale),
-        }
+            target_at: &self.block.places(count),
+        };
+        lookup(sums, self.block.vectors(&block))?;
+        Ok(self.block.gather(&device.download(&block)?, self.dim))
     }
 
-    fn table<R: Runtime>(&self, client: &ComputeClient<R>) -> Result<GpuTable<R>, KernelError> {
-        GpuTable::new(client.clone(), self.dim, &self.weights, &self.state)
+    fn table<R: Runtime>(&self, device: &Device<R>) -> Result<GpuTable<R>, KernelError> {
+        GpuTable::new(device.clone(), self.dim, &self.weights, &self.state)
     }
 
     fn num_bags(&self) -> usize {
@@ -198,8 +264,9 @@ impl Case {
             let begun = self
                 .offsets
                 .partition_point(|first| *first as usize <= entry);
-            begun as u32 - 1
+            begun - 1
         };
+        let places = self.block.places(self.num_bags());
         let mut entries: Vec<usize> = (0..self.rows.len()).collect();
         entries.sort_by_key(|entry| self.rows[*entry]);
         let (mut rows, mut offsets) = (Vec::new(), vec![0]);
@@ -210,17 +277,16 @@ impl Case {
         Backward {
             rows,
             offsets,
-            gradient_at: entries.iter().map(|entry| bag_of(*entry)).collect(),
+            gradient_at: entries.iter().map(|entry| places[bag_of(*entry)]).collect(),
             scale: entries.iter().map(|entry| self.scale[*entry]).collect(),
         }
     }
 
-    fn pooling<R: Runtime>(
-        &self,
-        client: &ComputeClient<R>,
-    ) -> Result<Option<Difference>, KernelError> {
-        let table = self.table(client)?;
-        let found = table.download(table.gather_pool(&table.bags(self.bags())?))?;
+    fn pooling<R: Runtime>(&self, device: &Device<R>) -> Result<Option<Difference>, KernelError> {
+        let table = self.table(device)?;
+        let found = self.pool(device, |sums, target| {
+            table.lookup(&device.sums(sums)?, target)
+        })?;
         let mut wanted = vec![0.0; self.num_bags() * self.dim];
         for (bag, sum) in wanted.chunks_exact_mut(self.dim).enumerate() {
             for entry in self.offsets[bag] as usize..self.offsets[bag + 1] as usize {
@@ -235,16 +301,13 @@ impl Case {
         Ok(compare("a pooled vector", &found, &wanted, tolerance))
     }
 
-    fn update<R: Runtime>(
-        &self,
-        client: &ComputeClient<R>,
-    ) -> Result<Option<Difference>, KernelError> {
+    fn update<R: Runtime>(&self, device: &Device<R>) -> Result<Option<Difference>, KernelError> {
         let run = || {
-            let mut table = self.table(client)?;
-            let gradients = table.upload(&self.gradients());
+            let mut table = self.table(device)?;
+            let gradients = device.upload(&self.block.spread(&self.gradients(), self.dim));
             let touched = self.backward();
-            let touched = table.touched(touched.borrow(self.scaled), self.num_bags())?;
-            table.update(&touched, &gradients, ADAGRAD);
+            let touched = table.touched(touched.borrow(self.scaled))?;
+            table.update(&touched, self.block.vectors(&gradients), ADAGRAD)?;
             table.read()
         };
         let (weights, state) = run()?;
@@ -260,7 +323,7 @@ impl Case {
     /// As `trainer::sharding` does it on the host.
     fn updated(&self) -> (Vec<f32>, Vec<f32>) {
         let (mut weights, mut state) = (self.weights.clone(), self.state.clone());
-        let (gradients, dim) = (self.gradients(), self.dim);
+        let (gradients, dim) = (self.block.spread(&self.gradients(), self.dim), self.dim);
         let touched = self.backward();
         for (row, ends) in touched.rows.iter().zip(touched.offsets.windows(2)) {
             let mut sum = vec![0.0f32; dim];
@@ -270,7 +333,7 @@ impl Case {
                 } else {
                     1.0
                 };
-                let gradient = &gradients[touched.gradient_at[entry] as usize * dim..];
+                let gradient = &gradients[touched.gradient_at[entry] as usize * self.block.step..];
                 for (sum, g) in sum.iter_mut().zip(gradient) {
                     *sum += scale * g;
                 }
@@ -292,12 +355,12 @@ impl Case {
     /// Some steps on a table whose hot rows are cached, and on one that lies wholly on the device.
     fn cache<R: Runtime>(
         &self,
-        client: &ComputeClient<R>,
+        device: &Device<R>,
         random: &mut ChaCha8Rng,
     ) -> Result<Option<Difference>, KernelError> {
-        let mut whole = self.table(client)?;
+        let mut whole = self.table(device)?;
         let (weights, state) = (self.weights.clone(), self.state.clone());
-        let mut cached = CachedTable::new(client.clone(), self.dim, weights, state, SLOTS)?;
+        let mut cached = CachedTable::new(device.clone(), self.dim, weights, state, SLOTS)?;
         for _ in 0..10 {
             let rows = (0..random.random_range(1..=SLOTS))
                 .map(|_| random.random_range(0..self.state.len() as u32));
@@ -308,16 +371,19 @@ impl Case {
                 rows,
                 ..self.clone()
             };
-            let found = whole.download(cached.gather_pool(step.bags())?)?;
-            let wanted = whole.download(whole.gather_pool(&whole.bags(step.bags())?))?;
+            let found = step.pool(device, |sums, target| cached.lookup(sums, target))?;
+            let wanted = step.pool(device, |sums, target| {
+                whole.lookup(&device.sums(sums)?, target)
+            })?;
             if let Some(difference) = compare("a cached vector", &found, &wanted, 0.0) {
                 return Ok(Some(difference));
             }
             let touched = step.backward();
-            let (touched, count) = (touched.borrow(false), step.num_bags());
-            let gradients = whole.upload(&step.gradients());
-            cached.update(touched, &gradients, count, ADAGRAD)?;
-            whole.update(&whole.touched(touched, count)?, &gradients, ADAGRAD);
+            let touched = touched.borrow(false);
+            let gradients = device.upload(&self.block.spread(&step.gradients(), self.dim));
+            let gradients = self.block.vectors(&gradients);
+            cached.update(touched, gradients, ADAGRAD)?;
+            whole.update(&whole.touched(touched)?, gradients, ADAGRAD)?;
         }
         let (weights, state) = whole.read()?;
         let (cached_weights, cached_state) = cached.read()?;

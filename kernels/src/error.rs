@@ -11,11 +11,25 @@ pub enum KernelError {
         /// Rows of the table.
         rows: usize,
     },
-    /// A row that would be moved by two at once.
-    #[error("row {row} is touched twice: its gradients are to be entries of one")]
-    Twice {
+    /// Rows that do not rise, so that one could be moved by two at once.
+    #[error("row {row} is touched after one that is not less")]
+    NotRising {
         /// The row.
         row: u32,
+    },
+    /// A vector that does not lie within its buffer.
+    #[error("{what} {index} of {dim} numbers, in steps of {step}, in a buffer of {len}")]
+    Vector {
+        /// What the vector is.
+        what: &'static str,
+        /// Its index.
+        index: usize,
+        /// How far apart two vectors can begin.
+        step: usize,
+        /// Its length.
+        dim: usize,
+        /// Length of the buffer.
+        len: usize,
     },
     /// Lists that do not belong together.
     #[error("{what} has {found} numbers, wanted {wanted}")]

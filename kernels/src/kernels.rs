@@ -1,57 +1,45 @@
-//! What runs on the device. Vectors are of `N` neighbouring columns.
+//! What runs on the device. Vectors are of `N` neighbouring numbers; where one begins is told in
+//! steps of so many such vectors.
 
 use cubecl::prelude::*;
 
-/// One unit for each vector of the result: adds up the rows of its bag.
+/// One unit for each vector of the result: adds up the sources of its target.
 ///
 /// # Shapes
-/// - `weights`: `[rows, vectors]`
-/// - `rows`, `scale`: `[entries]`; `offsets`: `[bags + 1]`
-/// - `pooled`: `[bags, vectors]`
+/// - `source_at`, `scale`: `[entries]`; `offsets`: `[count + 1]`; `target_at`: `[count]`
 #[cube(launch_unchecked)]
-pub(crate) fn gather_pool<N: Size>(
-    weights: &Array<Vector<f32, N>>,
-    rows: &Array<u32>,
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a kernel has no other way to take them"
+)]
+pub(crate) fn add_up<N: Size>(
+    source: &Array<Vector<f32, N>>,
+    source_at: &Array<u32>,
     offsets: &Array<u32>,
     scale: &Array<f32>,
-    pooled: &mut Array<Vector<f32, N>>,
+    target_at: &Array<u32>,
+    target: &mut Array<Vector<f32, N>>,
+    source_step: u32,
+    target_step: u32,
     vectors: u32,
-    bags: u32,
+    count: u32,
     #[comptime] scaled: bool,
 ) {
     let (at, vectors) = (ABSOLUTE_POS, vectors as usize);
-    if at < bags as usize * vectors {
-        let (bag, column) = (at / vectors, at % vectors);
+    if at < count as usize * vectors {
+        let (sum_at, column) = (at / vectors, at % vectors);
         let mut sum = Vector::<f32, N>::new(0.0);
-        for entry in offsets[bag]..offsets[bag + 1] {
-            let value = weights[rows[entry as usize] as usize * vectors + column];
+        for entry in offsets[sum_at]..offsets[sum_at + 1] {
+            let from = source_at[entry as usize] as usize * source_step as usize;
+            let value = source[from + column];
             if comptime!(scaled) {
                 sum += value * Vector::new(scale[entry as usize]);
             } else {
                 sum += value;
             }
         }
-        pooled[at] = sum;
-    }
-}
-
-/// One unit for each vector: puts rows in their places.
-///
-/// # Shapes
-/// - `values`: `[count, vectors]`; `rows`: `[count]`, each once
-/// - `table`: `[rows, vectors]`
-#[cube(launch_unchecked)]
-pub(crate) fn scatter<N: Size>(
-    values: &Array<Vector<f32, N>>,
-    rows: &Array<u32>,
-    table: &mut Array<Vector<f32, N>>,
-    vectors: u32,
-    count: u32,
-) {
-    let (at, vectors) = (ABSOLUTE_POS, vectors as usize);
-    if at < count as usize * vectors {
-        let row = rows[at / vectors] as usize;
-        table[row * vectors + at % vectors] = values[at];
+        let to = target_at[sum_at] as usize * target_step as usize;
+        target[to + column] = sum;
     }
 }
 
@@ -61,8 +49,7 @@ pub(crate) fn scatter<N: Size>(
 /// # Shapes
 /// - `weights`: `[rows, vectors]`; `state`: `[rows]`
 /// - `touched`: `[count]`, each once; `offsets`: `[count + 1]`
-/// - `gradient_at`, `scale`: `[entries]`, a row of `gradients` and its factor
-/// - `gradients`: `[any, vectors]`
+/// - `gradient_at`, `scale`: `[entries]`, where a gradient begins, and its factor
 #[cube(launch_unchecked)]
 #[expect(
     clippy::too_many_arguments,
@@ -76,6 +63,7 @@ pub(crate) fn rowwise_adagrad<N: Size>(
     gradient_at: &Array<u32>,
     scale: &Array<f32>,
     gradients: &Array<Vector<f32, N>>,
+    gradient_step: u32,
     count: u32,
     rate: f32,
     eps: f32,
@@ -105,11 +93,12 @@ pub(crate) fn rowwise_adagrad<N: Size>(
             if column < vectors {
                 let mut sum = Vector::<f32, N>::new(0.0);
                 for entry in offsets[at]..offsets[at + 1] {
-                    let from = gradient_at[entry as usize] as usize * vectors + column;
+                    let from = gradient_at[entry as usize] as usize * gradient_step as usize;
+                    let gradient = gradients[from + column];
                     if comptime!(scaled) {
-                        sum += gradients[from] * Vector::new(scale[entry as usize]);
+                        sum += gradient * Vector::new(scale[entry as usize]);
                     } else {
-                        sum += gradients[from];
+                        sum += gradient;
                     }
                 }
                 if weight_decay > 0.0 {

@@ -10,13 +10,17 @@
 
 #![cfg(any(feature = "cuda", feature = "wgpu"))]
 
+mod address;
 mod cache;
 mod conformance;
+mod device;
 mod error;
 mod kernels;
 mod table;
 
+pub use address::DeviceMemory;
 pub use cache::{CacheUse, CachedTable};
 pub use conformance::{Nonconformance, conform};
+pub use device::{Buffer, Device, DeviceSums, Sums, Vectors};
 pub use error::KernelError;
-pub use table::{Bags, DeviceBags, DeviceTouched, GpuTable, RowwiseAdagrad, Touched};
+pub use table::{DeviceTouched, GpuTable, RowwiseAdagrad, Touched};

@@ -9,6 +9,7 @@
 //!
 //! This crate serves nothing and knows no query engine: it reads Delta and Parquet itself.
 
+pub mod backend;
 pub mod checkpoint;
 pub mod collective;
 pub mod ctr;

@@ -59,7 +59,7 @@ fn main() -> anyhow::Result<()> {
     set_threads(args.threads)?;
     let batches = args.shape.batches(4, 0);
     let plan = Plan::alone(&args.shape.tables());
-    let mut learner = args.shape.learner::<Autodiff<Cpu>>(plan, 0);
+    let mut learner = args.shape.learner::<Autodiff<Cpu>>(plan, 0)?;
     let router = learner.router().clone();
     let mut groups = Groups::alone();
     let mut batches = batches.iter().cycle();
@@ -84,7 +84,7 @@ fn main() -> anyhow::Result<()> {
         let times: anyhow::Result<Vec<f64>> = (0..args.steps).map(|_| step(&mut learner)).collect();
         ordinary = median(times?);
         let started = Instant::now();
-        checkpoints.save(learner.save(serde_json::Value::Null), None)?;
+        checkpoints.save(learner.save(serde_json::Value::Null)?, None)?;
         blocked.push(started.elapsed().as_secs_f64());
         let mut stalled = started.elapsed().as_secs_f64();
         while checkpoints.is_writing() {

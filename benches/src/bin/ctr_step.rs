@@ -9,9 +9,10 @@ use std::time::Instant;
 use burn::backend::Autodiff;
 use clap::Parser;
 use marquee_benches::{Backend, click::Shape, median, print, set_threads};
-use models::{Cpu, ops::TrainingBackend};
+use models::Cpu;
 use serde::Serialize;
 use trainer::{
+    backend::StepBackend,
     ctr::{Groups, StepLimits},
     sharding::Plan,
 };
@@ -70,10 +71,10 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-fn time<B: TrainingBackend>(args: &Args) -> anyhow::Result<()> {
+fn time<B: StepBackend>(args: &Args) -> anyhow::Result<()> {
     let batches = args.shape.batches(NUM_BATCHES, 0);
     let plan = Plan::alone(&args.shape.tables());
-    let mut learner = args.shape.learner::<B>(plan, 0);
+    let mut learner = args.shape.learner::<B>(plan, 0)?;
     let mut batches = batches.iter().cycle();
     let mut groups = Groups::alone();
     let router = learner.router().clone();

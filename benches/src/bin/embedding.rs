@@ -81,7 +81,7 @@ fn main() -> anyhow::Result<()> {
     let mut tables = ShardedTables::new(plan, 0, optimizer, Storage::F32, 1);
     let mut group = TcpGroup::alone();
     let batches = batches(&args);
-    let mut gradient = vec![0.01; args.batch * tables.width()];
+    let gradients = vec![0.01; args.batch * tables.width()];
     let (mut route, mut lookup, mut update, mut step) = (vec![], vec![], vec![], vec![]);
     for turn in 0..args.turns + 3 {
         let bags = Bags {
@@ -89,13 +89,14 @@ fn main() -> anyhow::Result<()> {
             weights: None,
             rows: args.batch,
         };
+        let mut gradient = gradients.clone();
         let started = Instant::now();
         let routed = tables.router().route(bags, &mut group)?;
         let routed_at = started.elapsed();
         let pooled = tables.lookup(&routed, &mut group)?;
         let looked_up_at = started.elapsed();
         gradient[0] = pooled[0];
-        let received = tables.exchange(&routed, &gradient, &mut group)?;
+        let received = tables.exchange(&routed, gradient, &mut group)?;
         tables.apply(&[received], 1.0, &mut group)?;
         let done_at = started.elapsed();
         if turn >= 3 {

@@ -23,10 +23,11 @@ use cubecl::{
 use cudarc::driver::{CudaContext, DevicePtrMut};
 use kernels::{Bags, GpuTable, RowwiseAdagrad, Touched, conform};
 use marquee_benches::{click::Shape, median, ranks};
-use models::{Cpu, ops::TrainingBackend};
+use models::Cpu;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use trainer::{
+    backend::StepBackend,
     collective::{CollectiveConfig, NcclGroup, ProcessGroup, Rendezvous, conformance},
     ctr::{Groups, StepLimits},
     sharding::Plan,
@@ -329,8 +330,8 @@ fn timed(client: &ComputeClient<CudaRuntime>, mut call: impl FnMut()) -> anyhow:
 }
 
 /// The losses of some steps.
-fn losses<B: TrainingBackend>(shape: &Shape, steps: usize) -> anyhow::Result<(Vec<f32>, f64)> {
-    let mut learner = shape.learner::<B>(Plan::alone(&shape.tables()), 0);
+fn losses<B: StepBackend>(shape: &Shape, steps: usize) -> anyhow::Result<(Vec<f32>, f64)> {
+    let mut learner = shape.learner::<B>(Plan::alone(&shape.tables()), 0)?;
     let router = learner.router().clone();
     let mut groups = Groups::alone();
     let batches = shape.batches(4, 0);

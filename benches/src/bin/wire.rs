@@ -60,9 +60,10 @@ fn main() -> anyhow::Result<()> {
         storage: Storage::F32,
         world_size,
         batch_size: args.shape.batch,
+        column_wise: true,
     };
     let plan = planner.plan(&args.shape.tables())?.plan;
-    let mut learner = args.shape.learner::<Autodiff<Cpu>>(plan.clone(), rank);
+    let mut learner = args.shape.learner::<Autodiff<Cpu>>(plan.clone(), rank)?;
     let router = learner.router().clone();
     let batches = args.shape.batches(args.steps, rank);
     let sparse = |batch: &StepBatch| plan.least_bytes(rank, &batch.features.sparse);

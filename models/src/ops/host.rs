@@ -1,11 +1,12 @@
 //! The fused operations on the CPU: one pass, on all threads. Sums over rows are made by blocks of
-//! fixed size in a fixed order, so that they do not depend on the number of threads.
+//! fixed size in a fixed order, so that they do not depend on the number of threads. For f32, which
+//! networks hold here; what is of 16 bits is composed.
 
-use burn::tensor::{Shape, TensorData, TensorMetadata};
+use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::FusedKernels;
+use super::{FusedKernels, composed};
 use crate::Cpu;
 
 /// Values that one task takes on; a serving batch is one task.
@@ -13,6 +14,9 @@ const VALUES_PER_TASK: usize = 32 * 1024;
 
 impl FusedKernels for Cpu {
     fn bias_relu_forward(z: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        if z.dtype() != DType::F32 {
+            return composed::bias_relu_forward::<Self>(z, bias);
+        }
         let (shape, bias) = (z.shape(), values(&bias));
         let mut z = owned(z);
         let bias = bias.as_slice();
@@ -27,6 +31,9 @@ impl FusedKernels for Cpu {
     }
 
     fn bias_relu_backward(gradient: FlexTensor, y: FlexTensor) -> (FlexTensor, FlexTensor) {
+        if gradient.dtype() != DType::F32 {
+            return composed::bias_relu_backward::<Self>(gradient, y);
+        }
         let shape = gradient.shape();
         let width = shape[1];
         let y = values(&y);
@@ -51,6 +58,9 @@ impl FusedKernels for Cpu {
         bias: FlexTensor,
         x: FlexTensor,
     ) -> (FlexTensor, FlexTensor) {
+        if u.dtype() != DType::F32 {
+            return composed::cross_forward::<Self>(x0, u, bias, x);
+        }
         let shape = u.shape();
         let width = shape[1];
         let (x0, bias, x) = (values(&x0), values(&bias), values(&x));
@@ -80,6 +90,9 @@ impl FusedKernels for Cpu {
         x0: FlexTensor,
         t: FlexTensor,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        if gradient.dtype() != DType::F32 {
+            return composed::cross_backward::<Self>(gradient, x0, t);
+        }
         let shape = gradient.shape();
         let width = shape[1];
         let (gradient, x0) = (values(&gradient), values(&x0));
@@ -157,7 +170,7 @@ fn values(tensor: &FlexTensor) -> Values {
 /// A tensor's numbers to be changed; a copy only where another still needs them.
 fn owned(tensor: FlexTensor) -> Vec<f32> {
     let data = tensor.into_data();
-    // Networks hold f32.
+    // Other types were sent away.
     data.into_vec().expect("a tensor of f32")
 }
 

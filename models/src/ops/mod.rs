@@ -5,6 +5,7 @@
 //! their own operations: a GPU's fusion does the same there, and libtorch has some as one.
 
 mod autodiff;
+mod composed;
 mod host;
 #[cfg(feature = "tch")]
 mod libtorch;
@@ -13,6 +14,8 @@ use burn::{
     prelude::Backend,
     tensor::{Tensor, TensorPrimitive, backend::AutodiffBackend, ops::FloatTensor},
 };
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement, element::BoolElement};
 
 /// The fused operations of a backend.
 ///
@@ -42,8 +45,7 @@ impl<B: AutodiffBackend<InnerBackend: FusedOps> + FusedOps> TrainingBackend for 
 pub trait FusedKernels: Backend {
     /// As [`FusedOps::bias_relu`].
     fn bias_relu_forward(z: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        let sum = tensor::<Self, 2>(z) + tensor::<Self, 1>(bias).unsqueeze();
-        primitive(burn::tensor::activation::relu(sum))
+        composed::bias_relu_forward::<Self>(z, bias)
     }
 
     /// Gradients of `z` and of the bias, from those of the output `y`.
@@ -51,10 +53,7 @@ pub trait FusedKernels: Backend {
         gradient: FloatTensor<Self>,
         y: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let dead = tensor::<Self, 2>(y).lower_equal_elem(0.0);
-        let gradient = tensor::<Self, 2>(gradient).mask_fill(dead, 0.0);
-        let bias = gradient.clone().sum_dim(0).squeeze_dim::<1>(0);
-        (primitive(gradient), primitive(bias))
+        composed::bias_relu_backward::<Self>(gradient, y)
     }
 
     /// As [`FusedOps::cross`]; also gives `t = u + bias`, which the way back needs.
@@ -64,9 +63,7 @@ pub trait FusedKernels: Backend {
         bias: FloatTensor<Self>,
         x: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let t = tensor::<Self, 2>(u) + tensor::<Self, 1>(bias).unsqueeze();
-        let y = tensor::<Self, 2>(x0) * t.clone() + tensor::<Self, 2>(x);
-        (primitive(y), primitive(t))
+        composed::cross_forward::<Self>(x0, u, bias, x)
     }
 
     /// Gradients of `x0`, `u` and the bias, from that of the output; that of `x` is the output's.
@@ -75,20 +72,19 @@ pub trait FusedKernels: Backend {
         x0: FloatTensor<Self>,
         t: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let gradient = tensor::<Self, 2>(gradient);
-        let of_x0 = gradient.clone() * tensor::<Self, 2>(t);
-        let of_u = gradient * tensor::<Self, 2>(x0);
-        let of_bias = of_u.clone().sum_dim(0).squeeze_dim::<1>(0);
-        (primitive(of_x0), primitive(of_u), primitive(of_bias))
+        composed::cross_backward::<Self>(gradient, x0, t)
     }
 }
 
-#[cfg(feature = "cuda")]
-impl FusedKernels for burn::backend::Cuda {}
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> FusedKernels
+    for CubeBackend<R, F, I, T>
+{
+}
 
 macro_rules! without_gradients {
-    ($backend:ty) => {
-        impl FusedOps for $backend {
+    ($backend:ty $(, $parameter:ident: $bound:ident)*) => {
+        impl<$($parameter: $bound),*> FusedOps for $backend {
             fn bias_relu(z: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
                 Self::bias_relu_forward(z, bias)
             }
@@ -106,8 +102,8 @@ macro_rules! without_gradients {
 }
 
 without_gradients!(crate::Cpu);
-#[cfg(feature = "cuda")]
-without_gradients!(burn::backend::Cuda);
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+without_gradients!(CubeBackend<R, F, I, T>, R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement);
 #[cfg(feature = "tch")]
 without_gradients!(burn::backend::LibTorch);
 

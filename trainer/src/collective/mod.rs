@@ -8,6 +8,8 @@
 //! both pass.
 
 pub mod conformance;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod device;
 mod greeting;
 mod links;
 mod membership;
@@ -26,6 +28,8 @@ use std::{io, ops::Range, time::Duration};
 
 use bytemuck::Pod;
 pub use greeting::GreetingError;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use kernels::{Buffer, Device, DeviceMemory};
 pub use membership::{Membership, MembershipError};
 #[cfg(feature = "cuda")]
 pub use nccl::NcclGroup;
@@ -102,6 +106,46 @@ pub trait ProcessGroup: Send {
 
     /// What this rank has put on the wire so far.
     fn traffic(&self) -> Traffic;
+
+    /// As [`Self::all_reduce`], of numbers in a device's memory; returns the sums, which may lie in
+    /// the same buffer.
+    ///
+    /// # Errors
+    /// [`ExchangeError`].
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    fn all_reduce_buffer<R: DeviceMemory>(
+        &mut self,
+        device: &Device<R>,
+        buffer: &Buffer,
+    ) -> Result<Buffer, ExchangeError>
+    where
+        Self: Sized,
+    {
+        device::all_reduce(self, device, buffer)
+    }
+
+    /// As [`Self::all_to_all_v`], of numbers in a device's memory: each rank's part comes after the
+    /// other's, as long as the two ranks have agreed before.
+    ///
+    /// # Shapes
+    /// - `buffer`: `[sent.sum()]`; returns `[received.sum()]`
+    /// - `sent`, `received`: `[world_size]`, numbers to and from each rank
+    ///
+    /// # Errors
+    /// [`ExchangeError`].
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    fn all_to_all_buffer<R: DeviceMemory>(
+        &mut self,
+        device: &Device<R>,
+        buffer: &Buffer,
+        sent: &[usize],
+        received: &[usize],
+    ) -> Result<Buffer, ExchangeError>
+    where
+        Self: Sized,
+    {
+        device::all_to_all(self, device, buffer, sent, received)
+    }
 }
 
 /// Bytes of a group on the wire, headers included.
@@ -228,6 +272,18 @@ pub enum CollectiveError {
         /// Name of the group.
         role: String,
     },
+}
+
+/// Why numbers did not come from one rank's memory to another's, whatever memory that is.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// A rank was lost, or the like.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// The device refuses.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    #[error(transparent)]
+    Kernel(#[from] kernels::KernelError),
 }
 
 impl CollectiveError {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     checkpoint::CheckpointConfig,
     collective::CollectiveConfig,
+    dense::Precision,
     schedule::ScheduleConfig,
     sharding::{DynamicConfig, PlannerConfig, SparseOptimizerConfig, Storage, TableConfig},
     split::SplitConfig,
@@ -102,6 +103,9 @@ pub struct TablesConfig {
     pub pooling: Pooling,
     /// Type of the weights in memory.
     pub storage: Storage,
+    /// Rows of a table that GPU memory holds at a time, of tables with more, which then lie in host
+    /// memory; at least the distinct rows of a rank's batch. 0: whole tables lie in GPU memory.
+    pub gpu_cache_rows: usize,
     /// How rows are moved.
     pub optimizer: SparseOptimizerConfig,
     /// How tables are spread over the ranks.
@@ -117,6 +121,7 @@ impl Default for TablesConfig {
             dynamic: BTreeMap::new(),
             pooling: Pooling::default(),
             storage: Storage::default(),
+            gpu_cache_rows: 0,
             optimizer: SparseOptimizerConfig::default(),
             planner: PlannerConfig::default(),
         }
@@ -178,6 +183,8 @@ pub struct TrainingConfig {
     pub evaluate_every_steps: u64,
     /// Step size of the dense weights (Adam).
     pub learning_rate: f64,
+    /// What the network computes in; its weights stay f32.
+    pub precision: Precision,
     /// Pull of the dense weights towards zero.
     pub weight_decay: f32,
     /// Longest gradient of the dense weights; longer ones are scaled down to it. 0: no limit.
@@ -215,6 +222,7 @@ impl Default for TrainingConfig {
             epochs: 2,
             evaluate_every_steps: 0,
             learning_rate: 1e-3,
+            precision: Precision::default(),
             weight_decay: 0.0,
             max_gradient_norm: 10.0,
             schedule: ScheduleConfig::default(),

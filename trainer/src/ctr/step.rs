@@ -5,7 +5,7 @@ use std::{sync::Arc, thread};
 use burn::{
     module::AutodiffModule,
     optim::GradientsParams,
-    tensor::{Tensor, TensorData},
+    tensor::{Tensor, TensorData, backend::AutodiffBackend},
 };
 use features::hash::chain_integer;
 use models::{
@@ -14,17 +14,17 @@ use models::{
         DcnV2, DcnV2Config, EmbeddingTable, Normalisation, artifact::write_dense,
         dcn_v2::weighted_bce,
     },
-    ops::TrainingBackend,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::config::TrainingConfig;
 use crate::{
+    backend::StepBackend,
     checkpoint::{CheckpointError, Piece, Restored, Snapshot},
-    collective::{CollectiveError, JoinError, ProcessGroup, Rendezvous, TcpGroup},
-    dense::{self, Adam},
-    sharding::{Bags, Received, Routed, Router, ShardSpec, ShardedTables, TableUse},
+    collective::{CollectiveError, ExchangeError, JoinError, ProcessGroup, Rendezvous, TcpGroup},
+    dense::{self, DenseState, Move, Precision, Saved},
+    sharding::{Bags, Routed, Router, Tables},
 };
 
 /// The rows of one step, or this rank's part of them.
@@ -142,13 +142,13 @@ impl Default for StepLimits {
 }
 
 /// A model in training: network, tables and their optimizers.
-pub struct Learner<B: TrainingBackend> {
+pub struct Learner<B: StepBackend> {
     model: DcnV2Config,
     network: DcnV2<B>,
-    /// The network's weights, flat.
-    weights: Vec<f32>,
-    optimizer: Adam,
-    tables: ShardedTables,
+    /// The network's weights and their optimizer.
+    dense: B::Dense,
+    num_weights: usize,
+    tables: B::Tables,
     normalisation: Normalisation,
     training: TrainingConfig,
     seed: u64,
@@ -156,12 +156,16 @@ pub struct Learner<B: TrainingBackend> {
     device: B::Device,
 }
 
-impl<B: TrainingBackend> Learner<B> {
+/// Gradients of a micro-batch's tables that have reached their owners.
+type Given<'a, B> = <<B as StepBackend>::Tables as Tables<Inner<B>>>::Given<'a>;
+type Inner<B> = <B as AutodiffBackend>::InnerBackend;
+
+impl<B: StepBackend> Learner<B> {
     /// A fresh network over tables; `seed` fixes its weights and dropout.
     pub fn new(
         model: &DcnV2Config,
         training: &TrainingConfig,
-        tables: ShardedTables,
+        tables: B::Tables,
         normalisation: Normalisation,
         seed: u64,
         device: B::Device,
@@ -174,11 +178,13 @@ impl<B: TrainingBackend> Learner<B> {
         );
         let network: DcnV2<B> = model.init(tables.width(), &mut random, &device);
         let weights = dense::flatten_weights(&network);
+        let num_weights = weights.len();
+        let dense = B::Dense::load(Saved::fresh(weights), &device);
         Self {
             model: model.clone(),
-            optimizer: Adam::new(weights.len()),
-            network,
-            weights,
+            network: dense.network(network, training.precision),
+            dense,
+            num_weights,
             tables,
             normalisation,
             training: training.clone(),
@@ -192,122 +198,133 @@ impl<B: TrainingBackend> Learner<B> {
     /// and before the next one is routed.
     ///
     /// # Errors
-    /// [`CollectiveError`].
+    /// [`ExchangeError`].
     pub fn observe(
         &mut self,
         micro_batches: &[RoutedBatch],
         group: &mut impl ProcessGroup,
-    ) -> Result<(), CollectiveError> {
+    ) -> Result<(), ExchangeError> {
         let routed = micro_batches.iter().map(|batch| &batch.routed);
         self.tables.observe(routed, group)
-    }
-
-    /// How the dynamic tables are used, on all ranks.
-    ///
-    /// # Errors
-    /// [`CollectiveError`].
-    pub fn usage(&self, group: &mut impl ProcessGroup) -> Result<Vec<TableUse>, CollectiveError> {
-        self.tables.usage(group)
     }
 
     /// Learns from the micro-batches of one step, together with the other ranks.
     ///
     /// # Errors
-    /// [`CollectiveError`]; the model is then not to be used.
+    /// [`ExchangeError`]; the model is then not to be used.
     pub fn step(
         &mut self,
         micro_batches: &[RoutedBatch],
         limits: StepLimits,
         rows: &mut impl ProcessGroup,
         dense: &mut impl ProcessGroup,
-    ) -> Result<StepOutcome, CollectiveError> {
+    ) -> Result<StepOutcome, ExchangeError> {
         // Random numbers of a step depend on nothing before it, and differ between ranks.
         let place = [self.seed, self.step, rows.rank() as u64].into_iter();
         let chain = |hash, number| chain_integer(hash, number as i64);
         B::seed(&self.device, place.fold(features::hash::SEED, chain));
         let total_weight = micro_batches.iter().map(|batch| batch.total_weight).sum();
-        let mut summed = vec![0.0; self.weights.len() + 2];
-        let mut pooled_gradients = Vec::new();
+        self.dense.clear();
+        let mut gradients = Vec::new();
         for batch in micro_batches {
-            let pooled = self.tables.lookup(&batch.routed, rows)?;
-            let pooled = self.forward_backward(batch, pooled, total_weight, &mut summed);
-            pooled_gradients.push(pooled);
+            let pooled = self.lookup(batch, rows)?;
+            gradients.push(self.forward_backward(batch, pooled, total_weight));
         }
-        if let Some(stop) = summed.last_mut() {
-            *stop = f32::from(u8::from(limits.stop));
-        }
-        let given = self.exchange(micro_batches, &pooled_gradients, &mut summed, rows, dense)?;
-        let stopping = summed.pop() != Some(0.0);
-        let loss = summed.pop().unwrap_or(f32::NAN);
-        let gradient_norm = dense::clip(&mut summed, self.training.max_gradient_norm);
+        let given = self.exchange(micro_batches, gradients, limits.stop, rows, dense)?;
+        let total = self.dense.total();
+        let (loss, gradient_norm) = (total.loss, total.gradient_norm);
         let applied = gradient_norm.is_finite() && loss.is_finite() && loss <= limits.max_loss;
         if applied {
             let factor = self.training.schedule.rate(self.step);
             self.tables.apply(&given, factor as f32, rows)?;
-            self.move_weights(&summed, factor);
+            let by = Move {
+                rate: self.training.learning_rate * factor,
+                weight_decay: self.training.weight_decay,
+                max_norm: self.training.max_gradient_norm,
+            };
+            self.dense.apply(&total, by);
+            let network = self.network.clone();
+            self.network = self.dense.network(network, self.training.precision);
         }
         self.step += 1;
         Ok(StepOutcome {
             loss,
             gradient_norm,
             applied,
-            stopping,
+            stopping: total.stopping,
         })
     }
 
-    /// Dense gradients to all ranks and sparse ones to their owners, at the same time.
-    fn exchange<'a>(
+    /// The network's input: standardised dense features, and pooled rows.
+    fn lookup(
         &self,
+        batch: &RoutedBatch,
+        rows: &mut impl ProcessGroup,
+    ) -> Result<Tensor<Inner<B>, 2>, ExchangeError> {
+        let (features, normalisation) = (&batch.batch.features, &self.normalisation);
+        let dense = |block: &mut [f32], width| write_dense(features, normalisation, block, width);
+        self.tables
+            .lookup(&batch.routed, &dense, &self.device, rows)
+    }
+
+    /// Dense gradients to all ranks and sparse ones to their owners.
+    fn exchange<'a>(
+        &mut self,
         micro_batches: &'a [RoutedBatch],
-        pooled_gradients: &'a [Vec<f32>],
-        summed: &mut [f32],
+        gradients: Vec<Tensor<Inner<B>, 2>>,
+        stop: bool,
         rows: &mut impl ProcessGroup,
         dense: &mut impl ProcessGroup,
-    ) -> Result<Vec<Received<'a>>, CollectiveError> {
+    ) -> Result<Vec<Given<'a, B>>, ExchangeError> {
+        let Self {
+            dense: state,
+            tables,
+            ..
+        } = self;
+        let sparse = || {
+            let batches = micro_batches.iter().zip(gradients);
+            let given =
+                batches.map(|(batch, gradient)| tables.exchange(&batch.routed, gradient, rows));
+            given.collect()
+        };
+        if dense.world_size() == 1 || !B::AT_ONCE {
+            state.reduce(stop, dense)?;
+            return sparse();
+        }
         thread::scope(|scope| {
-            let reduced =
-                (dense.world_size() > 1).then(|| scope.spawn(move || dense.all_reduce(summed)));
-            let batches = micro_batches.iter().zip(pooled_gradients);
-            let given = batches
-                .map(|(batch, gradient)| self.tables.exchange(&batch.routed, gradient, rows));
-            let given = given.collect();
+            let reduced = scope.spawn(move || state.reduce(stop, dense));
+            let given = sparse();
             // A panic in the thread goes on here.
-            reduced.map_or(Ok(()), |thread| thread.join().expect("an all-reduce"))?;
+            reduced.join().expect("an all-reduce")?;
             given
         })
     }
 
-    fn move_weights(&mut self, gradient: &[f32], factor: f64) {
-        let rate = self.training.learning_rate * factor;
-        let decay = self.training.weight_decay;
-        self.optimizer
-            .step(&mut self.weights, gradient, rate, decay);
-        let network = self.network.clone();
-        self.network = dense::load_weights(network, &self.weights, &self.device);
-    }
-
-    /// The dense half: adds loss and gradients of this rank's rows to `summed`, and returns the
-    /// gradient of the pooled block.
+    /// The dense half: adds up loss and gradients of this rank's rows, and returns the gradient of
+    /// the pooled block.
     fn forward_backward(
-        &self,
+        &mut self,
         batch: &RoutedBatch,
-        pooled: Vec<f32>,
+        pooled: Tensor<Inner<B>, 2>,
         total_weight: f64,
-        summed: &mut [f32],
-    ) -> Vec<f32> {
-        let (rows, width) = (batch.batch.features.num_rows, self.tables.width());
+    ) -> Tensor<Inner<B>, 2> {
+        let rows = batch.batch.features.num_rows;
         // A rank without rows has no part in the sum.
         if rows == 0 {
             return pooled;
         }
-        let tensor = |values: Vec<f32>, width| {
-            Tensor::<B, 2>::from_data(TensorData::new(values, [rows, width]), &self.device)
+        let column = |values: &[f32]| {
+            let values = TensorData::new(values.to_vec(), [rows, 1]);
+            Tensor::<B, 2>::from_data(values, &self.device)
         };
-        let input = tensor(self.with_dense(&batch.batch, pooled), width).require_grad();
+        let input = Tensor::<B, 2>::from_inner(pooled).require_grad();
+        let logits = self
+            .network
+            .forward(dense::cast(input.clone(), self.training.precision));
         let mut loss = weighted_bce(
-            self.network.forward(input.clone()),
-            tensor(batch.batch.labels.clone(), 1),
-            tensor(batch.batch.weights.clone(), 1),
+            dense::cast(logits, Precision::F32),
+            column(&batch.batch.labels),
+            column(&batch.batch.weights),
         );
         if batch.weight != total_weight {
             loss = loss * (batch.weight / total_weight) as f32;
@@ -315,58 +332,49 @@ impl<B: TrainingBackend> Learner<B> {
         let mut gradients = loss.backward();
         let of_input = input.grad_remove(&mut gradients);
         let gradients = GradientsParams::from_grads(gradients, &self.network);
-        dense::add_gradients(&self.network, gradients, summed);
-        summed[self.weights.len()] += dense::to_vec(loss)[0];
+        self.dense.add(&self.network, gradients, loss.inner());
         // The network sees its input, and so gives it a gradient.
-        dense::to_vec(of_input.expect("a gradient of the input"))
-    }
-
-    /// Writes standardised dense features into the room that the pooled block has for them.
-    fn with_dense(&self, batch: &StepBatch, mut block: Vec<f32>) -> Vec<f32> {
-        let width = self.tables.width();
-        write_dense(&batch.features, &self.normalisation, &mut block, width);
-        block
+        of_input.expect("a gradient of the input")
     }
 
     /// Logits of this rank's rows, without dropout.
     ///
     /// # Errors
-    /// [`CollectiveError`].
+    /// [`ExchangeError`].
     pub fn logits(
         &self,
         batch: &RoutedBatch,
         rows: &mut impl ProcessGroup,
-    ) -> Result<Vec<f32>, CollectiveError> {
-        let pooled = self.tables.lookup(&batch.routed, rows)?;
-        let shape = [batch.batch.features.num_rows, self.tables.width()];
-        if shape[0] == 0 {
+    ) -> Result<Vec<f32>, ExchangeError> {
+        let input = self.lookup(batch, rows)?;
+        if batch.batch.features.num_rows == 0 {
             return Ok(Vec::new());
         }
-        let input = TensorData::new(self.with_dense(&batch.batch, pooled), shape);
-        let input = Tensor::from_data(input, &self.device);
+        let input = dense::cast(input, self.training.precision);
         Ok(dense::to_vec(self.network.valid().forward(input)))
     }
 
     /// The parts of a model that scores: network and whole tables as they stand, on the CPU.
     ///
     /// # Errors
-    /// [`CollectiveError`].
+    /// [`ExchangeError`].
     pub fn parts(
         &self,
         group: &mut impl ProcessGroup,
-    ) -> Result<(DcnV2<Cpu>, Vec<EmbeddingTable>), CollectiveError> {
+    ) -> Result<(DcnV2<Cpu>, Vec<EmbeddingTable>), ExchangeError> {
         let device = Default::default();
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let network = self
             .model
             .init::<Cpu>(self.tables.width(), &mut random, &device);
-        let network = dense::load_weights(network, &self.weights, &device);
-        Ok((network, self.tables.gather(group)?))
+        let weights = self.dense.save().weights;
+        let network = dense::load_weights(network, &weights, Precision::F32, &device);
+        Ok((network, self.tables.to_host()?.gather(group)?))
     }
 
     /// Weights of the network.
     pub fn num_weights(&self) -> usize {
-        self.weights.len()
+        self.num_weights
     }
 
     /// Standardises dense features otherwise from now on.
@@ -390,27 +398,26 @@ impl<B: TrainingBackend> Learner<B> {
     }
 }
 
-impl<B: TrainingBackend> Learner<B> {
+impl<B: StepBackend> Learner<B> {
     /// Copies all that this rank saves.
-    pub fn save(&self, state: serde_json::Value) -> Snapshot {
-        let (shards, tables) = self.tables.save();
-        Snapshot {
+    ///
+    /// # Errors
+    /// [`ExchangeError`] if the device refuses.
+    pub fn save(&self, state: serde_json::Value) -> Result<Snapshot, ExchangeError> {
+        let (shards, tables) = self.tables.to_host()?.save();
+        let dense = self.dense.save();
+        Ok(Snapshot {
             step: self.step,
             shards,
             tables,
-            ids: self.tables.save_ids(),
+            ids: self.router().save_ids(),
             dense: vec![
-                Piece::vector("weights", &self.weights),
-                Piece::vector("adam.means", &self.optimizer.means),
-                Piece::vector("adam.squares", &self.optimizer.squares),
+                Piece::vector("weights", &dense.weights),
+                Piece::vector("adam.means", &dense.means),
+                Piece::vector("adam.squares", &dense.squares),
             ],
             state,
-        }
-    }
-
-    /// Whether this rank holds cells of a saved part of a table.
-    pub fn needs(&self, saved: &ShardSpec) -> bool {
-        self.tables.needs(saved)
+        })
     }
 
     /// Goes back to a checkpoint; `updates` counts the steps until then that moved weights.
@@ -428,26 +435,25 @@ impl<B: TrainingBackend> Learner<B> {
                     problem: error.to_string(),
                 })?;
             let values: Vec<f32> = bytemuck::pod_collect_to_vec(found.data());
-            match values.len() == self.weights.len() {
+            match values.len() == self.num_weights {
                 true => Ok(values),
                 false => Err(CheckpointError::Length {
                     name: restored.name.clone(),
                     what,
                     found: values.len(),
-                    wanted: self.weights.len(),
+                    wanted: self.num_weights,
                 }),
             }
         };
-        let (weights, means, squares) =
-            (read("weights")?, read("adam.means")?, read("adam.squares")?);
-        let network = self.network.clone();
-        self.network = dense::load_weights(network, &weights, &self.device);
-        self.weights = weights;
-        self.optimizer = Adam {
-            means,
-            squares,
-            step: updates,
+        let saved = Saved {
+            weights: read("weights")?,
+            means: read("adam.means")?,
+            squares: read("adam.squares")?,
+            updates,
         };
+        self.dense = B::Dense::load(saved, &self.device);
+        let network = self.network.clone();
+        self.network = self.dense.network(network, self.training.precision);
         self.step = restored.manifest.step;
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use burn::backend::Autodiff;
-use models::{Cpu, ctr::CtrModel, ops::TrainingBackend};
+use models::{Cpu, ctr::CtrModel};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
@@ -18,8 +18,10 @@ use super::{
     train::{Progress, Task, TrainError, Trained, train},
 };
 use crate::{
+    backend::StepBackend,
     checkpoint::{Checkpoints, Folder},
     collective::{CollectiveConfig, ProcessGroup, TcpGroup, testing::meet},
+    dense::Precision,
     sharding::{DynamicConfig, ShardingKind, SparseOptimizer},
     table::{Examples, Slice, testing},
 };
@@ -83,7 +85,7 @@ impl Part<'_> {
         self.run_on::<Autodiff<Cpu>>()
     }
 
-    fn run_on<B: TrainingBackend>(&self) -> (Result<Trained, TrainError>, Vec<Progress>) {
+    fn run_on<B: StepBackend>(&self) -> (Result<Trained, TrainError>, Vec<Progress>) {
         let (_train, train_rows) = table(self.rows, 1);
         let (_valid, valid) = table(500, 2);
         let mut ranks = meet(self.world_size, &CollectiveConfig::default(), |met| {
@@ -122,10 +124,7 @@ fn fit(config: &CtrConfig, world_size: usize) -> (CtrModel<Cpu>, Vec<Progress>) 
     fit_on::<Autodiff<Cpu>>(config, world_size)
 }
 
-fn fit_on<B: TrainingBackend>(
-    config: &CtrConfig,
-    world_size: usize,
-) -> (CtrModel<Cpu>, Vec<Progress>) {
+fn fit_on<B: StepBackend>(config: &CtrConfig, world_size: usize) -> (CtrModel<Cpu>, Vec<Progress>) {
     let dir = tempfile::tempdir().unwrap();
     let part = Part {
         config,
@@ -237,6 +236,141 @@ fn libtorch_has_the_same_loss_curve_and_the_same_bits_each_time() {
     config.model.net_dropout = 0.1;
     let scores = || scores(&fit_on::<B>(&config, 1).0);
     assert_eq!(scores(), scores());
+}
+
+#[test]
+fn a_network_of_sixteen_bits_learns_nearly_the_same() {
+    let mut config = config();
+    let wanted = losses(&fit(&config, 1).1);
+    config.training.precision = Precision::Bf16;
+    for world_size in [1, 2] {
+        let (model, told) = fit(&config, world_size);
+        let found = losses(&told);
+        assert_close(&found, &wanted, 0.02);
+        assert_ne!(found, wanted);
+        assert!(measured(&model, &rows(2000, 3)).auc.unwrap() > 0.97);
+    }
+}
+
+/// The GPU's tables and dense half on whatever has Vulkan.
+#[cfg(feature = "wgpu")]
+mod gpu {
+    use burn::backend::wgpu::WgpuRuntime;
+
+    use super::*;
+    use crate::{
+        backend::Gpu,
+        sharding::{PlacementError, Storage},
+    };
+
+    fn fit_on_gpu(config: &CtrConfig, world_size: usize) -> Vec<(u64, f64)> {
+        losses(&fit_on::<Autodiff<Gpu<WgpuRuntime>>>(config, world_size).1)
+    }
+
+    #[test]
+    fn a_gpu_has_the_same_loss_curve_on_any_number_of_ranks() {
+        let config = config();
+        let wanted = losses(&fit(&config, 1).1);
+        for world_size in 1..=3 {
+            assert_close(&fit_on_gpu(&config, world_size), &wanted, 2e-4);
+        }
+    }
+
+    #[test]
+    fn a_gpu_has_the_same_loss_curve_with_every_sharding() {
+        let mut config = config();
+        let wanted = losses(&fit(&config, 1).1);
+        for kind in [
+            ShardingKind::Replicated,
+            ShardingKind::TableWise,
+            ShardingKind::RowWise,
+        ] {
+            let all = ["id", "several"].map(|feature| (feature.to_owned(), kind));
+            config.tables.planner.sharding_of = all.into();
+            assert_close(&fit_on_gpu(&config, 2), &wanted, 2e-4);
+        }
+    }
+
+    #[test]
+    fn a_gpu_learns_the_same_from_a_cache_in_micro_batches_and_with_ids_that_come_and_go() {
+        let mut config = dynamic();
+        config.training.micro_batches = 2;
+        config.training.weight_decay = 0.01;
+        config.training.max_gradient_norm = 0.1;
+        config.tables.optimizer.weight_decay = 0.001;
+        let wanted = losses(&fit(&config, 1).1);
+        for (world_size, gpu_cache_rows) in [(1, 0), (1, 300), (2, 300)] {
+            config.tables.gpu_cache_rows = gpu_cache_rows;
+            assert_close(&fit_on_gpu(&config, world_size), &wanted, 2e-4);
+        }
+    }
+
+    #[test]
+    fn a_gpu_goes_on_where_a_cpu_was_stopped() {
+        let mut config = config();
+        config.checkpoint.every_steps = 7;
+        let wanted = losses(&fit(&config, 1).1);
+        let dir = tempfile::tempdir().unwrap();
+        let mut part = Part {
+            config: &config,
+            world_size: 2,
+            dir: dir.path(),
+            rows: 3000,
+            stop: Stop::AtPoint,
+        };
+        let mut found: Vec<(u64, f64)> = losses(&part.run().1);
+        for stop in [Stop::AtPoint, Stop::Never] {
+            part.stop = stop;
+            part.world_size -= 1;
+            let part_on_gpu = part.run_on::<Autodiff<Gpu<WgpuRuntime>>>();
+            found.extend(losses(&part_on_gpu.1));
+            part.world_size = 2;
+        }
+        assert_close(&found, &wanted, 2e-4);
+    }
+
+    #[test]
+    fn what_a_gpu_cannot_is_refused_by_its_key() {
+        let refused = |change: &dyn Fn(&mut CtrConfig)| {
+            let mut config = config();
+            change(&mut config);
+            let dir = tempfile::tempdir().unwrap();
+            let part = Part {
+                config: &config,
+                world_size: 1,
+                dir: dir.path(),
+                rows: 100,
+                stop: Stop::Never,
+            };
+            match part.run_on::<Autodiff<Gpu<WgpuRuntime>>>().0 {
+                Err(TrainError::Placement(PlacementError::Unsupported { key, .. })) => key,
+                Err(TrainError::Plan(error)) => {
+                    assert!(error.to_string().contains("column_wise"), "{error}");
+                    "plan"
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let column_wise = ("id".to_owned(), ShardingKind::ColumnWise);
+        type Change<'a> = &'a dyn Fn(&mut CtrConfig);
+        let changes: [(&str, Change<'_>); 4] = [
+            ("tables.optimizer.kind", &|config| {
+                config.tables.optimizer.kind = SparseOptimizer::Adam;
+            }),
+            ("tables.optimizer.max_row_norm", &|config| {
+                config.tables.optimizer.max_row_norm = 1.0;
+            }),
+            ("tables.storage", &|config| {
+                config.tables.storage = Storage::Bf16;
+            }),
+            ("plan", &|config| {
+                config.tables.planner.sharding_of = [column_wise.clone()].into();
+            }),
+        ];
+        for (key, change) in changes {
+            assert_eq!(refused(change), key);
+        }
+    }
 }
 
 #[test]

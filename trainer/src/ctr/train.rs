@@ -10,10 +10,7 @@ use std::{
 };
 
 use features::Schema;
-use models::{
-    ctr::{Calibration, CtrModel, CtrModelError, Normalisation},
-    ops::TrainingBackend,
-};
+use models::ctr::{Calibration, CtrModel, CtrModelError, Normalisation};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -25,9 +22,10 @@ use super::{
     step::{Groups, Learner, StepBatch, StepLimits, StepOutcome},
 };
 use crate::{
+    backend::StepBackend,
     checkpoint::{CheckpointError, Checkpoints},
-    collective::{CollectiveError, ProcessGroup},
-    sharding::{PlanError, Planner, ShardedTables, TableUse},
+    collective::{CollectiveError, ExchangeError, ProcessGroup},
+    sharding::{PlacementError, PlanError, Planner, ShardedTables, TableUse, Tables},
     table::{Batches, Order, Projection, Share, Slice, TableError},
 };
 
@@ -133,6 +131,12 @@ pub enum TrainError {
     /// A rank was lost, or the like.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// The same, or a device that refuses.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+    /// The tables cannot lie where they should.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     /// Rows could not be read.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -235,7 +239,7 @@ mod bits {
 ///
 /// # Errors
 /// [`TrainError`].
-pub fn train<B: TrainingBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
+pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
     task: Task<'_>,
     device: &B::Device,
     groups: &mut Groups<G, D>,
@@ -244,8 +248,9 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
     mut report: impl FnMut(&Progress),
 ) -> Result<Trained, TrainError> {
     let mut learner = learner::<B>(task, groups, device)?;
+    let router = learner.router().clone();
     let mut state = State::default();
-    if let Some(restored) = checkpoints.latest(&mut groups.rows, |part| learner.needs(part))? {
+    if let Some(restored) = checkpoints.latest(&mut groups.rows, |part| router.needs(part))? {
         state = serde_json::from_value(restored.manifest.state.clone()).map_err(|error| {
             CheckpointError::Damaged {
                 key: restored.name.clone(),
@@ -297,7 +302,7 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
             epoch: state.epoch,
             step: state.step,
             valid: evaluation,
-            tables: learner.usage(&mut groups.rows)?,
+            tables: learner.router().usage(&mut groups.rows)?,
         });
         save_now(checkpoints, &learner, &state)?;
     }
@@ -305,21 +310,21 @@ pub fn train<B: TrainingBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
     let best = state.best.expect("one epoch or more");
     if best.step != state.step {
         let restored =
-            checkpoints.of_step(best.step, &mut groups.rows, |part| learner.needs(part))?;
+            checkpoints.of_step(best.step, &mut groups.rows, |part| router.needs(part))?;
         learner.restore(&restored, best.updates)?;
     }
     finished(task, &learner, best.calibration, &mut groups.rows)
 }
 
 /// Saves what the run cannot do without, and waits for it.
-fn save_now<B: TrainingBackend, G: ProcessGroup + 'static>(
+fn save_now<B: StepBackend, G: ProcessGroup + 'static>(
     checkpoints: &mut Checkpoints<G>,
     learner: &Learner<B>,
     state: &State,
-) -> Result<(), CheckpointError> {
-    let before = checkpoints.save(learner.save(json(state)), state.best.map(|best| best.step));
-    told(before);
-    checkpoints.wait()
+) -> Result<(), TrainError> {
+    let snapshot = learner.save(json(state))?;
+    told(checkpoints.save(snapshot, state.best.map(|best| best.step)));
+    Ok(checkpoints.wait()?)
 }
 
 /// A run goes on without a checkpoint between two; the next may be written.
@@ -335,7 +340,7 @@ fn json(state: &State) -> serde_json::Value {
     serde_json::to_value(state).expect("a state is JSON")
 }
 
-fn learner<B: TrainingBackend>(
+fn learner<B: StepBackend>(
     task: Task<'_>,
     groups: &Groups<impl ProcessGroup, impl ProcessGroup>,
     device: &B::Device,
@@ -364,6 +369,7 @@ fn learner<B: TrainingBackend>(
         storage: config.tables.storage,
         world_size,
         batch_size: config.training.batch_size.div_ceil(world_size),
+        column_wise: <B::Tables as Tables<B::InnerBackend>>::COLUMN_WISE,
     };
     let planned = planner.plan(&tables)?;
     if world_size > 1 && groups.rows.rank() == 0 {
@@ -376,6 +382,7 @@ fn learner<B: TrainingBackend>(
         config.tables.storage,
         config.seed,
     );
+    let tables = B::Tables::place(tables, config.tables.gpu_cache_rows, device)?;
     Ok(Learner::new(
         &config.model,
         &config.training,
@@ -391,7 +398,7 @@ fn learner<B: TrainingBackend>(
 }
 
 /// One pass over the training rows, or what is left of it.
-struct Epoch<'a, 'b, B: TrainingBackend, G> {
+struct Epoch<'a, 'b, B: StepBackend, G> {
     task: Task<'a>,
     learner: &'b mut Learner<B>,
     state: &'b mut State,
@@ -400,7 +407,7 @@ struct Epoch<'a, 'b, B: TrainingBackend, G> {
     report: &'b mut dyn FnMut(&Progress),
 }
 
-impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
+impl<B: StepBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
     /// Returns whether it was stopped before its end.
     fn run(&mut self, groups: &mut Groups<G, impl ProcessGroup>) -> Result<bool, TrainError> {
         let Task { config, train, .. } = self.task;
@@ -457,7 +464,7 @@ impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
                 // The end of an epoch is measured and saved by itself.
                 if !last {
                     self.evaluate_when_due(rows)?;
-                    self.save_when_due();
+                    self.save_when_due()?;
                 }
             }
             Ok(false)
@@ -528,19 +535,20 @@ impl<B: TrainingBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
             (self.report)(&Progress::Evaluated {
                 step: self.state.step,
                 valid,
-                tables: self.learner.usage(rows)?,
+                tables: self.learner.router().usage(rows)?,
             });
         }
         Ok(())
     }
 
-    fn save_when_due(&mut self) {
+    fn save_when_due(&mut self) -> Result<(), TrainError> {
         let every = self.checkpoints.config().every_steps;
         if every > 0 && self.state.step.is_multiple_of(every) {
-            let snapshot = self.learner.save(json(self.state));
+            let snapshot = self.learner.save(json(self.state))?;
             let best = self.state.best.map(|best| best.step);
             told(self.checkpoints.save(snapshot, best));
         }
+        Ok(())
     }
 }
 
@@ -568,7 +576,7 @@ fn batches(
 
 /// Calibration on the validation rows, and what the calibrated model is worth there. Each rank
 /// scores its part, over a group that no thread ahead uses; all have the same result.
-fn measure<B: TrainingBackend>(
+fn measure<B: StepBackend>(
     task: Task<'_>,
     learner: &Learner<B>,
     rows: &mut impl ProcessGroup,
@@ -591,7 +599,7 @@ fn measure<B: TrainingBackend>(
 }
 
 /// The model with its whole tables.
-fn finished<B: TrainingBackend>(
+fn finished<B: StepBackend>(
     task: Task<'_>,
     learner: &Learner<B>,
     calibration: Calibration,

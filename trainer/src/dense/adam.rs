@@ -2,16 +2,16 @@
 
 use rayon::prelude::*;
 
-const BETA_1: f32 = 0.9;
-const BETA_2: f32 = 0.999;
-const EPS: f32 = 1e-8;
+pub(super) const BETA_1: f32 = 0.9;
+pub(super) const BETA_2: f32 = 0.999;
+pub(super) const EPS: f32 = 1e-8;
 
 /// Values that one task moves.
 const CHUNK: usize = 16 * 1024;
 
 /// Means of gradients and of their squares. Source: Kingma and Ba, "Adam", ICLR 2015.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Adam {
+pub(crate) struct Adam {
     /// `[num_weights]`, running mean of the gradient.
     pub means: Vec<f32>,
     /// `[num_weights]`, running mean of its square.
@@ -21,15 +21,6 @@ pub struct Adam {
 }
 
 impl Adam {
-    /// For so many weights.
-    pub fn new(num_weights: usize) -> Self {
-        Self {
-            means: vec![0.0; num_weights],
-            squares: vec![0.0; num_weights],
-            step: 0,
-        }
-    }
-
     /// Moves the weights by one step.
     ///
     /// # Shapes
@@ -60,10 +51,18 @@ impl Adam {
 mod tests {
     use super::*;
 
+    fn fresh(num_weights: usize) -> Adam {
+        Adam {
+            means: vec![0.0; num_weights],
+            squares: vec![0.0; num_weights],
+            step: 0,
+        }
+    }
+
     #[test]
     fn a_constant_gradient_moves_by_one_rate_a_step() {
         let mut weights = vec![1.0; 40_000];
-        let mut adam = Adam::new(weights.len());
+        let mut adam = fresh(weights.len());
         for _ in 0..3 {
             let gradient = vec![0.3; weights.len()];
             adam.step(&mut weights, &gradient, 0.1, 0.0);
@@ -80,7 +79,7 @@ mod tests {
     fn decay_and_changing_gradients_follow_the_formula() {
         let (mut w, mut m, mut v) = (1.0f64, 0.0, 0.0);
         let mut weights = vec![1.0];
-        let mut adam = Adam::new(1);
+        let mut adam = fresh(1);
         for (step, gradient) in [0.2f64, -0.4].into_iter().enumerate() {
             let g = gradient + 0.5 * w;
             m = 0.9 * m + 0.1 * g;

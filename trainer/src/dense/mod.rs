@@ -1,10 +1,143 @@
 //! The dense half's weights and gradients as flat vectors, and the optimizer over them.
 //!
 //! Flat, a network's gradients travel between ranks in one piece and are cut as a whole, its
-//! optimizer is one pass over memory, and its checkpoint is three vectors.
+//! optimizer is one pass over memory, and its checkpoint is three vectors. They lie where the
+//! backend's tensors do ([`DenseState`]), as f32 whatever the network computes in.
 
 mod adam;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod device;
 mod flat;
+mod host;
 
-pub use adam::Adam;
-pub(crate) use flat::{add_gradients, clip, flatten_weights, load_weights, to_vec};
+pub(crate) use adam::Adam;
+use burn::{
+    optim::GradientsParams,
+    tensor::{FloatDType, Tensor},
+};
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub use device::DeviceDense;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) use device::{from_buffer, to_buffer};
+pub(crate) use flat::{cast, flatten_weights, load_weights, to_vec};
+pub use host::HostDense;
+use models::{ctr::DcnV2, ops::TrainingBackend};
+use serde::{Deserialize, Serialize};
+
+use crate::collective::{ExchangeError, ProcessGroup};
+
+/// What a network computes in. Weights, their gradients' sum and the optimizer stay f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits with the exponent of f32, which needs no scaling of the loss; fast where there are
+    /// units for it, as on GPUs. Source: Micikevicius et al., "Mixed Precision Training", ICLR
+    /// 2018, and Kalamkar et al., "A Study of BFLOAT16 for Deep Learning Training" (2019).
+    Bf16,
+}
+
+impl Precision {
+    /// As burn calls it.
+    pub fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::Bf16 => FloatDType::BF16,
+        }
+    }
+}
+
+/// What a step knows once all ranks have added theirs.
+#[derive(Debug, Clone, Copy)]
+pub struct Total {
+    /// Mean loss of all ranks' rows.
+    pub loss: f32,
+    /// Length of the gradient.
+    pub gradient_norm: f32,
+    /// Whether some rank was asked to stop.
+    pub stopping: bool,
+}
+
+/// How weights are moved.
+#[derive(Debug, Clone, Copy)]
+pub struct Move {
+    /// Step size.
+    pub rate: f64,
+    /// Pull towards zero.
+    pub weight_decay: f32,
+    /// Longest gradient. 0: no limit.
+    pub max_norm: f32,
+}
+
+impl Move {
+    /// What a gradient that is too long is to be multiplied with.
+    fn scale(&self, total: &Total) -> Option<f32> {
+        let norm = total.gradient_norm;
+        (self.max_norm > 0.0 && norm > self.max_norm && norm.is_finite())
+            .then(|| self.max_norm / norm)
+    }
+}
+
+/// Weights, means and mean squares of a network's optimizer, as they are saved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Saved {
+    /// `[num_weights]`.
+    pub weights: Vec<f32>,
+    /// `[num_weights]`, running mean of the gradient.
+    pub means: Vec<f32>,
+    /// `[num_weights]`, running mean of its square.
+    pub squares: Vec<f32>,
+    /// Updates so far.
+    pub updates: u64,
+}
+
+impl Saved {
+    /// Before the first step.
+    pub fn fresh(weights: Vec<f32>) -> Self {
+        let zeros = vec![0.0; weights.len()];
+        Self {
+            weights,
+            means: zeros.clone(),
+            squares: zeros,
+            updates: 0,
+        }
+    }
+}
+
+/// Weights of a network, the sum of their gradients over a step, and the optimizer's state, in the
+/// memory that a backend's tensors lie in.
+pub trait DenseState<B: TrainingBackend>: Send {
+    /// From what was saved.
+    fn load(saved: Saved, device: &B::Device) -> Self;
+
+    /// Copies what is saved.
+    fn save(&self) -> Saved;
+
+    /// A network with these weights in a precision.
+    fn network(&self, network: DcnV2<B>, precision: Precision) -> DcnV2<B>;
+
+    /// Adds the gradients of this rank's rows, and the loss.
+    fn add(
+        &mut self,
+        network: &DcnV2<B>,
+        gradients: GradientsParams,
+        loss: Tensor<B::InnerBackend, 1>,
+    );
+
+    /// Adds what the other ranks have; `stop` tells them that this one was asked to.
+    ///
+    /// # Errors
+    /// [`ExchangeError`].
+    fn reduce(&mut self, stop: bool, group: &mut impl ProcessGroup) -> Result<(), ExchangeError>;
+
+    /// What came of it.
+    fn total(&self) -> Total;
+
+    /// Moves the weights by the sum, as `total` has it.
+    fn apply(&mut self, total: &Total, by: Move);
+
+    /// The sum is zero again.
+    fn clear(&mut self);
+}

@@ -9,6 +9,9 @@
 //! rows before all this, and are admitted and evicted between two steps
 //! ([`ShardedTables::observe`]).
 
+mod block;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod device;
 mod optimizer;
 mod persist;
 mod plan;
@@ -20,6 +23,9 @@ mod tables;
 mod tests;
 mod vocabulary;
 
+pub use block::{PlacementError, Tables, WriteDense};
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub use device::DeviceTables;
 pub use optimizer::{SparseOptimizer, SparseOptimizerConfig};
 pub use plan::{
     Plan, PlanError, Planned, Planner, PlannerConfig, RowSlice, ShardSpec, Sharding, ShardingKind,

@@ -39,17 +39,6 @@ impl ShardedTables {
         (specs, pieces)
     }
 
-    /// Copies the ids of dynamic tables that this rank keeps.
-    pub fn save_ids(&self) -> Vec<Piece> {
-        let vocabulary = self.router.vocabulary();
-        vocabulary.map_or_else(Vec::new, |vocabulary| vocabulary.save())
-    }
-
-    /// Whether this rank holds cells of a saved part.
-    pub fn needs(&self, saved: &ShardSpec) -> bool {
-        self.shards.iter().any(|shard| shard.overlaps(saved))
-    }
-
     /// Takes weights and optimizer state from a checkpoint; `step` is the number of updates then.
     ///
     /// # Errors
@@ -68,7 +57,7 @@ impl ShardedTables {
             let tensors = file.tensors();
             for (at, spec) in file.shards.iter().enumerate() {
                 for shard in &mut self.shards {
-                    if shard.overlaps(spec) {
+                    if shard.spec.overlaps(spec) {
                         let table = &self.router.plan().tables[spec.table].0;
                         let saved = Saved::read(&tensors, at, spec, table.rows, &self.optimizer)
                             .map_err(|problem| CheckpointError::Damaged {
@@ -137,11 +126,6 @@ impl<'a> Saved<'a> {
 }
 
 impl Shard {
-    fn overlaps(&self, saved: &ShardSpec) -> bool {
-        let (mine, theirs) = (&self.spec.columns, &saved.columns);
-        self.spec.table == saved.table && mine.start < theirs.end && theirs.start < mine.end
-    }
-
     /// Copies the cells that both have.
     fn take(&mut self, saved: &Saved<'_>, optimizer: &SparseOptimizerConfig) {
         let first = self.spec.columns.start.max(saved.spec.columns.start);

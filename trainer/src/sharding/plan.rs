@@ -127,6 +127,14 @@ pub enum PlanError {
         /// What a rank has.
         memory_gib: f64,
     },
+    /// A sharding that the device's tables do not know.
+    #[error(
+        "tables.planner.sharding_of.{feature} is column_wise, which tables in GPU memory cannot be: use row_wise or table_wise"
+    )]
+    ColumnWise {
+        /// The feature.
+        feature: String,
+    },
     /// A number that cannot be.
     #[error("tables.planner.{key} is {value}, wanted a number above 0")]
     NotPositive {
@@ -148,6 +156,14 @@ pub struct ShardSpec {
     pub rows: RowSlice,
     /// Which columns.
     pub columns: Range<usize>,
+}
+
+impl ShardSpec {
+    /// Whether both have columns of the same table.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        let (mine, theirs) = (&self.columns, &other.columns);
+        self.table == other.table && mine.start < theirs.end && theirs.start < mine.end
+    }
 }
 
 /// Every `stride`-th row from `first` on.
@@ -336,6 +352,8 @@ pub struct Planner<'a> {
     pub world_size: usize,
     /// Rows of a rank's batch.
     pub batch_size: usize,
+    /// Whether the columns of a row may lie on several ranks.
+    pub column_wise: bool,
 }
 
 impl Planner<'_> {
@@ -400,6 +418,12 @@ impl Planner<'_> {
                 return Err(PlanError::NotPositive { key, value });
             }
         }
+        for (feature, kind) in &config.sharding_of {
+            if *kind == ShardingKind::ColumnWise && !self.column_wise {
+                let feature = feature.clone();
+                return Err(PlanError::ColumnWise { feature });
+            }
+        }
         let known = |name: &str| tables.iter().any(|table| table.feature == name);
         let named = config.sharding_of.keys().map(|name| ("sharding_of", name));
         let pooled = config.pooling_factor_of.keys();
@@ -433,7 +457,8 @@ impl Planner<'_> {
         };
         // Rows of less than 16 bytes are not worth asking for.
         let most = self.world_size.min(table.dim / 4);
-        let column_wise: Vec<Sharding> = (2..=most).map(column_wise).collect();
+        let slices = (2..=most).filter(|_| self.column_wise);
+        let column_wise: Vec<Sharding> = slices.map(column_wise).collect();
         match self.config.sharding_of.get(&table.feature) {
             Some(ShardingKind::Replicated) => vec![replicated],
             Some(ShardingKind::TableWise) => vec![table_wise],
@@ -574,6 +599,7 @@ mod tests {
             storage: Storage::F32,
             world_size: 4,
             batch_size: 1024,
+            column_wise: true,
         };
         planner.plan(tables)
     }

@@ -13,9 +13,12 @@ use rayon::prelude::*;
 use super::{
     plan::{Plan, ShardSpec},
     shard::Touched,
-    vocabulary::{Seen, Vocabulary},
+    vocabulary::{Seen, TableUse, Vocabulary},
 };
-use crate::collective::{CollectiveError, ProcessGroup};
+use crate::{
+    checkpoint::Piece,
+    collective::{CollectiveError, ProcessGroup},
+};
 
 /// Words before the rows of a request: way, vectors, rows.
 const HEADER: usize = 3;
@@ -136,6 +139,54 @@ impl Router {
         let vocabulary = self.vocabulary.as_ref()?;
         // As above.
         Some(vocabulary.write().expect("whole rows of ids"))
+    }
+
+    /// Admits and evicts ids of dynamic tables by what a step's batches have seen on all ranks.
+    /// Returns `(table, row)` of the rows that are to be as new.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub(super) fn observe<'a>(
+        &self,
+        routed: impl IntoIterator<Item = &'a Routed>,
+        group: &mut impl ProcessGroup,
+    ) -> Result<Vec<(usize, u32)>, CollectiveError> {
+        let seen: Vec<_> = routed.into_iter().map(|routed| &routed.seen).collect();
+        let lost = match self.vocabulary_mut() {
+            Some(mut vocabulary) => vocabulary.observe(&seen),
+            None => return Ok(Vec::new()),
+        };
+        let pairs = lost.iter().flat_map(|(table, rows)| {
+            let table = *table as u32;
+            rows.iter().map(move |row| [table, *row])
+        });
+        let pairs: Vec<[u32; 2]> = pairs.collect();
+        let all = group.all_gather_v(&pairs)?.concat();
+        let pair = |[table, row]: [u32; 2]| (table as usize, row);
+        Ok(all.into_iter().map(pair).collect())
+    }
+
+    /// How the dynamic tables are used, on all ranks.
+    ///
+    /// # Errors
+    /// [`CollectiveError`].
+    pub fn usage(&self, group: &mut impl ProcessGroup) -> Result<Vec<TableUse>, CollectiveError> {
+        match self.vocabulary() {
+            Some(vocabulary) => vocabulary.usage(group),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Copies the ids of dynamic tables that this rank keeps.
+    pub fn save_ids(&self) -> Vec<Piece> {
+        self.vocabulary()
+            .map_or_else(Vec::new, |vocabulary| vocabulary.save())
+    }
+
+    /// Whether this rank holds cells of a saved part of a table.
+    pub fn needs(&self, saved: &ShardSpec) -> bool {
+        self.held_by(self.rank)
+            .any(|(_, held)| held.overlaps(saved))
     }
 
     /// The plan's shards that a rank holds, with their index among all.

@@ -1,5 +1,7 @@
 //! A part of a table in this rank's memory.
 
+use std::borrow::Cow;
+
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -80,12 +82,35 @@ pub(super) struct Touched {
 
 impl Touched {
     /// The local row of a packed entry.
-    fn row(packed: u64) -> usize {
+    pub fn row(packed: u64) -> usize {
         (packed >> 32) as usize
     }
 
+    /// The entry of a packed one.
+    pub fn entry(packed: u64) -> usize {
+        (packed & u64::from(u32::MAX)) as usize
+    }
+
+    /// Those of several batches, whose gradients, of so many numbers each, lie one after the other.
+    pub fn joined<'a>(batches: impl IntoIterator<Item = (&'a Self, usize)>) -> Cow<'a, Self> {
+        let mut joined: Option<Cow<'a, Self>> = None;
+        let mut before = 0;
+        for (batch, len) in batches {
+            match &mut joined {
+                None => joined = Some(Cow::Borrowed(batch)),
+                Some(joined) => joined.to_mut().append(batch, before),
+            }
+            before += len;
+        }
+        let mut joined = joined.unwrap_or_default();
+        if let Cow::Owned(joined) = &mut joined {
+            joined.sort();
+        }
+        joined
+    }
+
     /// Adds the entries of another batch, whose gradients lie `before` further on; to be sorted.
-    pub fn append(&mut self, more: &Self, before: usize) {
+    fn append(&mut self, more: &Self, before: usize) {
         let first = self.gradient_at.len();
         if !self.scale.is_empty() || !more.scale.is_empty() {
             self.scale.resize(first, 1.0);
@@ -161,19 +186,32 @@ impl Shard {
         }
     }
 
-    /// Makes rows of the whole table as new, those of them that are here.
-    pub fn reset(&mut self, rows: &[u32]) {
-        let mut random = self.fresh.random();
-        for row in rows {
-            if !self.spec.rows.has(*row as usize) {
-                continue;
-            }
-            let local = self.spec.rows.local(*row as usize);
-            let fresh = self.fresh.row(&mut random, &self.spec, local);
-            let fresh: Vec<f32> = fresh.collect();
-            self.values.set(local * self.dim, &fresh);
+    /// Makes rows as new, those of `(table, row)` that are here.
+    pub fn reset(&mut self, lost: &[(usize, u32)]) {
+        let (rows, fresh) = self.fresh(lost);
+        for (local, fresh) in rows.into_iter().zip(fresh.chunks_exact(self.dim)) {
+            let local = local as usize;
+            self.values.set(local * self.dim, fresh);
             self.state[local * self.state_len..(local + 1) * self.state_len].fill(0.0);
         }
+    }
+
+    /// Local rows of those of `(table, row)` that are here, and their weights when they are new.
+    ///
+    /// # Shapes
+    /// - returns `[rows]` and `[rows, dim]`
+    pub fn fresh(&self, lost: &[(usize, u32)]) -> (Vec<u32>, Vec<f32>) {
+        let mut random = self.fresh.random();
+        let of_table = lost.iter().filter(|(table, _)| *table == self.spec.table);
+        let rows = of_table.map(|(_, row)| *row as usize);
+        let here = rows.filter(|row| self.spec.rows.has(*row));
+        let (mut rows, mut weights) = (Vec::new(), Vec::new());
+        for row in here {
+            let local = self.spec.rows.local(row);
+            rows.push(local as u32);
+            weights.extend(self.fresh.row(&mut random, &self.spec, local));
+        }
+        (rows, weights)
     }
 
     /// Bytes of weights and state.
@@ -199,7 +237,7 @@ impl Shard {
     /// The sum of the gradients of one row's entries.
     fn sum(&self, run: &[u64], touched: &Touched, gradient: &[f32], sum: &mut [f32]) {
         let of = |packed: &u64| -> (&[f32], f32) {
-            let entry = (packed & u64::from(u32::MAX)) as usize;
+            let entry = Touched::entry(*packed);
             let at = touched.gradient_at[entry] as usize;
             let scale = touched.scale.get(entry).copied().unwrap_or(1.0);
             (&gradient[at..at + self.dim], scale)

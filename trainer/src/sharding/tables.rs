@@ -11,7 +11,6 @@ use super::{
     routing::{Order, Request, Routed, Router},
     shard::{Shard, Touched},
     storage::Storage,
-    vocabulary::TableUse,
 };
 use crate::collective::{CollectiveError, ProcessGroup};
 
@@ -39,7 +38,7 @@ pub struct ShardedTables {
 #[derive(Debug)]
 pub struct Received<'a> {
     routed: &'a Routed,
-    gradient: Cow<'a, [f32]>,
+    gradient: Vec<f32>,
 }
 
 impl ShardedTables {
@@ -91,35 +90,11 @@ impl ShardedTables {
         routed: impl IntoIterator<Item = &'a Routed>,
         group: &mut impl ProcessGroup,
     ) -> Result<(), CollectiveError> {
-        let seen: Vec<_> = routed.into_iter().map(|routed| &routed.seen).collect();
-        let lost = match self.router.vocabulary_mut() {
-            Some(mut vocabulary) => vocabulary.observe(&seen),
-            None => return Ok(()),
-        };
-        let pairs = lost.iter().flat_map(|(table, rows)| {
-            let table = *table as u32;
-            rows.iter().map(move |row| [table, *row])
-        });
-        let pairs: Vec<u32> = pairs.flatten().collect();
-        let all = group.all_gather_v(&pairs)?.concat();
-        self.shards.par_iter_mut().for_each(|shard| {
-            let of_table = all.chunks_exact(2);
-            let of_table = of_table.filter(|pair| pair[0] as usize == shard.spec.table);
-            let rows: Vec<u32> = of_table.map(|pair| pair[1]).collect();
-            shard.reset(&rows);
-        });
+        let lost = self.router.observe(routed, group)?;
+        self.shards
+            .par_iter_mut()
+            .for_each(|shard| shard.reset(&lost));
         Ok(())
-    }
-
-    /// How the dynamic tables are used, on all ranks.
-    ///
-    /// # Errors
-    /// [`CollectiveError`].
-    pub fn usage(&self, group: &mut impl ProcessGroup) -> Result<Vec<TableUse>, CollectiveError> {
-        match self.router.vocabulary() {
-            Some(vocabulary) => vocabulary.usage(group),
-            None => Ok(Vec::new()),
-        }
     }
 
     /// Bytes of this rank's weights and optimizer state.
@@ -171,19 +146,16 @@ impl ShardedTables {
     pub fn exchange<'a>(
         &self,
         routed: &'a Routed,
-        gradient: &'a [f32],
+        gradient: Vec<f32>,
         group: &mut impl ProcessGroup,
     ) -> Result<Received<'a>, CollectiveError> {
         if self.router.plan().world_size == 1 {
-            return Ok(Received {
-                routed,
-                gradient: Cow::Borrowed(gradient),
-            });
+            return Ok(Received { routed, gradient });
         }
         let sent: Vec<Vec<f32>> = routed
             .requests
             .par_iter()
-            .map(|requests| self.gradients(requests, gradient))
+            .map(|requests| self.gradients(requests, &gradient))
             .collect();
         let parts: Vec<&[f32]> = sent.iter().map(Vec::as_slice).collect();
         let received = group.all_to_all_v(&parts)?;
@@ -197,7 +169,7 @@ impl ShardedTables {
         check_lengths(&received, wanted, "gradients")?;
         Ok(Received {
             routed,
-            gradient: Cow::Owned(received.concat()),
+            gradient: received.concat(),
         })
     }
 
@@ -348,28 +320,24 @@ impl ShardedTables {
         rate_scale: f32,
         group: &mut impl ProcessGroup,
     ) -> Result<(), CollectiveError> {
-        match received {
-            [one] => self.apply_all(&one.routed.touched, &one.gradient, rate_scale, group),
+        let gradient = match received {
+            [one] => Cow::Borrowed(&one.gradient),
             several => {
-                let gradient: Vec<&[f32]> = several.iter().map(|one| &*one.gradient).collect();
-                let gradient = gradient.concat();
-                let mut touched = vec![Touched::default(); self.shards.len()];
-                let mut before = 0;
-                for one in several {
-                    for (all, more) in touched.iter_mut().zip(&one.routed.touched) {
-                        all.append(more, before);
-                    }
-                    before += one.gradient.len();
-                }
-                touched.par_iter_mut().for_each(Touched::sort);
-                self.apply_all(&touched, &gradient, rate_scale, group)
+                let gradients: Vec<&[f32]> = several.iter().map(|one| &*one.gradient).collect();
+                Cow::Owned(gradients.concat())
             }
-        }
+        };
+        let touched = (0..self.shards.len()).into_par_iter().map(|shard| {
+            let batches = received.iter();
+            Touched::joined(batches.map(|one| (&one.routed.touched[shard], one.gradient.len())))
+        });
+        let touched: Vec<Cow<'_, Touched>> = touched.collect();
+        self.apply_all(&touched, &gradient, rate_scale, group)
     }
 
     fn apply_all(
         &mut self,
-        touched: &[Touched],
+        touched: &[Cow<'_, Touched>],
         gradient: &[f32],
         rate_scale: f32,
         group: &mut impl ProcessGroup,

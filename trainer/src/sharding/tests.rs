@@ -107,9 +107,7 @@ fn learn(
             };
             let routed = tables.router().route(bags, &mut group).unwrap();
             pooled.push(tables.lookup(&routed, &mut group).unwrap());
-            let given = tables
-                .exchange(&routed, &mine.gradient, &mut group)
-                .unwrap();
+            let given = tables.exchange(&routed, mine.gradient, &mut group).unwrap();
             tables.apply(&[given], 1.0, &mut group).unwrap();
         }
         (pooled, tables.gather(&mut group).unwrap())
@@ -329,7 +327,7 @@ fn a_step_sends_hardly_more_than_it_must() {
                 };
                 let routed = tables.router().route(bags, &mut group).unwrap();
                 let pooled = tables.lookup(&routed, &mut group).unwrap();
-                let given = tables.exchange(&routed, &pooled, &mut group).unwrap();
+                let given = tables.exchange(&routed, pooled, &mut group).unwrap();
                 tables.apply(&[given], 1.0, &mut group).unwrap();
                 group.traffic().sent_bytes as usize
             });

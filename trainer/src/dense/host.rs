@@ -1,0 +1,92 @@
+//! In host memory.
+
+use burn::{optim::GradientsParams, tensor::Tensor};
+use models::{ctr::DcnV2, ops::TrainingBackend};
+
+use super::{
+    Adam, DenseState, Move, Precision, Saved, Total,
+    flat::{add_gradients, load_weights, to_vec},
+};
+use crate::collective::{ExchangeError, ProcessGroup};
+
+/// Numbers after the gradient that travel with it: the loss, and whether to stop.
+const REST: usize = 2;
+
+/// [`DenseState`] of backends on the CPU.
+#[derive(Debug)]
+pub struct HostDense<B: TrainingBackend> {
+    weights: Vec<f32>,
+    adam: Adam,
+    /// `[num_weights + REST]`.
+    sum: Vec<f32>,
+    device: B::Device,
+}
+
+impl<B: TrainingBackend> DenseState<B> for HostDense<B> {
+    fn load(saved: Saved, device: &B::Device) -> Self {
+        Self {
+            sum: vec![0.0; saved.weights.len() + REST],
+            weights: saved.weights,
+            adam: Adam {
+                means: saved.means,
+                squares: saved.squares,
+                step: saved.updates,
+            },
+            device: device.clone(),
+        }
+    }
+
+    fn save(&self) -> Saved {
+        Saved {
+            weights: self.weights.clone(),
+            means: self.adam.means.clone(),
+            squares: self.adam.squares.clone(),
+            updates: self.adam.step,
+        }
+    }
+
+    fn network(&self, network: DcnV2<B>, precision: Precision) -> DcnV2<B> {
+        load_weights(network, &self.weights, precision, &self.device)
+    }
+
+    fn add(
+        &mut self,
+        network: &DcnV2<B>,
+        gradients: GradientsParams,
+        loss: Tensor<B::InnerBackend, 1>,
+    ) {
+        add_gradients(network, gradients, &mut self.sum);
+        self.sum[self.weights.len()] += to_vec(loss)[0];
+    }
+
+    fn reduce(&mut self, stop: bool, group: &mut impl ProcessGroup) -> Result<(), ExchangeError> {
+        self.sum[self.weights.len() + 1] = f32::from(u8::from(stop));
+        match group.world_size() {
+            1 => Ok(()),
+            _ => Ok(group.all_reduce(&mut self.sum)?),
+        }
+    }
+
+    fn total(&self) -> Total {
+        let (gradient, rest) = self.sum.split_at(self.weights.len());
+        let squares = gradient.iter().map(|value| f64::from(*value).powi(2));
+        Total {
+            loss: rest[0],
+            gradient_norm: squares.sum::<f64>().sqrt() as f32,
+            stopping: rest[1] != 0.0,
+        }
+    }
+
+    fn apply(&mut self, total: &Total, by: Move) {
+        let gradient = &mut self.sum[..self.weights.len()];
+        if let Some(scale) = by.scale(total) {
+            gradient.iter_mut().for_each(|value| *value *= scale);
+        }
+        self.adam
+            .step(&mut self.weights, gradient, by.rate, by.weight_decay);
+    }
+
+    fn clear(&mut self) {
+        self.sum.fill(0.0);
+    }
+}
