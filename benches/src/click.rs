@@ -10,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use trainer::{
     backend::StepBackend,
     ctr::{Learner, StepBatch, TrainingConfig},
+    dense::Precision,
     sharding::{
         PlacementError, Plan, ShardedTables, SparseOptimizerConfig, Storage, TableConfig, Tables,
     },
@@ -45,6 +46,12 @@ pub struct Shape {
     /// Ids are the rows times this power of a uniform number: above 1, low ones come more often
     #[arg(long, default_value_t = 1.0)]
     pub skew: f64,
+    /// The network computes in bf16
+    #[arg(long)]
+    pub bf16: bool,
+    /// Rows of each table that GPU memory holds at a time; 0: all
+    #[arg(long, default_value_t = 0)]
+    pub gpu_cache_rows: usize,
     /// Seed of everything random
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -101,9 +108,15 @@ impl Shape {
             Storage::F32,
             self.seed,
         );
-        let training = TrainingConfig::default();
+        let training = TrainingConfig {
+            precision: match self.bf16 {
+                true => Precision::Bf16,
+                false => Precision::F32,
+            },
+            ..TrainingConfig::default()
+        };
         let device = Default::default();
-        let tables = B::Tables::place(tables, 0, &device)?;
+        let tables = B::Tables::place(tables, self.gpu_cache_rows, &device)?;
         let seed = self.seed;
         Ok(Learner::new(
             &model,

@@ -7,6 +7,7 @@
 use std::{
     os::unix::process::CommandExt,
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,21 +17,20 @@ use clap::{Parser, ValueEnum};
 use comfy_table::{Table, presets};
 use cubecl::{
     Runtime,
-    client::ComputeClient,
     cuda::{CudaDevice, CudaRuntime},
     future::block_on,
 };
-use cudarc::driver::{CudaContext, DevicePtrMut};
-use kernels::{Bags, GpuTable, RowwiseAdagrad, Touched, conform};
+use cudarc::driver::CudaContext;
+use kernels::{Device, GpuTable, KernelError, RowwiseAdagrad, Sums, Touched, Vectors, conform};
 use marquee_benches::{click::Shape, median, ranks};
 use models::Cpu;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use trainer::{
     backend::StepBackend,
-    collective::{CollectiveConfig, NcclGroup, ProcessGroup, Rendezvous, conformance},
+    collective::{CollectiveConfig, NcclGroup, ProcessGroup, Rendezvous, TcpGroup, conformance},
     ctr::{Groups, StepLimits},
-    sharding::Plan,
+    sharding::{Plan, Sharding},
 };
 
 /// Longest that a check may take.
@@ -62,8 +62,20 @@ enum Check {
     KernelRates,
     /// The losses of twenty steps on this GPU and on the CPU
     Gradients,
-    /// Samples a second of the training step
+    /// The same with a network of bf16
+    GradientsBf16,
+    /// The same with tables in host memory and a cache here
+    GradientsCached,
+    /// Training by two ranks on this GPU over NCCL, which may refuse, against one on the CPU
+    GradientsTwoRanks,
+    /// Samples a second of the training step, batch 4096
     Step,
+    /// The same with a network of bf16
+    StepBf16,
+    /// The same with batch 65,536
+    StepLarge,
+    /// The same with batch 65,536 and a network of bf16
+    StepLargeBf16,
 }
 
 impl Check {
@@ -90,8 +102,29 @@ impl Check {
             Self::NcclInPlace => nccl_in_place(),
             Self::Kernels => kernels(),
             Self::KernelRates => kernel_rates(),
-            Self::Gradients => gradients(),
-            Self::Step => step(),
+            Self::Gradients => gradients(&small(), 2e-3),
+            Self::GradientsBf16 => gradients(
+                &Shape {
+                    bf16: true,
+                    ..small()
+                },
+                2e-2,
+            ),
+            Self::GradientsCached => {
+                let gpu_cache_rows = 600;
+                gradients(
+                    &Shape {
+                        gpu_cache_rows,
+                        ..small()
+                    },
+                    2e-3,
+                )
+            }
+            Self::GradientsTwoRanks => gradients_of_two_ranks(),
+            Self::Step => step(4096, false),
+            Self::StepBf16 => step(4096, true),
+            Self::StepLarge => step(65_536, false),
+            Self::StepLargeBf16 => step(65_536, true),
         }
     }
 }
@@ -188,7 +221,7 @@ fn copy_rate() -> anyhow::Result<f64> {
 }
 
 /// Meets the other ranks, of which this process is one, on the first GPU.
-fn meet(world_size: usize) -> anyhow::Result<Option<NcclGroup>> {
+fn meet(world_size: usize) -> anyhow::Result<Option<Arc<Rendezvous>>> {
     let Some(mut membership) = ranks::start(world_size)? else {
         return Ok(None);
     };
@@ -197,14 +230,14 @@ fn meet(world_size: usize) -> anyhow::Result<Option<NcclGroup>> {
         timeout_seconds: 60.0,
         ..CollectiveConfig::default()
     };
-    let met = Rendezvous::join(membership, &config, "gpu-check")?;
-    Ok(Some(NcclGroup::connect(&met, "check")?))
+    Ok(Some(Rendezvous::join(membership, &config, "gpu-check")?))
 }
 
 fn nccl(world_size: usize) -> anyhow::Result<String> {
-    let Some(mut group) = meet(world_size)? else {
+    let Some(met) = meet(world_size)? else {
         return Ok(String::new());
     };
+    let mut group = NcclGroup::connect(&met, "check")?;
     for seed in 0..4 {
         conformance::conform(&mut group, seed, 60, 50_000)?;
     }
@@ -216,34 +249,39 @@ fn nccl(world_size: usize) -> anyhow::Result<String> {
 
 fn nccl_in_place() -> anyhow::Result<String> {
     const VALUES: usize = 64 << 20;
-    let Some(mut group) = meet(1)? else {
+    let Some(met) = meet(1)? else {
         return Ok(String::new());
     };
-    let stream = group.stream().clone();
+    let mut group = NcclGroup::connect(&met, "check")?;
+    let device = device();
     let ones = vec![1.0f32; VALUES];
-    let mut values = stream.clone_htod(&ones)?;
-    let address = values.device_ptr_mut(&stream).0;
-    stream.synchronize()?;
-    let turns = 10;
+    let values = device.upload(&ones);
     let started = Instant::now();
+    let turns = 10;
     for _ in 0..turns {
-        // SAFETY: the slice is alive, nothing else uses it, and the copy to it is done.
-        unsafe { group.all_reduce_device(address, VALUES) }?;
+        group.all_reduce_buffer(&device, &values)?;
     }
     let seconds = started.elapsed().as_secs_f64() / f64::from(turns);
-    let found = stream.clone_dtoh(&values)?;
-    ensure!(found == ones, "one rank's sum is not its values");
+    let found = group.all_to_all_buffer(&device, &values, &[VALUES], &[VALUES])?;
+    ensure!(
+        device.download(&values)? == ones,
+        "one rank's sum is not its values"
+    );
+    ensure!(
+        device.download(&found)? == ones,
+        "what a rank gives itself is not that"
+    );
     Ok(format!("{:.2} ms for 256 MiB, one rank", seconds * 1e3))
 }
 
-fn client() -> ComputeClient<CudaRuntime> {
-    CudaRuntime::client(&CudaDevice::default())
+fn device() -> Device<CudaRuntime> {
+    Device::new(CudaRuntime::client(&CudaDevice::default()))
 }
 
 fn kernels() -> anyhow::Result<String> {
-    let (client, seeds) = (client(), 200);
+    let (device, seeds) = (device(), 200);
     for seed in 0..seeds {
-        conform(&client, seed)?;
+        conform(&device, seed)?;
     }
     Ok(format!("{seeds} random tables"))
 }
@@ -252,7 +290,7 @@ fn kernels() -> anyhow::Result<String> {
 fn kernel_rates() -> anyhow::Result<String> {
     const ROWS: usize = 1_000_000;
     const IDS: usize = 65_536;
-    let (client, copy) = (client(), copy_rate()?);
+    let (device, copy) = (device(), copy_rate()?);
     let adagrad = RowwiseAdagrad {
         learning_rate: 0.05,
         eps: 1e-8,
@@ -272,32 +310,35 @@ fn kernel_rates() -> anyhow::Result<String> {
     }
     let mut told = Vec::new();
     for dim in [16, 64, 128] {
-        let mut table = GpuTable::new(
-            client.clone(),
-            dim,
-            &vec![0.01; ROWS * dim],
-            &vec![0.0; ROWS],
-        )?;
-        let bags = table.bags(Bags {
-            rows: &ids,
+        let state = vec![0.0; ROWS];
+        let mut table = GpuTable::new(device.clone(), dim, &vec![0.01; ROWS * dim], &state)?;
+        let sums = device.sums(Sums {
+            source_at: &ids,
             offsets: &offsets,
             scale: None,
+            target_at: &offsets[..IDS],
         })?;
-        let touched = Touched {
+        let touched = table.touched(Touched {
             rows: &rows,
             offsets: &row_offsets,
             gradient_at: &entries,
             scale: None,
-        };
-        let touched = table.touched(touched, IDS)?;
-        let gradients = table.upload(&vec![0.01; IDS * dim]);
-        let vector = 4 * dim;
-        let lookup = timed(&client, || {
-            table.gather_pool(&bags);
         })?;
-        let update = timed(&client, || table.update(&touched, &gradients, adagrad))?;
+        let gradients = device.upload(&vec![0.01; IDS * dim]);
+        let gradients = Vectors {
+            buffer: &gradients,
+            step: dim,
+        };
+        let pooled = device.room(IDS * dim);
+        let pooled = Vectors {
+            buffer: &pooled,
+            step: dim,
+        };
+        let vector = 4 * dim;
+        let lookup = timed(&device, || table.lookup(&sums, pooled))?;
+        let update = timed(&device, || table.update(&touched, gradients, adagrad))?;
         // Rows read and vectors written; gradients and rows read, rows written, state both.
-        let lookup = (IDS * (2 * vector + 8)) as f64 / lookup;
+        let lookup = (IDS * (2 * vector + 12)) as f64 / lookup;
         let update = (IDS * (vector + 8) + rows.len() * (2 * vector + 16)) as f64 / update;
         told.push(format!(
             "dim {dim}: lookup {:.0} GB/s ({:.0} %), update {:.0} GB/s ({:.0} %)",
@@ -315,26 +356,38 @@ fn kernel_rates() -> anyhow::Result<String> {
 }
 
 /// Seconds of one call, of many that are enqueued one after the other.
-fn timed(client: &ComputeClient<CudaRuntime>, mut call: impl FnMut()) -> anyhow::Result<f64> {
-    let wait = || match block_on(client.sync()) {
+fn timed(
+    device: &Device<CudaRuntime>,
+    mut call: impl FnMut() -> Result<(), KernelError>,
+) -> anyhow::Result<f64> {
+    let wait = || match block_on(device.client().sync()) {
         Ok(()) => Ok(()),
         Err(error) => bail!("the device: {error:?}"),
     };
-    (0..5).for_each(|_| call());
+    (0..5).try_for_each(|_| call())?;
     wait()?;
     let turns = 100;
     let started = Instant::now();
-    (0..turns).for_each(|_| call());
+    (0..turns).try_for_each(|_| call())?;
     wait()?;
     Ok(started.elapsed().as_secs_f64() / f64::from(turns))
 }
 
-/// The losses of some steps.
-fn losses<B: StepBackend>(shape: &Shape, steps: usize) -> anyhow::Result<(Vec<f32>, f64)> {
-    let mut learner = shape.learner::<B>(Plan::alone(&shape.tables()), 0)?;
+/// The losses of some steps, and the seconds of one, on a rank of a group.
+fn losses<B: StepBackend>(
+    shape: &Shape,
+    steps: usize,
+    groups: &mut Groups<TcpGroup, impl ProcessGroup>,
+) -> anyhow::Result<(Vec<f32>, f64)> {
+    let (rank, world_size) = (groups.ids.rank(), groups.ids.world_size());
+    let row_wise = |table| (table, Sharding::RowWise {});
+    let plan = Plan::new(
+        world_size,
+        shape.tables().into_iter().map(row_wise).collect(),
+    );
+    let mut learner = shape.learner::<B>(plan, rank)?;
     let router = learner.router().clone();
-    let mut groups = Groups::alone();
-    let batches = shape.batches(4, 0);
+    let batches = shape.batches(4, rank);
     let (mut losses, mut times) = (Vec::new(), Vec::new());
     for batch in batches.iter().cycle().take(steps) {
         let started = Instant::now();
@@ -345,25 +398,35 @@ fn losses<B: StepBackend>(shape: &Shape, steps: usize) -> anyhow::Result<(Vec<f3
         losses.push(outcome.loss);
         times.push(started.elapsed().as_secs_f64());
     }
-    Ok((losses, median(times)))
+    // The first steps compile kernels, and choose between them.
+    Ok((losses, median(times.split_off(steps / 3))))
 }
 
-fn gradients() -> anyhow::Result<String> {
-    let shape = Shape {
+fn small() -> Shape {
+    Shape {
         table_rows: 1000,
         batch: 512,
         ..Shape::default()
-    };
-    let (wanted, _) = losses::<Autodiff<Cpu>>(&shape, 20)?;
-    let (found, _) = losses::<Autodiff<Cuda>>(&shape, 20)?;
+    }
+}
+
+const STEPS: usize = 20;
+
+fn gradients(shape: &Shape, tolerance: f32) -> anyhow::Result<String> {
+    let wanted = losses::<Autodiff<Cpu>>(&small(), STEPS, &mut Groups::alone())?.0;
+    let found = losses::<Autodiff<Cuda>>(shape, STEPS, &mut Groups::alone())?.0;
+    compare(&found, &wanted, tolerance)
+}
+
+/// Every loss after the first hangs on the gradients of all before.
+fn compare(found: &[f32], wanted: &[f32], tolerance: f32) -> anyhow::Result<String> {
     let apart = found
         .iter()
-        .zip(&wanted)
+        .zip(wanted)
         .map(|(a, b)| (a - b).abs() / b.abs());
     let worst = apart.fold(0.0, f32::max);
-    // Every loss after the first hangs on the gradients of all before.
     ensure!(
-        worst < 2e-3,
+        worst < tolerance,
         "losses differ by {worst}: {found:?}, on the CPU {wanted:?}"
     );
     Ok(format!(
@@ -371,11 +434,32 @@ fn gradients() -> anyhow::Result<String> {
     ))
 }
 
-fn step() -> anyhow::Result<String> {
-    let shape = Shape::default();
-    let (_, seconds) = losses::<Autodiff<Cuda>>(&shape, 60)?;
-    Ok(format!(
-        "{:.0} samples/s (tables in host memory, dense half on the GPU)",
-        shape.batch as f64 / seconds
-    ))
+/// The same two ranks with everything on the CPU, and on the GPU.
+fn gradients_of_two_ranks() -> anyhow::Result<String> {
+    let Some(met) = meet(2)? else {
+        return Ok(String::new());
+    };
+    let mut on_cpu = Groups::connect(&met)?;
+    let wanted = losses::<Autodiff<Cpu>>(&small(), STEPS, &mut on_cpu)?.0;
+    let mut groups = Groups {
+        ids: on_cpu.ids,
+        rows: NcclGroup::connect(&met, "rows")?,
+        dense: NcclGroup::connect(&met, "gradients")?,
+    };
+    let found = losses::<Autodiff<Cuda>>(&small(), STEPS, &mut groups)?.0;
+    let told = compare(&found, &wanted, 2e-3)?;
+    Ok(match groups.ids.rank() {
+        0 => told,
+        _ => String::new(),
+    })
+}
+
+fn step(batch: usize, bf16: bool) -> anyhow::Result<String> {
+    let shape = Shape {
+        batch,
+        bf16,
+        ..Shape::default()
+    };
+    let seconds = losses::<Autodiff<Cuda>>(&shape, 60, &mut Groups::alone())?.1;
+    Ok(format!("{:.0} samples/s", batch as f64 / seconds))
 }

@@ -1,8 +1,8 @@
 //! A process group over NCCL: for ranks on GPUs, over as many machines as there are.
 //!
 //! The communicator's unique id goes from rank 0 to the others through the rendezvous, one for each
-//! role. Host slices are staged through device memory; what lies there already is summed in place
-//! ([`NcclGroup::all_reduce_device`]). NCCL calls only enqueue: every operation then waits for the
+//! role. Host slices are staged through device memory; what lies there already is summed in place,
+//! and goes from device to device. NCCL calls only enqueue: every operation then waits for the
 //! stream with a time-out, and looks at the communicator's asynchronous error meanwhile; when
 //! either strikes, the communicator is aborted, and the rank that gave no sign is named.
 //!
@@ -28,7 +28,12 @@ use cudarc::{
     },
 };
 
-use super::{CollectiveError, Operation, ProcessGroup, Rendezvous, Traffic, rendezvous::JoinError};
+use kernels::{Buffer, Device, DeviceMemory};
+
+use super::{
+    CollectiveError, ExchangeError, Operation, ProcessGroup, Rendezvous, Traffic,
+    rendezvous::JoinError,
+};
 
 /// How long the others get to say that they wait too.
 const BLAME_GRACE: Duration = Duration::from_secs(2);
@@ -47,6 +52,31 @@ pub struct NcclGroup {
     operation: Operation,
     sequence: u32,
     traffic: Traffic,
+}
+
+/// Bytes in device memory that go to a rank, or come from it.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    rank: usize,
+    address: u64,
+    bytes: usize,
+}
+
+impl Span {
+    /// Each rank's numbers of type f32, one after the other.
+    fn each(address: u64, lens: &[usize]) -> Vec<Self> {
+        let mut at = address;
+        let ranks = lens.iter().enumerate().map(|(rank, len)| {
+            let bytes = len * size_of::<f32>();
+            at += bytes as u64;
+            Self {
+                rank,
+                address: at - bytes as u64,
+                bytes,
+            }
+        });
+        ranks.filter(|span| span.bytes > 0).collect()
+    }
 }
 
 // SAFETY: NCCL allows a communicator to be used by any one thread at a time, which `&mut self`
@@ -239,33 +269,57 @@ impl NcclGroup {
         sent: &[(usize, CudaSlice<u8>, usize)],
         received: &mut [(usize, CudaSlice<u8>, usize)],
     ) -> Result<(), CollectiveError> {
-        let (communicator, raw) = (self.communicator, self.raw_stream());
         let stream = Arc::clone(&self.stream);
+        let sent = sent.iter().map(|(rank, buffer, bytes)| Span {
+            rank: *rank,
+            address: buffer.device_ptr(&stream).0,
+            bytes: *bytes,
+        });
+        let received = received.iter_mut().map(|(rank, buffer, bytes)| Span {
+            rank: *rank,
+            address: buffer.device_ptr_mut(&stream).0,
+            bytes: *bytes,
+        });
+        let (sent, received): (Vec<Span>, Vec<Span>) = (sent.collect(), received.collect());
+        // SAFETY: the buffers are of so many bytes on this stream's GPU, are borrowed until this
+        // returns, and all work on them is of this stream.
+        unsafe { self.send_and_receive_spans(&sent, &received) }
+    }
+
+    /// As [`Self::send_and_receive`], of memory that is somebody else's.
+    ///
+    /// # Safety
+    /// Spans lie on this group's GPU; until this returns nothing else writes to those that are
+    /// sent or looks at those that are received, and work of other streams on them was waited for.
+    unsafe fn send_and_receive_spans(
+        &mut self,
+        sent: &[Span],
+        received: &[Span],
+    ) -> Result<(), CollectiveError> {
+        let (communicator, raw) = (self.communicator, self.raw_stream());
         self.nccl(result::group_start())?;
-        for (rank, buffer, len) in sent {
-            let (address, _used) = buffer.device_ptr(&stream);
-            // SAFETY: the buffer has `len` bytes on this stream's GPU and outlives `finish`.
+        for span in sent {
+            // SAFETY: the caller vouches for the span.
             let enqueued = unsafe {
                 result::send(
-                    address as *const c_void,
-                    *len,
+                    span.address as *const c_void,
+                    span.bytes,
                     ncclDataType_t::ncclUint8,
-                    *rank as i32,
+                    span.rank as i32,
                     communicator,
                     raw,
                 )
             };
             self.nccl(enqueued)?;
         }
-        for (rank, buffer, len) in received.iter_mut() {
-            let (address, _used) = buffer.device_ptr_mut(&stream);
-            // SAFETY: as above; nothing else looks at it.
+        for span in received {
+            // SAFETY: as above.
             let enqueued = unsafe {
                 result::recv(
-                    address as *mut c_void,
-                    *len,
+                    span.address as *mut c_void,
+                    span.bytes,
                     ncclDataType_t::ncclUint8,
-                    *rank as i32,
+                    span.rank as i32,
                     communicator,
                     raw,
                 )
@@ -273,11 +327,12 @@ impl NcclGroup {
             self.nccl(enqueued)?;
         }
         self.nccl(result::group_end())?;
-        let bytes = |lens: &mut dyn Iterator<Item = usize>| lens.sum::<usize>();
-        self.count(
-            bytes(&mut sent.iter().map(|(_, _, len)| *len)),
-            bytes(&mut received.iter().map(|(_, _, len)| *len)),
-        );
+        let me = self.rank();
+        let bytes = |spans: &[Span]| -> usize {
+            let others = spans.iter().filter(|span| span.rank != me);
+            others.map(|span| span.bytes).sum()
+        };
+        self.count(bytes(sent), bytes(received));
         self.finish()
     }
 
@@ -438,6 +493,40 @@ impl ProcessGroup for NcclGroup {
 
     fn traffic(&self) -> Traffic {
         self.traffic
+    }
+
+    fn all_reduce_buffer<R: DeviceMemory>(
+        &mut self,
+        device: &Device<R>,
+        buffer: &Buffer,
+    ) -> Result<Buffer, ExchangeError> {
+        let Some(address) = R::address(device, buffer)? else {
+            return super::device::all_reduce(self, device, buffer);
+        };
+        // SAFETY: the buffer is of so many f32, lives as long as this, and work on it was waited
+        // for.
+        unsafe { self.all_reduce_device(address, buffer.len()) }?;
+        Ok(buffer.clone())
+    }
+
+    fn all_to_all_buffer<R: DeviceMemory>(
+        &mut self,
+        device: &Device<R>,
+        buffer: &Buffer,
+        sent: &[usize],
+        received: &[usize],
+    ) -> Result<Buffer, ExchangeError> {
+        assert_eq!(sent.iter().sum::<usize>(), buffer.len(), "all numbers");
+        let found = device.room(received.iter().sum());
+        let addresses = (R::address(device, buffer)?, R::address(device, &found)?);
+        let (Some(from), Some(to)) = addresses else {
+            return super::device::all_to_all(self, device, buffer, sent, received);
+        };
+        self.begin(Operation::AllToAll)?;
+        // SAFETY: spans cover the two buffers, which live as long as this; work on them was waited
+        // for.
+        unsafe { self.send_and_receive_spans(&Span::each(from, sent), &Span::each(to, received)) }?;
+        Ok(found)
     }
 }
 

@@ -76,13 +76,13 @@ impl StepBatch {
     }
 }
 
-/// The groups over which a step's data travel: `S` between the tables, `D` between the networks.
+/// The groups over which a step's data travel: `S` in host memory, `D` wherever the model lies.
 #[derive(Debug)]
 pub struct Groups<S, D = S> {
     /// Ids of batches to come.
     pub ids: S,
     /// Looked-up rows and their gradients, and all that is not a step's.
-    pub rows: S,
+    pub rows: D,
     /// Gradients of the dense weights.
     pub dense: D,
 }

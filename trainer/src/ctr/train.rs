@@ -528,7 +528,7 @@ impl<B: StepBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
         (state.curve_sum, state.curve_count) = (0.0, 0);
     }
 
-    fn evaluate_when_due(&mut self, rows: &mut G) -> Result<(), TrainError> {
+    fn evaluate_when_due(&mut self, rows: &mut impl ProcessGroup) -> Result<(), TrainError> {
         let every = self.task.config.training.evaluate_every_steps;
         if every > 0 && self.state.step.is_multiple_of(every) {
             let (_, valid) = measure(self.task, self.learner, rows)?;

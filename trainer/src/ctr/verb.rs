@@ -442,8 +442,8 @@ fn best_log_loss(lines: &[serde_json::Value]) -> f64 {
     epochs.filter_map(of).fold(f64::INFINITY, f64::min)
 }
 
-/// Trains on the device asked for and brings the model to the CPU. Tables lie in host memory, and
-/// what travels between them goes over sockets; dense gradients go over NCCL between GPUs.
+/// Trains on the device asked for and brings the model to the CPU. Between GPUs all that a step
+/// exchanges goes over NCCL, but for ids.
 #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "GPUs meet"))]
 fn on_device(
     device: Device,
@@ -474,7 +474,7 @@ fn on_device(
             } else {
                 let mut groups = Groups {
                     ids: groups.ids,
-                    rows: groups.rows,
+                    rows: NcclGroup::connect(met, "rows")?,
                     dense: NcclGroup::connect(met, "gradients")?,
                 };
                 train::<B, _, _>(task, &device, &mut groups, checkpoints, stop, report)?
