@@ -182,7 +182,7 @@ impl<R: Runtime> Device<R> {
     ) -> Result<(), KernelError> {
         source.check("source", sums.source_at.end, dim)?;
         target.check("target", sums.target_at.end, dim)?;
-        let width = width(&[dim, source.step, target.step]);
+        let width = moved_at_once([dim, source.step, target.step]);
         let vectors = dim / width;
         let (cube, count) = (CubeDim::new_1d(CUBE), sums.count * vectors);
         if count == 0 {
@@ -260,9 +260,12 @@ impl Vectors<'_> {
     }
 }
 
-/// Neighbouring numbers that are moved at once: all lengths are multiples of it.
-pub(crate) fn width(lengths: &[usize]) -> usize {
-    let divides = |width: &usize| lengths.iter().all(|length| length.is_multiple_of(*width));
+/// How many neighbouring numbers can be moved at once where all these lengths are multiples of it.
+pub fn moved_at_once(lengths: impl IntoIterator<Item = usize> + Clone) -> usize {
+    let divides = |width: &usize| {
+        let mut lengths = lengths.clone().into_iter();
+        lengths.all(|length| length.is_multiple_of(*width))
+    };
     [4, 2].into_iter().find(divides).unwrap_or(1)
 }
 

@@ -21,6 +21,6 @@ mod table;
 pub use address::DeviceMemory;
 pub use cache::{CacheUse, CachedTable};
 pub use conformance::{Nonconformance, conform};
-pub use device::{Buffer, Device, DeviceSums, Sums, Vectors};
+pub use device::{Buffer, Device, DeviceSums, Sums, Vectors, moved_at_once};
 pub use error::KernelError;
 pub use table::{DeviceTouched, GpuTable, RowwiseAdagrad, Touched};

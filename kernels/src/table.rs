@@ -4,7 +4,8 @@ use cubecl::{Runtime, calculate_cube_count_elemwise, prelude::CubeDim};
 
 use crate::{
     device::{
-        Buffer, CUBE, Device, DeviceSums, Indices, List, Sums, Vectors, check, expect, width,
+        Buffer, CUBE, Device, DeviceSums, Indices, List, Sums, Vectors, check, expect,
+        moved_at_once,
     },
     error::KernelError,
     kernels::rowwise_adagrad,
@@ -163,7 +164,7 @@ impl<R: Runtime> GpuTable<R> {
         if touched.count == 0 || self.dim == 0 {
             return Ok(());
         }
-        let width = width(&[self.dim, gradients.step]);
+        let width = moved_at_once([self.dim, gradients.step]);
         let vectors = self.dim / width;
         let lanes = vectors.next_power_of_two().min(MOST_LANES);
         let rows_per_cube = CUBE as usize / lanes;

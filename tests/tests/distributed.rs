@@ -91,16 +91,15 @@ fn signal(name: &str, pid: &str) {
 
 /// Files and state of the newest checkpoint of the newest run: digests of all that is learnt.
 fn learnt(bench: &Bench) -> Value {
-    let newest = |dir: PathBuf| -> PathBuf {
+    let newest = |dir: PathBuf, with: &str| -> PathBuf {
         let entries =
             fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
-        entries
-            .map(|entry| entry.unwrap().path())
-            .max()
-            .expect("something is there")
+        let paths = entries.map(|entry| entry.unwrap().path().join(with));
+        let there = paths.filter(|path| path.exists());
+        there.max().expect("something is there")
     };
-    let run = newest(bench.root.path().join("runs"));
-    let manifest = newest(run.join("checkpoints")).join("manifest.json");
+    let checkpoints = newest(bench.root.path().join("runs"), "checkpoints");
+    let manifest = newest(checkpoints, "manifest.json");
     serde_json::from_str(&fs::read_to_string(manifest).unwrap()).unwrap()
 }
 
@@ -213,6 +212,38 @@ fn a_stopped_run_saves_itself_and_the_same_command_goes_on() {
     run.until("going on");
     let (code, seen) = run.end();
     assert_eq!(code, Some(0), "{seen:#?}");
+    assert_eq!(learnt(&bench), wanted);
+}
+
+/// A disk that takes no more is, to the program that writes, a write that fails half-way; so is a
+/// file beyond the limit of its size, which anyone can set.
+#[test]
+fn a_disk_that_takes_no_checkpoint_is_told_and_the_run_goes_on_from_the_one_before() {
+    let bench = Bench::with_table();
+    bench.run(&train(&["--resume", "never"])).ok();
+    let wanted = learnt(&bench);
+
+    let mut run = Launched::start(&bench, &["--nproc", "1"], &[]);
+    run.until("trained");
+    signal("-TERM", &run.process.id().to_string());
+    assert_eq!(run.end().0, Some(75));
+    let before = learnt(&bench);
+
+    let plain = bench.command(&train(&[]));
+    let full = Command::new("bash")
+        .args(["-c", r#"trap '' XFSZ; ulimit -f 64; exec "$0" "$@""#])
+        .arg(plain.get_program())
+        .args(plain.get_args())
+        .current_dir(plain.get_current_dir().expect("the checkout"))
+        .env("MARQUEE_ROOT", bench.root.path())
+        .output();
+    let full = ended(&full.expect("bash starts"));
+    // Those between are told; without that of an epoch's end there is no going on.
+    full.refused(1, &["a checkpoint was not written", "writing", "trained"]);
+    assert_eq!(learnt(&bench), before, "no part of one is left as if whole");
+
+    let again = bench.run(&train(&[])).ok();
+    assert!(again.stderr.contains("going on"), "{again:#?}");
     assert_eq!(learnt(&bench), wanted);
 }
 

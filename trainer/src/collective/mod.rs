@@ -33,6 +33,8 @@ use kernels::{Buffer, Device, DeviceMemory};
 pub use membership::{Membership, MembershipError};
 #[cfg(feature = "cuda")]
 pub use nccl::NcclGroup;
+#[cfg(feature = "cuda")]
+pub(crate) use nccl::find_driver;
 pub use rendezvous::{CollectiveConfig, JoinError, Rendezvous};
 pub use tcp::TcpGroup;
 

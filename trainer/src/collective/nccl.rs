@@ -530,14 +530,23 @@ impl ProcessGroup for NcclGroup {
     }
 }
 
+/// Whether this machine has a driver.
+///
+/// # Errors
+/// What is missing.
+pub(crate) fn find_driver() -> Result<(), &'static str> {
+    // SAFETY: it only tries to open a library.
+    match unsafe { driver_sys::is_culib_present() } {
+        true => Ok(()),
+        false => Err("the NVIDIA driver (libcuda) is not there"),
+    }
+}
+
 /// What is missing on this machine.
 fn probe() -> Result<(), &'static str> {
-    // SAFETY: both only try to open a library.
-    let (driver, nccl) = unsafe { (driver_sys::is_culib_present(), sys::is_culib_present()) };
-    if !driver {
-        return Err("the NVIDIA driver (libcuda) is not there");
-    }
-    if !nccl {
+    find_driver()?;
+    // SAFETY: it only tries to open a library.
+    if !unsafe { sys::is_culib_present() } {
         return Err(
             "NCCL (libnccl.so) is not there: install it, or put a link of that name to libnccl.so.2 on LD_LIBRARY_PATH",
         );

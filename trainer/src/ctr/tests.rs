@@ -277,6 +277,15 @@ mod gpu {
     }
 
     #[test]
+    fn a_rank_of_gpus_without_rows_takes_part_in_the_step() {
+        let mut config = config();
+        // Two rows are left for the last step of an epoch.
+        config.training.batch_size = 1499;
+        let wanted = losses(&fit(&config, 1).1);
+        assert_close(&fit_on_gpu(&config, 3), &wanted, 2e-4);
+    }
+
+    #[test]
     fn a_gpu_has_the_same_loss_curve_with_every_sharding() {
         let mut config = config();
         let wanted = losses(&fit(&config, 1).1);

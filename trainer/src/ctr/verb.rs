@@ -254,6 +254,7 @@ fn digest_of_run(config: &CtrConfig, table_version: u64) -> anyhow::Result<Strin
     config.checkpoint = Default::default();
     config.collective = Default::default();
     config.tables.planner = Default::default();
+    config.tables.gpu_cache_rows = Default::default();
     config.reader.prefetch_steps = Default::default();
     let text = toml::to_string(&config).context("writing the configuration")?;
     let text = format!("{text}\ntable_version = {table_version}\n");
@@ -468,6 +469,9 @@ fn on_device(
         #[cfg(feature = "cuda")]
         Device::Cuda => {
             type B = Autodiff<burn::backend::Cuda>;
+            if let Err(missing) = crate::collective::find_driver() {
+                bail!(Usage(format!("--device cuda: {missing}")));
+            }
             let device = burn::backend::cuda::CudaDevice::new(met.membership.local_rank);
             if met.membership.world_size == 1 {
                 train::<B, _, _>(task, &device, &mut groups, checkpoints, stop, report)?

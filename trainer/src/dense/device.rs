@@ -4,7 +4,7 @@ use burn::{
     backend::Autodiff,
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     optim::GradientsParams,
-    tensor::{FloatDType, Shape, Tensor, TensorData, TensorPrimitive},
+    tensor::{Shape, Tensor, TensorData, TensorPrimitive},
 };
 use burn_cubecl::{kernel::into_contiguous, tensor::CubeTensor};
 use kernels::{Buffer, Device};
@@ -151,7 +151,7 @@ impl<R: GpuRuntime> DeviceDense<R> {
 pub(crate) fn to_buffer<R: GpuRuntime, const D: usize>(
     tensor: Tensor<Gpu<R>, D>,
 ) -> (Device<R>, Buffer) {
-    let tensor = tensor.cast(FloatDType::F32).into_primitive().tensor();
+    let tensor = cast(tensor, Precision::F32).into_primitive().tensor();
     let tensor = into_contiguous(tensor);
     let len = tensor.meta.shape().num_elements();
     // SAFETY: it is contiguous now, and of f32.

@@ -12,7 +12,10 @@ use std::{
 };
 
 use burn::tensor::Tensor;
-use kernels::{Buffer, CachedTable, Device, GpuTable, KernelError, RowwiseAdagrad, Sums, Vectors};
+use kernels::{
+    Buffer, CachedTable, Device, GpuTable, KernelError, RowwiseAdagrad, Sums, Vectors,
+    moved_at_once,
+};
 
 use super::{
     Routed, Router, ShardedTables,
@@ -29,9 +32,6 @@ use crate::{
     collective::{ExchangeError, ProcessGroup},
     dense::{from_buffer, to_buffer},
 };
-
-/// Most numbers that move at once.
-const MOST_STEP: usize = 4;
 
 /// [`Tables`] of backends on a GPU: f32, moved by row-wise Adagrad.
 pub struct DeviceTables<R: GpuRuntime> {
@@ -198,21 +198,11 @@ impl Layout {
     fn new(tables: &ShardedTables) -> Self {
         let (columns, width) = tables.router().plan().columns();
         let specs = tables.router().specs();
-        let within = specs.iter().map(|spec| spec.columns.start);
-        let dims = specs.iter().map(|spec| spec.columns.len());
-        let step = |lengths: &mut dyn Iterator<Item = usize>| {
-            lengths.fold(MOST_STEP, |step, length| {
-                // The largest power of two that divides both.
-                [step, length]
-                    .map(|n| 1 << n.trailing_zeros().min(2))
-                    .into_iter()
-                    .min()
-                    .unwrap_or(1)
-            })
-        };
+        let first_of_each = columns.iter().copied().chain([width]);
+        let first_of_parts = specs.iter().map(|spec| spec.columns.start);
         Self {
-            block_step: step(&mut columns.iter().copied().chain([width]).chain(within)),
-            wire_step: step(&mut dims.into_iter()),
+            block_step: moved_at_once(first_of_each.chain(first_of_parts)),
+            wire_step: moved_at_once(specs.iter().map(|spec| spec.columns.len())),
             columns,
             width,
         }
