@@ -1,11 +1,14 @@
 //! A table in host memory whose hot rows lie on the device.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    ops::Range,
+};
 
 use cubecl::Runtime;
 
 use crate::{
-    device::{Device, Sums, Vectors, expect},
+    device::{Device, Sums, Vectors, check, expect},
     error::KernelError,
     table::{GpuTable, RowwiseAdagrad, Touched},
 };
@@ -82,17 +85,40 @@ impl<R: Runtime> CachedTable<R> {
         self.used
     }
 
-    /// As [`GpuTable::lookup`]; the batch's rows are on the device then.
+    /// As [`GpuTable::lookup`]; if there are more rows than the device has room for, in portions.
     ///
     /// # Errors
     /// [`KernelError`].
     pub fn lookup(&mut self, sums: Sums<'_>, target: Vectors<'_>) -> Result<(), KernelError> {
-        let rows = self.bring(sums.source_at)?;
-        let sums = self.table.device().sums(Sums {
-            source_at: &rows,
-            ..sums
-        })?;
-        self.table.lookup(&sums, target)
+        let count = check(sums.offsets, sums.source_at.len(), sums.scale)?;
+        expect("target_at", sums.target_at.len(), count)?;
+        let mut first = 0;
+        while first < count {
+            let last = self.portion(&sums, first);
+            let (offsets, entries) = cut(sums.offsets, first..last);
+            let rows = self.bring(&sums.source_at[entries.clone()])?;
+            let sums = self.table.device().sums(Sums {
+                source_at: &rows,
+                offsets: &offsets,
+                scale: sums.scale.map(|scale| &scale[entries]),
+                target_at: &sums.target_at[first..last],
+            })?;
+            self.table.lookup(&sums, target)?;
+            first = last;
+        }
+        Ok(())
+    }
+
+    /// The end of the sums from `first` on whose rows have room at the same time; at least one.
+    fn portion(&self, sums: &Sums<'_>, first: usize) -> usize {
+        let mut distinct: HashSet<u32> = HashSet::new();
+        for (sum, ends) in sums.offsets.windows(2).enumerate().skip(first) {
+            distinct.extend(&sums.source_at[ends[0] as usize..ends[1] as usize]);
+            if distinct.len() > self.slots() {
+                return sum.max(first + 1);
+            }
+        }
+        sums.target_at.len()
     }
 
     /// As [`GpuTable::update`].
@@ -105,15 +131,22 @@ impl<R: Runtime> CachedTable<R> {
         gradients: Vectors<'_>,
         optimizer: RowwiseAdagrad,
     ) -> Result<(), KernelError> {
-        touched.check()?;
-        let rows = self.bring(touched.rows)?;
-        let touched = Touched {
-            rows: &rows,
-            ..touched
-        };
-        // Each row has its own slot.
-        let touched = self.table.distinct(touched)?;
-        self.table.update(&touched, gradients, optimizer)
+        let count = touched.check()?;
+        let slots = self.slots().max(1);
+        for first in (0..count).step_by(slots) {
+            let last = count.min(first + slots);
+            let (offsets, entries) = cut(touched.offsets, first..last);
+            // Each row has its own slot.
+            let portion = Touched {
+                rows: &self.bring(&touched.rows[first..last])?,
+                offsets: &offsets,
+                gradient_at: &touched.gradient_at[entries.clone()],
+                scale: touched.scale.map(|scale| &scale[entries]),
+            };
+            let portion = self.table.distinct(portion, last - first);
+            self.table.update(&portion, gradients, optimizer)?;
+        }
+        Ok(())
     }
 
     /// As [`GpuTable::write_rows`].
@@ -225,4 +258,12 @@ impl<R: Runtime> CachedTable<R> {
         }
         self.table.write_rows(&slots, &weights, &state)
     }
+}
+
+/// The parts `range` of offsets, from 0 on, and their entries.
+fn cut(offsets: &[u32], range: Range<usize>) -> (Vec<u32>, Range<usize>) {
+    let (first, last) = (offsets[range.start], offsets[range.end]);
+    let part = offsets[range.start..=range.end].iter();
+    let offsets = part.map(|offset| offset - first).collect();
+    (offsets, first as usize..last as usize)
 }

@@ -362,7 +362,7 @@ impl Case {
         let (weights, state) = (self.weights.clone(), self.state.clone());
         let mut cached = CachedTable::new(device.clone(), self.dim, weights, state, SLOTS)?;
         for _ in 0..10 {
-            let rows = (0..random.random_range(1..=SLOTS))
+            let rows = (0..random.random_range(1..=2 * SLOTS))
                 .map(|_| random.random_range(0..self.state.len() as u32));
             let rows: Vec<u32> = rows.collect();
             let step = Self {

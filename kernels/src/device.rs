@@ -131,6 +131,25 @@ impl<R: Runtime> Device<R> {
         Buffer { handle, len }
     }
 
+    /// As [`Self::upload`], and waits for the room, which is told if there is none.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    pub(crate) fn keep(&self, what: &'static str, values: &[f32]) -> Result<Buffer, KernelError> {
+        let (bytes, most) = (
+            size_of_val(values) as u64,
+            self.client.properties().memory.max_page_size,
+        );
+        // Otherwise the device would find out later, and tell nobody.
+        if bytes > most {
+            return Err(KernelError::TooLarge { what, bytes, most });
+        }
+        let buffer = self.upload(values);
+        let resource = self.client.get_resource(buffer.handle.clone());
+        resource.map_err(|error| KernelError::Device(format!("{error:?}")))?;
+        Ok(buffer)
+    }
+
     /// Copies numbers to the device.
     pub fn upload(&self, values: &[f32]) -> Buffer {
         Buffer {
@@ -183,6 +202,8 @@ impl<R: Runtime> Device<R> {
         source.check("source", sums.source_at.end, dim)?;
         target.check("target", sums.target_at.end, dim)?;
         let width = moved_at_once([dim, source.step, target.step]);
+        source.check_range("source", width)?;
+        target.check_range("target", width)?;
         let vectors = dim / width;
         let (cube, count) = (CubeDim::new_1d(CUBE), sums.count * vectors);
         if count == 0 {
@@ -256,6 +277,21 @@ impl Vectors<'_> {
                 len: self.buffer.len,
             }),
             _ => Ok(()),
+        }
+    }
+}
+
+impl Vectors<'_> {
+    /// Whether a kernel, which counts in 32 bits, reaches all of the buffer.
+    pub(crate) fn check_range(&self, what: &'static str, width: usize) -> Result<(), KernelError> {
+        let size = size_of::<f32>() as u64;
+        let (bytes, most) = (
+            self.buffer.len as u64 * size,
+            u64::from(u32::MAX) * width as u64 * size,
+        );
+        match bytes > most {
+            true => Err(KernelError::TooLarge { what, bytes, most }),
+            false => Ok(()),
         }
     }
 }

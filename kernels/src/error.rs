@@ -47,12 +47,22 @@ pub enum KernelError {
         /// The entries.
         entries: usize,
     },
-    /// A batch with more distinct rows than the cache has room for.
+    /// A buffer that the device does not give in one piece.
     #[error(
-        "a batch of {wanted} distinct rows and a cache of {slots}: use a larger cache or a smaller batch"
+        "{what} of {bytes} bytes in one piece, where the device gives at most {most}: cut the table by rows, or cache it"
     )]
+    TooLarge {
+        /// What it was for.
+        what: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The largest.
+        most: u64,
+    },
+    /// A sum of more distinct rows than the cache has room for.
+    #[error("a bag of {wanted} distinct rows and a cache of {slots}: use a larger cache")]
     CacheTooSmall {
-        /// Distinct rows of the batch.
+        /// Distinct rows of the bag.
         wanted: usize,
         /// Rows of the cache.
         slots: usize,

@@ -11,6 +11,9 @@ use crate::{
     kernels::rowwise_adagrad,
 };
 
+/// Numbers that are copied to the host at once: 16 MiB.
+const READ_AT_ONCE: usize = 4 << 20;
+
 /// Most units that share a row.
 const MOST_LANES: usize = 32;
 
@@ -28,11 +31,14 @@ pub struct Touched<'a> {
 }
 
 impl Touched<'_> {
-    /// Whether rows rise: two cubes that move the same one would both lose.
-    pub(crate) fn check(&self) -> Result<(), KernelError> {
+    /// Number of rows of lists that belong together. Rows rise: two cubes that move the same one
+    /// would both lose.
+    pub(crate) fn check(&self) -> Result<usize, KernelError> {
+        let count = check(self.offsets, self.gradient_at.len(), self.scale)?;
+        expect("touched rows", self.rows.len(), count)?;
         match self.rows.windows(2).find(|pair| pair[0] >= pair[1]) {
             Some(pair) => Err(KernelError::NotRising { row: pair[1] }),
-            None => Ok(()),
+            None => Ok(count),
         }
     }
 }
@@ -78,7 +84,7 @@ impl<R: Runtime> GpuTable<R> {
     /// - `weights`: `[rows, dim]`; `state`: `[rows]`
     ///
     /// # Errors
-    /// [`KernelError::Length`].
+    /// [`KernelError`], also if there is no room for it.
     pub fn new(
         device: Device<R>,
         dim: usize,
@@ -87,8 +93,8 @@ impl<R: Runtime> GpuTable<R> {
     ) -> Result<Self, KernelError> {
         expect("weights", weights.len(), state.len() * dim)?;
         Ok(Self {
-            weights: device.upload(weights),
-            state: device.upload(state),
+            weights: device.keep("weights", weights)?,
+            state: device.keep("optimizer state", state)?,
             device,
             dim,
         })
@@ -130,22 +136,20 @@ impl<R: Runtime> GpuTable<R> {
     /// # Errors
     /// [`KernelError`] if the lists do not belong together, or rows do not rise.
     pub fn touched(&self, touched: Touched<'_>) -> Result<DeviceTouched, KernelError> {
-        touched.check()?;
-        self.distinct(touched)
+        let count = touched.check()?;
+        Ok(self.distinct(touched, count))
     }
 
-    /// As [`Self::touched`], for rows that are each there once in some order.
-    pub(crate) fn distinct(&self, touched: Touched<'_>) -> Result<DeviceTouched, KernelError> {
-        let count = check(touched.offsets, touched.gradient_at.len(), touched.scale)?;
-        expect("touched rows", touched.rows.len(), count)?;
-        Ok(DeviceTouched {
+    /// `count` rows that are each there once, in some order.
+    pub(crate) fn distinct(&self, touched: Touched<'_>, count: usize) -> DeviceTouched {
+        DeviceTouched {
             count,
             rows: self.device.indices(touched.rows),
             offsets: self.device.list(touched.offsets),
             gradient_at: self.device.indices(touched.gradient_at),
             scaled: touched.scale.is_some(),
             scale: self.device.list(touched.scale.unwrap_or_default()),
-        })
+        }
     }
 
     /// Moves each touched row once, by the sum of its gradients in the order of its entries.
@@ -165,6 +169,8 @@ impl<R: Runtime> GpuTable<R> {
             return Ok(());
         }
         let width = moved_at_once([self.dim, gradients.step]);
+        weights.check_range("weights", width)?;
+        gradients.check_range("gradients", width)?;
         let vectors = self.dim / width;
         let lanes = vectors.next_power_of_two().min(MOST_LANES);
         let rows_per_cube = CUBE as usize / lanes;
@@ -207,8 +213,15 @@ impl<R: Runtime> GpuTable<R> {
     /// # Errors
     /// [`KernelError::Device`].
     pub fn read(&self) -> Result<(Vec<f32>, Vec<f32>), KernelError> {
-        let read = |buffer| self.device.download(buffer);
-        Ok((read(&self.weights)?, read(&self.state)?))
+        let (mut weights, mut state) = (Vec::new(), Vec::new());
+        // A device pins as much host memory as is read at once, and keeps it.
+        let portion = (READ_AT_ONCE / self.dim.max(1)).max(1);
+        for rows in numbers(self.rows()).chunks(portion) {
+            let (some_weights, some_state) = self.read_rows(rows)?;
+            weights.extend(some_weights);
+            state.extend(some_state);
+        }
+        Ok((weights, state))
     }
 
     /// Weights and state of some rows.

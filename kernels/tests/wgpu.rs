@@ -136,7 +136,14 @@ fn a_cache_keeps_the_rows_that_were_used_last() {
         buffer: &room,
         step: 4,
     };
-    let error = new(1).lookup(SUMS, target).err().unwrap();
+    // Two bags go one after the other; a bag goes in one piece.
+    new(1).lookup(SUMS, target).unwrap();
+    let bag = Sums {
+        offsets: &[0, 2],
+        target_at: &[0],
+        ..SUMS
+    };
+    let error = new(1).lookup(bag, target).err().unwrap();
     let wanted = KernelError::CacheTooSmall {
         wanted: 2,
         slots: 1,

@@ -117,7 +117,7 @@ impl NcclGroup {
             )
         };
         made.map_err(|error| problem(format!("no communicator: {}", name(&error))))?;
-        Ok(Self {
+        let mut group = Self {
             rendezvous: Arc::clone(rendezvous),
             role: role.to_owned(),
             stream,
@@ -126,12 +126,13 @@ impl NcclGroup {
             operation: Operation::AllToAll,
             sequence: 0,
             traffic: Traffic::default(),
-        })
-    }
-
-    /// The stream on which all operations run.
-    pub fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
+        };
+        // The first operation of a kind connects the ranks, for which NCCL waits without a limit:
+        // best now, when all have just been there.
+        let connected = group.all_reduce(&mut [0.0]).and_then(|()| group.barrier());
+        connected.map_err(|error| problem(error.to_string()))?;
+        group.traffic = Traffic::default();
+        Ok(group)
     }
 
     /// Sums values that lie in device memory over all ranks, in place, without a copy.
@@ -142,11 +143,7 @@ impl NcclGroup {
     /// # Safety
     /// `values` is the address of `len` f32 on this group's GPU, which nothing else writes until
     /// this returns; work of other streams on them was waited for.
-    pub unsafe fn all_reduce_device(
-        &mut self,
-        values: u64,
-        len: usize,
-    ) -> Result<(), CollectiveError> {
+    unsafe fn all_reduce_device(&mut self, values: u64, len: usize) -> Result<(), CollectiveError> {
         self.begin(Operation::AllReduce)?;
         let address = values as *mut c_void;
         let (communicator, stream) = (self.communicator, self.raw_stream());
@@ -166,6 +163,25 @@ impl NcclGroup {
         let share = 2 * (self.world_size() - 1) * len * 4 / self.world_size();
         self.count(share, share);
         self.finish()
+    }
+
+    /// Whether an address is of this group's GPU.
+    fn check_place(&mut self, address: u64) -> Result<(), CollectiveError> {
+        let mut ordinal: i32 = -1;
+        // SAFETY: the attribute is an int, and the pointer is to one of our own.
+        let asked = unsafe {
+            driver_sys::cuPointerGetAttribute(
+                (&raw mut ordinal).cast(),
+                driver_sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
+                address,
+            )
+        };
+        self.cuda(asked.result())?;
+        let mine = self.stream.context().ordinal();
+        match usize::try_from(ordinal) == Ok(mine) {
+            true => Ok(()),
+            false => Err(self.failed(format!("memory of GPU {ordinal}, wanted of {mine}"))),
+        }
     }
 
     fn raw_stream(&self) -> sys::cudaStream_t {
@@ -500,11 +516,12 @@ impl ProcessGroup for NcclGroup {
         device: &Device<R>,
         buffer: &Buffer,
     ) -> Result<Buffer, ExchangeError> {
-        let Some(address) = R::address(device, buffer)? else {
+        let Some([address]) = R::addresses(device, [buffer])? else {
             return super::device::all_reduce(self, device, buffer);
         };
-        // SAFETY: the buffer is of so many f32, lives as long as this, and work on it was waited
-        // for.
+        self.check_place(address)?;
+        // SAFETY: the buffer is of so many f32 on this GPU, lives as long as this, and work on it
+        // was waited for.
         unsafe { self.all_reduce_device(address, buffer.len()) }?;
         Ok(buffer.clone())
     }
@@ -518,13 +535,14 @@ impl ProcessGroup for NcclGroup {
     ) -> Result<Buffer, ExchangeError> {
         assert_eq!(sent.iter().sum::<usize>(), buffer.len(), "all numbers");
         let found = device.room(received.iter().sum());
-        let addresses = (R::address(device, buffer)?, R::address(device, &found)?);
-        let (Some(from), Some(to)) = addresses else {
+        let Some([from, to]) = R::addresses(device, [buffer, &found])? else {
             return super::device::all_to_all(self, device, buffer, sent, received);
         };
+        self.check_place(from)?;
+        self.check_place(to)?;
         self.begin(Operation::AllToAll)?;
-        // SAFETY: spans cover the two buffers, which live as long as this; work on them was waited
-        // for.
+        // SAFETY: spans cover the two buffers, which lie on this GPU and live as long as this; work
+        // on them was waited for.
         unsafe { self.send_and_receive_spans(&Span::each(from, sent), &Span::each(to, received)) }?;
         Ok(found)
     }

@@ -104,7 +104,7 @@ pub struct TablesConfig {
     /// Type of the weights in memory.
     pub storage: Storage,
     /// Rows of a table that GPU memory holds at a time, of tables with more, which then lie in host
-    /// memory; at least the distinct rows of a rank's batch. 0: whole tables lie in GPU memory.
+    /// memory; best more than the distinct rows of a step. 0: whole tables lie in GPU memory.
     pub gpu_cache_rows: usize,
     /// How rows are moved.
     pub optimizer: SparseOptimizerConfig,

@@ -313,7 +313,8 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
             checkpoints.of_step(best.step, &mut groups.rows, |part| router.needs(part))?;
         learner.restore(&restored, best.updates)?;
     }
-    finished(task, &learner, best.calibration, &mut groups.rows)
+    // Whole tables go through host memory.
+    finished(task, &learner, best.calibration, &mut groups.ids)
 }
 
 /// Saves what the run cannot do without, and waits for it.

@@ -417,28 +417,14 @@ impl<R: GpuRuntime> DeviceTables<R> {
     }
 
     /// Puts buffers one after the other.
-    fn concat(&self, buffers: &[&Buffer]) -> Result<Buffer, KernelError> {
+    fn concat(&self, buffers: &[&Buffer]) -> Buffer {
         if let [one] = buffers {
-            return Ok((*one).clone());
+            return (*one).clone();
         }
-        let all = self
-            .device
-            .room(buffers.iter().map(|buffer| buffer.len()).sum());
-        let mut at = 0;
-        for buffer in buffers {
-            let mut lists = Lists::default();
-            // As one long vector.
-            lists.push(usize::from(at > 0), [(0, 1.0)]);
-            let sums = self.device.sums(lists.sums())?;
-            let source = Vectors { buffer, step: 1 };
-            let target = Vectors {
-                buffer: &all,
-                step: at.max(1),
-            };
-            self.device.add_up(&sums, buffer.len(), source, target)?;
-            at += buffer.len();
-        }
-        Ok(all)
+        let tensor = |buffer: &&Buffer| -> Tensor<Gpu<R>, 1> {
+            from_buffer(&self.device, buffer, [buffer.len()], &self.place)
+        };
+        to_buffer(Tensor::cat(buffers.iter().map(tensor).collect(), 0)).1
     }
 }
 
@@ -581,7 +567,7 @@ impl<R: GpuRuntime> Tables<Gpu<R>> for DeviceTables<R> {
             weight_decay: self.host.optimizer.weight_decay,
         };
         let buffers: Vec<&Buffer> = given.iter().map(|given| &given.gradient).collect();
-        let gradient = self.concat(&buffers)?;
+        let gradient = self.concat(&buffers);
         let step = match self.host.router.plan().world_size {
             1 => self.layout.block_step,
             _ => self.layout.wire_step,
@@ -613,6 +599,8 @@ impl<R: GpuRuntime> Tables<Gpu<R>> for DeviceTables<R> {
         let host = self.to_host().map_err(|error| failed(&error))?;
         let mut host = host.into_owned();
         host.restore(restored, step)?;
+        // Otherwise the device would have to hold all tables twice.
+        self.stores.clear();
         *self = Self::place(host, self.cache_rows, &self.place).map_err(|error| failed(&error))?;
         Ok(())
     }
