@@ -76,7 +76,7 @@ impl<R: Runtime> CachedTable<R> {
     }
 
     /// How many rows the device holds at a time.
-    pub fn slots(&self) -> usize {
+    fn slots(&self) -> usize {
         self.table.rows()
     }
 
@@ -159,8 +159,16 @@ impl<R: Runtime> CachedTable<R> {
         weights: &[f32],
         state: &[f32],
     ) -> Result<(), KernelError> {
-        let slots = self.bring(rows)?;
-        self.table.write_rows(&slots, weights, state)
+        let dim = self.table.dim();
+        expect("rows to write", weights.len(), rows.len() * dim)?;
+        expect("rows to write", state.len(), rows.len())?;
+        let room = self.slots().max(1);
+        let values = weights.chunks((room * dim).max(1)).zip(state.chunks(room));
+        for (rows, (weights, state)) in rows.chunks(room).zip(values) {
+            let slots = self.bring(rows)?;
+            self.table.write_rows(&slots, weights, state)?;
+        }
+        Ok(())
     }
 
     /// Brings all rows back; weights (`[rows, dim]`) and state (`[rows]`).

@@ -279,9 +279,7 @@ impl Vectors<'_> {
             _ => Ok(()),
         }
     }
-}
 
-impl Vectors<'_> {
     /// Whether a kernel, which counts in 32 bits, reaches all of the buffer.
     pub(crate) fn check_range(&self, what: &'static str, width: usize) -> Result<(), KernelError> {
         let size = size_of::<f32>() as u64;

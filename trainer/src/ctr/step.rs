@@ -243,8 +243,7 @@ impl<B: StepBackend> Learner<B> {
                 max_norm: self.training.max_gradient_norm,
             };
             self.dense.apply(&total, by);
-            let network = self.network.clone();
-            self.network = self.dense.network(network, self.training.precision);
+            self.refresh_network();
         }
         self.step += 1;
         Ok(StepOutcome {
@@ -253,6 +252,12 @@ impl<B: StepBackend> Learner<B> {
             applied,
             stopping: total.stopping,
         })
+    }
+
+    /// Gives the network the weights as they are now.
+    fn refresh_network(&mut self) {
+        let network = self.network.clone();
+        self.network = self.dense.network(network, self.training.precision);
     }
 
     /// The network's input: standardised dense features, and pooled rows.
@@ -452,8 +457,7 @@ impl<B: StepBackend> Learner<B> {
             updates,
         };
         self.dense = B::Dense::load(saved, &self.device);
-        let network = self.network.clone();
-        self.network = self.dense.network(network, self.training.precision);
+        self.refresh_network();
         self.step = restored.manifest.step;
         Ok(())
     }

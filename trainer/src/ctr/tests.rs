@@ -120,6 +120,19 @@ impl Part<'_> {
     }
 }
 
+/// What becomes of a run on a few rows.
+fn end_of<B: StepBackend>(config: &CtrConfig, world_size: usize) -> Result<Trained, TrainError> {
+    let dir = tempfile::tempdir().unwrap();
+    let part = Part {
+        config,
+        world_size,
+        dir: dir.path(),
+        rows: 100,
+        stop: Stop::Never,
+    };
+    part.run_on::<B>().0
+}
+
 fn fit(config: &CtrConfig, world_size: usize) -> (CtrModel<Cpu>, Vec<Progress>) {
     fit_on::<Autodiff<Cpu>>(config, world_size)
 }
@@ -203,15 +216,8 @@ fn a_seed_fixes_the_model_bit_for_bit() {
 fn a_table_of_an_unknown_feature_is_refused() {
     let mut config = config();
     config.tables.rows_of.insert("idd".into(), 5);
-    let dir = tempfile::tempdir().unwrap();
-    let part = Part {
-        config: &config,
-        world_size: 1,
-        dir: dir.path(),
-        rows: 100,
-        stop: Stop::Never,
-    };
-    assert!(matches!(part.run().0, Err(TrainError::Tables(_))));
+    let ended = end_of::<Autodiff<Cpu>>(&config, 1);
+    assert!(matches!(ended, Err(TrainError::Tables(_))));
 }
 
 #[test]
@@ -263,8 +269,10 @@ mod gpu {
         sharding::{PlacementError, Storage},
     };
 
+    type B = Autodiff<Gpu<WgpuRuntime>>;
+
     fn fit_on_gpu(config: &CtrConfig, world_size: usize) -> Vec<(u64, f64)> {
-        losses(&fit_on::<Autodiff<Gpu<WgpuRuntime>>>(config, world_size).1)
+        losses(&fit_on::<B>(config, world_size).1)
     }
 
     #[test]
@@ -328,12 +336,10 @@ mod gpu {
             stop: Stop::AtPoint,
         };
         let mut found: Vec<(u64, f64)> = losses(&part.run().1);
+        part.world_size = 1;
         for stop in [Stop::AtPoint, Stop::Never] {
             part.stop = stop;
-            part.world_size -= 1;
-            let part_on_gpu = part.run_on::<Autodiff<Gpu<WgpuRuntime>>>();
-            found.extend(losses(&part_on_gpu.1));
-            part.world_size = 2;
+            found.extend(losses(&part.run_on::<B>().1));
         }
         assert_close(&found, &wanted, 2e-4);
     }
@@ -343,15 +349,7 @@ mod gpu {
         let refused = |change: &dyn Fn(&mut CtrConfig)| {
             let mut config = config();
             change(&mut config);
-            let dir = tempfile::tempdir().unwrap();
-            let part = Part {
-                config: &config,
-                world_size: 1,
-                dir: dir.path(),
-                rows: 100,
-                stop: Stop::Never,
-            };
-            match part.run_on::<Autodiff<Gpu<WgpuRuntime>>>().0 {
+            match end_of::<B>(&config, 1) {
                 Err(TrainError::Placement(PlacementError::Unsupported { key, .. })) => key,
                 Err(TrainError::Plan(error)) => {
                     assert!(error.to_string().contains("column_wise"), "{error}");
@@ -405,16 +403,8 @@ fn measures_within_an_epoch_change_nothing_and_are_those_of_its_end() {
 fn more_ranks_than_streams_are_refused() {
     let mut config = config();
     config.reader.streams = 2;
-    let dir = tempfile::tempdir().unwrap();
-    let part = Part {
-        config: &config,
-        world_size: 3,
-        dir: dir.path(),
-        rows: 100,
-        stop: Stop::Never,
-    };
     let streams = matches!(
-        part.run().0,
+        end_of::<Autodiff<Cpu>>(&config, 3),
         Err(TrainError::Streams {
             streams: 2,
             world_size: 3

@@ -27,9 +27,7 @@ impl Adam {
     /// - `weights`, `gradient`: `[num_weights]`
     pub fn step(&mut self, weights: &mut [f32], gradient: &[f32], rate: f64, weight_decay: f32) {
         self.step += 1;
-        let steps = i32::try_from(self.step).unwrap_or(i32::MAX);
-        let rate = (rate / (1.0 - f64::from(BETA_1).powi(steps))) as f32;
-        let square_scale = (1.0 / (1.0 - f64::from(BETA_2).powi(steps))) as f32;
+        let (rate, square_scale) = corrected(rate, self.step);
         weights
             .par_chunks_mut(CHUNK)
             .zip(gradient.par_chunks(CHUNK))
@@ -45,6 +43,15 @@ impl Adam {
                 }
             });
     }
+}
+
+/// The step size and what mean squares are multiplied with in step `step`, from 1 on: both means
+/// began at zero.
+pub(super) fn corrected(rate: f64, step: u64) -> (f32, f32) {
+    let steps = i32::try_from(step).unwrap_or(i32::MAX);
+    let rate = (rate / (1.0 - f64::from(BETA_1).powi(steps))) as f32;
+    let square_scale = (1.0 / (1.0 - f64::from(BETA_2).powi(steps))) as f32;
+    (rate, square_scale)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use models::ctr::DcnV2;
 
 use super::{
     DenseState, Move, Precision, Saved, Total,
-    adam::{BETA_1, BETA_2, EPS},
+    adam::{BETA_1, BETA_2, EPS, corrected},
     cast, to_vec,
 };
 use crate::{
@@ -119,9 +119,7 @@ impl<R: GpuRuntime> DenseState<Autodiff<Gpu<R>>> for DeviceDense<R> {
     /// As the host's Adam has it.
     fn apply(&mut self, total: &Total, by: Move) {
         self.updates += 1;
-        let steps = i32::try_from(self.updates).unwrap_or(i32::MAX);
-        let rate = (by.rate / (1.0 - f64::from(BETA_1).powi(steps))) as f32;
-        let square_scale = (1.0 / (1.0 - f64::from(BETA_2).powi(steps))) as f32;
+        let (rate, square_scale) = corrected(by.rate, self.updates);
         let mut gradient = self.sum.clone().narrow(0, 0, self.num_weights());
         if let Some(scale) = by.scale(total) {
             gradient = gradient * scale;

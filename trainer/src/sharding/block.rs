@@ -59,7 +59,9 @@ pub trait Tables<B: Backend>: Sized {
     fn router(&self) -> &Router;
 
     /// Width of the pooled block: room for dense features, and the dims of all tables.
-    fn width(&self) -> usize;
+    fn width(&self) -> usize {
+        self.router().plan().columns().1
+    }
 
     /// The same tables in host memory.
     ///
@@ -134,10 +136,6 @@ impl<B: Backend> Tables<B> for ShardedTables {
 
     fn router(&self) -> &Router {
         self.router()
-    }
-
-    fn width(&self) -> usize {
-        self.width()
     }
 
     fn to_host(&self) -> Result<Cow<'_, ShardedTables>, ExchangeError> {

@@ -7,8 +7,8 @@
 
 use std::{
     borrow::Cow,
+    cell::{RefCell, RefMut},
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use burn::tensor::Tensor;
@@ -38,7 +38,7 @@ pub struct DeviceTables<R: GpuRuntime> {
     /// All but the weights and their optimizer's state.
     host: ShardedTables,
     /// Those of the shards of this rank.
-    stores: Vec<Mutex<Store<R>>>,
+    stores: Vec<RefCell<Store<R>>>,
     cache_rows: usize,
     device: Device<R>,
     place: R::Device,
@@ -71,7 +71,7 @@ pub struct Given<'a> {
 }
 
 /// [`Sums`] in the making.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Lists {
     source_at: Vec<u32>,
     offsets: Vec<u32>,
@@ -79,12 +79,20 @@ struct Lists {
     target_at: Vec<u32>,
 }
 
+impl Default for Lists {
+    fn default() -> Self {
+        Self {
+            source_at: Vec::new(),
+            offsets: vec![0],
+            scale: Vec::new(),
+            target_at: Vec::new(),
+        }
+    }
+}
+
 impl Lists {
     /// A further sum, of entries and their factors.
     fn push(&mut self, target: usize, entries: impl IntoIterator<Item = (usize, f32)>) {
-        if self.offsets.is_empty() {
-            self.offsets.push(0);
-        }
         for (source, scale) in entries {
             self.source_at.push(index(source));
             self.scale.push(scale);
@@ -97,10 +105,7 @@ impl Lists {
         let scaled = self.scale.iter().any(|scale| *scale != 1.0);
         Sums {
             source_at: &self.source_at,
-            offsets: match self.offsets.is_empty() {
-                true => &[0],
-                false => &self.offsets,
-            },
+            offsets: &self.offsets,
             scale: scaled.then_some(&self.scale),
             target_at: &self.target_at,
         }
@@ -171,17 +176,7 @@ impl<R: GpuRuntime> Store<R> {
         let state = vec![0.0; rows.len()];
         match self {
             Self::Whole(table) => table.write_rows(rows, weights, &state),
-            // No more at a time than the cache has room for.
-            Self::Cached(table) => {
-                let dim = weights.len() / rows.len().max(1);
-                let portions = rows.chunks(table.slots());
-                let mut weights = weights.chunks(table.slots() * dim);
-                for rows in portions {
-                    let weights = weights.next().unwrap_or_default();
-                    table.write_rows(rows, weights, &state[..rows.len()])?;
-                }
-                Ok(())
-            }
+            Self::Cached(table) => table.write_rows(rows, weights, &state),
         }
     }
 }
@@ -258,10 +253,9 @@ impl<'a, T> Wire<'a, T> {
 }
 
 impl<R: GpuRuntime> DeviceTables<R> {
-    fn store(&self, shard: usize) -> MutexGuard<'_, Store<R>> {
-        // A thread that panics while it holds one ends the run.
-        let store = self.stores[shard].lock();
-        store.unwrap_or_else(PoisonError::into_inner)
+    /// A lookup changes what a cache holds.
+    fn store(&self, shard: usize) -> RefMut<'_, Store<R>> {
+        self.stores[shard].borrow_mut()
     }
 
     /// What is asked of each rank; `replicated`: also of shards that are here too.
@@ -455,7 +449,7 @@ impl<R: GpuRuntime> Tables<Gpu<R>> for DeviceTables<R> {
         let device = Device::new(R::client(place));
         let stores = host.shards.iter_mut().map(|shard| {
             let store = Store::new(&device, shard, cache_rows)?;
-            Ok(Mutex::new(store))
+            Ok(RefCell::new(store))
         });
         Ok(Self {
             stores: stores.collect::<Result<_, PlacementError>>()?,
@@ -469,10 +463,6 @@ impl<R: GpuRuntime> Tables<Gpu<R>> for DeviceTables<R> {
 
     fn router(&self) -> &Router {
         self.host.router()
-    }
-
-    fn width(&self) -> usize {
-        self.host.width()
     }
 
     fn to_host(&self) -> Result<Cow<'_, ShardedTables>, ExchangeError> {
@@ -576,11 +566,12 @@ impl<R: GpuRuntime> Tables<Gpu<R>> for DeviceTables<R> {
             let touched = given.iter().map(|given| &given.routed.touched[at]);
             let touched = Touched::joined(touched.zip(buffers.iter().map(|buffer| buffer.len())));
             let lists = by_row(&touched, step);
+            let sums = lists.sums();
             let touched = kernels::Touched {
-                rows: &lists.target_at,
-                offsets: lists.sums().offsets,
-                gradient_at: &lists.source_at,
-                scale: lists.sums().scale,
+                rows: sums.target_at,
+                offsets: sums.offsets,
+                gradient_at: sums.source_at,
+                scale: sums.scale,
             };
             let gradients = Vectors {
                 buffer: &gradient,
