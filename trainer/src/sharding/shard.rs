@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::{
     optimizer::{Row, SparseOptimizerConfig, Update},
     plan::{ShardSpec, TableConfig},
-    storage::{Storage, Values, mix},
+    storage::{Storage, Values, mix, prefetch, zeros},
 };
 
 /// Fresh weights lie within this of zero.
@@ -150,7 +150,7 @@ impl Shard {
             dim,
             state_len,
             values: Values::zeros(storage, rows * dim),
-            state: vec![0.0; rows * state_len],
+            state: zeros(rows * state_len),
             fresh: Fresh {
                 seed,
                 salt: features::hash::hash_text(&table.feature),
@@ -231,7 +231,7 @@ impl Shard {
 
     /// The row is wanted soon.
     pub fn prefetch(&self, row: usize) {
-        self.values.prefetch(row * self.dim);
+        self.values.prefetch(row * self.dim, self.dim);
     }
 
     /// The sum of the gradients of one row's entries.
@@ -266,16 +266,21 @@ impl Shard {
         let mut end = 0;
         for run in touched.runs() {
             end += run.len();
-            self.prefetch_entry(touched, end + PREFETCH);
+            self.prefetch_entry(touched, gradient, end + PREFETCH);
             self.sum(run, touched, gradient, &mut sum);
             let row = Touched::row(run[0]);
             self.change(row, &mut sum, None, optimizer, update);
         }
     }
 
-    fn prefetch_entry(&self, touched: &Touched, ahead: usize) {
+    /// What the update of an entry further on takes is wanted soon.
+    fn prefetch_entry(&self, touched: &Touched, gradient: &[f32], ahead: usize) {
         if let Some(packed) = touched.by_row.get(ahead) {
-            self.prefetch(Touched::row(*packed));
+            let row = Touched::row(*packed);
+            self.prefetch(row);
+            prefetch(&self.state, row * self.state_len, self.state_len);
+            let at = touched.gradient_at[Touched::entry(*packed)] as usize;
+            prefetch(gradient, at, self.dim);
         }
     }
 

@@ -1,5 +1,6 @@
 //! How the numbers of a table lie in memory.
 
+use bytemuck::Zeroable;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
@@ -37,9 +38,9 @@ pub(super) enum Values {
 impl Values {
     pub fn zeros(storage: Storage, len: usize) -> Self {
         match storage {
-            Storage::F32 => Self::F32(vec![0.0; len]),
-            Storage::Bf16 => Self::Bf16(vec![bf16::ZERO; len]),
-            Storage::F16 => Self::F16(vec![f16::ZERO; len]),
+            Storage::F32 => Self::F32(zeros(len)),
+            Storage::Bf16 => Self::Bf16(zeros(len)),
+            Storage::F16 => Self::F16(zeros(len)),
         }
     }
 
@@ -133,22 +134,58 @@ impl Values {
         }
     }
 
-    /// The lines of the cache that hold values from `at` on are wanted soon.
-    pub fn prefetch(&self, at: usize) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let address = match self {
-                Self::F32(values) => values.as_ptr().wrapping_add(at).cast::<i8>(),
-                Self::Bf16(values) => values.as_ptr().wrapping_add(at).cast::<i8>(),
-                Self::F16(values) => values.as_ptr().wrapping_add(at).cast::<i8>(),
-            };
-            // SAFETY: a prefetch is a hint; it reads nothing, and any address is allowed.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
+    /// The `len` values from `at` on are wanted soon.
+    pub fn prefetch(&self, at: usize, len: usize) {
+        match self {
+            Self::F32(values) => prefetch(values, at, len),
+            Self::Bf16(values) => prefetch(values, at, len),
+            Self::F16(values) => prefetch(values, at, len),
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = at;
     }
+}
+
+/// Zeros, in large pages where the system has them: a random row of a large table then misses the
+/// cache alone, and not the translation of its address as well.
+pub(super) fn zeros<T: Zeroable>(len: usize) -> Vec<T> {
+    let mut zeros: Vec<T> = bytemuck::zeroed_vec(len);
+    advise_large_pages(&mut zeros);
+    zeros
+}
+
+#[cfg(target_os = "linux")]
+fn advise_large_pages<T>(values: &mut [T]) {
+    use rustix::mm::{Advice, madvise};
+    const PAGE: usize = 4096;
+    let bytes = values.as_mut_ptr_range();
+    let first = (bytes.start as usize).next_multiple_of(PAGE);
+    let end = bytes.end as usize / PAGE * PAGE;
+    if first < end {
+        let start = bytes.start.cast::<u8>();
+        let start = start.wrapping_add(first - start as usize).cast();
+        // SAFETY: the pages lie within memory that is borrowed here; the advice changes no content.
+        // Where a system cannot follow it, as without large pages, nothing is lost.
+        let _ = unsafe { madvise(start, end - first, Advice::LinuxHugepage) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_large_pages<T>(_: &mut [T]) {}
+
+/// The lines of the cache that hold `len` values from `at` on are wanted soon.
+pub(super) fn prefetch<T>(values: &[T], at: usize, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const LINE: usize = 64;
+        let first = values.as_ptr().wrapping_add(at) as usize / LINE * LINE;
+        let end = values.as_ptr().wrapping_add(at + len) as usize;
+        for line in (first..end).step_by(LINE) {
+            // SAFETY: a prefetch is a hint; it reads nothing, and any address is allowed.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line as *const i8) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, at, len);
 }
 
 /// Up with a probability of the part that is cut off.
