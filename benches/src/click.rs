@@ -138,6 +138,7 @@ impl Shape {
                 .map(|_| f32::from(u8::from(random.random_bool(0.25))))
                 .collect(),
             weights: vec![1.0; self.batch],
+            places: (0..self.batch as u64).collect(),
         });
         batches.collect()
     }

@@ -5,10 +5,11 @@
 
 use burn::{
     module::{Module, Param},
-    nn::{Dropout, DropoutConfig, Linear},
+    nn::Linear,
     prelude::Backend,
     tensor::{Tensor, TensorData, activation::relu},
 };
+use features::hash::chain_integer;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -65,8 +66,9 @@ struct CrossLayer<B: Backend> {
 pub struct DcnV2<B: Backend> {
     cross: Vec<CrossLayer<B>>,
     hidden: Vec<Linear<B>>,
-    dropout: Dropout,
     output: Linear<B>,
+    #[module(skip)]
+    net_dropout: f64,
     #[module(skip)]
     stacked: bool,
 }
@@ -131,8 +133,8 @@ impl DcnV2Config {
         DcnV2 {
             cross,
             hidden,
-            dropout: DropoutConfig::new(self.net_dropout).init(),
             output: linear(joined, 1, true, random, device),
+            net_dropout: self.net_dropout,
             stacked,
         }
     }
@@ -145,14 +147,38 @@ impl<B: FusedOps> DcnV2<B> {
     /// - `input`: `[batch, num_inputs]`: standardised dense numbers, then pooled embeddings
     /// - returns `[batch, 1]`
     pub fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.logits(input, |_, hidden| hidden)
+    }
+
+    /// As [`Self::forward`], in training: each row drops some hidden values, which its number fixes.
+    ///
+    /// # Shapes
+    /// - `rows`: `[batch]`
+    pub fn forward_with_dropout(&self, input: Tensor<B, 2>, rows: &[u64]) -> Tensor<B, 2> {
+        if self.net_dropout == 0.0 {
+            return self.forward(input);
+        }
+        self.logits(input, |layer, hidden| {
+            let number = |row: &u64| chain_integer(*row, layer as i64) as u32;
+            let numbers: Vec<u32> = rows.iter().map(number).collect();
+            ops::dropout(hidden, &numbers, self.net_dropout)
+        })
+    }
+
+    /// Logits, with something done to the output of each hidden layer.
+    fn logits(
+        &self,
+        input: Tensor<B, 2>,
+        hidden: impl Fn(usize, Tensor<B, 2>) -> Tensor<B, 2>,
+    ) -> Tensor<B, 2> {
         let mut crossed = input.clone();
         for layer in &self.cross {
             crossed = layer.forward(input.clone(), crossed);
         }
         let mut deep = if self.stacked { crossed.clone() } else { input };
-        for layer in &self.hidden {
+        for (at, layer) in self.hidden.iter().enumerate() {
             let product = deep.matmul(layer.weight.val());
-            deep = self.dropout.forward(ops::bias_relu(product, bias(layer)));
+            deep = hidden(at, ops::bias_relu(product, bias(layer)));
         }
         let weight = self.output.weight.val();
         let logits = if self.stacked {

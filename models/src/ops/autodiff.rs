@@ -9,7 +9,7 @@ use burn::{
             ops::{Backward, Ops, OpsKind},
         },
     },
-    tensor::ops::FloatTensor,
+    tensor::{Device, backend::AutodiffBackend, ops::FloatTensor},
 };
 
 use super::{FusedKernels, FusedOps};
@@ -82,5 +82,14 @@ impl<B: FusedKernels + FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B,
             }
             OpsKind::UnTracked(prep) => prep.finish(forward().0),
         }
+    }
+
+    fn dropout_mask(
+        rows: &[u32],
+        width: usize,
+        rate: f64,
+        device: &Device<Self>,
+    ) -> FloatTensor<Self> {
+        Self::from_inner(<B as FusedKernels>::dropout_mask(rows, width, rate, device))
     }
 }

@@ -6,13 +6,14 @@
 
 mod autodiff;
 mod composed;
+mod dropout;
 mod host;
 #[cfg(feature = "tch")]
 mod libtorch;
 
 use burn::{
     prelude::Backend,
-    tensor::{Tensor, TensorPrimitive, backend::AutodiffBackend, ops::FloatTensor},
+    tensor::{Device, Tensor, TensorPrimitive, backend::AutodiffBackend, ops::FloatTensor},
 };
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement, element::BoolElement};
@@ -32,6 +33,18 @@ pub trait FusedOps: Backend {
         u: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         x: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// What a layer's values are multiplied with in training, `[rows, width]`: 0 for a share `rate` of
+    /// them, `1 / (1 - rate)` for the others. Source: Srivastava et al., "Dropout", JMLR 2014.
+    ///
+    /// Each row's are drawn from its own number, the same on every backend: it does not matter
+    /// with which others a row is computed, nor where.
+    fn dropout_mask(
+        rows: &[u32],
+        width: usize,
+        rate: f64,
+        device: &Device<Self>,
     ) -> FloatTensor<Self>;
 }
 
@@ -74,12 +87,30 @@ pub trait FusedKernels: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         composed::cross_backward::<Self>(gradient, x0, t)
     }
+
+    /// As [`FusedOps::dropout_mask`]; made in host memory unless a device can do it itself.
+    fn dropout_mask(
+        rows: &[u32],
+        width: usize,
+        rate: f64,
+        device: &Device<Self>,
+    ) -> FloatTensor<Self> {
+        dropout::on_host::<Self>(rows, width, rate, device)
+    }
 }
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> FusedKernels
     for CubeBackend<R, F, I, T>
 {
+    fn dropout_mask(
+        rows: &[u32],
+        width: usize,
+        rate: f64,
+        device: &Device<Self>,
+    ) -> FloatTensor<Self> {
+        dropout::on_device::<Self>(rows, width, rate, device)
+    }
 }
 
 macro_rules! without_gradients {
@@ -96,6 +127,10 @@ macro_rules! without_gradients {
                 x: FloatTensor<Self>,
             ) -> FloatTensor<Self> {
                 Self::cross_forward(x0, u, bias, x).0
+            }
+
+            fn dropout_mask(rows: &[u32], width: usize, rate: f64, device: &Device<Self>) -> FloatTensor<Self> {
+                <Self as FusedKernels>::dropout_mask(rows, width, rate, device)
             }
         }
     };
@@ -125,6 +160,16 @@ pub fn cross<B: FusedOps>(
         primitive(bias),
         primitive(x),
     ))
+}
+
+/// Values with a share `rate` of them dropped: see [`FusedOps::dropout_mask`].
+///
+/// # Shapes
+/// - `x`: `[rows, width]`; `rows`: the number of each row
+pub fn dropout<B: FusedOps>(x: Tensor<B, 2>, rows: &[u32], rate: f64) -> Tensor<B, 2> {
+    let mask = B::dropout_mask(rows, x.dims()[1], rate, &x.device());
+    let kind = x.dtype();
+    x * tensor::<B, 2>(mask).cast(kind)
 }
 
 fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {

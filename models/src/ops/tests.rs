@@ -97,6 +97,44 @@ fn check_without_gradients<B: TrainingBackend>() {
     assert_eq!(numbers(bias_relu(inner_u, inner_bias)), wanted);
 }
 
+/// About the wanted share is dropped, whatever the layer's width, and the rest makes up for it.
+fn check_dropout<B: TrainingBackend>() {
+    let numbers_of_rows: Vec<u32> = (0..SHAPE[0] as u32)
+        .map(|row| row.wrapping_mul(77_777_777))
+        .collect();
+    let ones = || Tensor::<B, 2>::ones(SHAPE, &Default::default()).require_grad();
+    for rate in [0.1, 0.5] {
+        let input = ones();
+        let output = dropout(input.clone(), &numbers_of_rows, rate);
+        let found = numbers(output.clone());
+        let kept = (1.0 / (1.0 - rate)) as f32;
+        assert!(found.iter().all(|value| *value == 0.0 || *value == kept));
+        let share = |values: &mut dyn Iterator<Item = &f32>| {
+            let values: Vec<&f32> = values.collect();
+            values.iter().filter(|value| ***value == 0.0).count() as f64 / values.len() as f64
+        };
+        // Of 87,000 draws, and of a column's 3,000: six and four standard deviations.
+        assert!((share(&mut found.iter()) - rate).abs() < 0.01);
+        for column in 0..SHAPE[1] {
+            let dropped = share(&mut found.iter().skip(column).step_by(SHAPE[1]));
+            assert!((dropped - rate).abs() < 0.04, "{column}: {dropped}");
+        }
+        // The gradient takes the same way.
+        let gradient = input.grad(&output.sum().backward()).unwrap();
+        assert_eq!(numbers(gradient), found);
+        // Other rows beside it change nothing, and the host drops the same.
+        let (few, host) = (
+            10..20,
+            Tensor::<Cpu, 2>::ones([10, SHAPE[1]], &Default::default()),
+        );
+        let alone = dropout(host, &numbers_of_rows[few.clone()], rate);
+        assert_eq!(
+            numbers(alone),
+            found[few.start * SHAPE[1]..few.end * SHAPE[1]]
+        );
+    }
+}
+
 /// The same facts on every backend.
 macro_rules! on {
     ($name:ident, $backend:ty) => {
@@ -121,6 +159,11 @@ macro_rules! on {
             }
 
             #[test]
+            fn dropout_is_a_matter_of_the_row_alone() {
+                check_dropout::<B>();
+            }
+
+            #[test]
             fn without_gradients_the_result_is_the_same() {
                 check_without_gradients::<B>();
             }
@@ -131,3 +174,6 @@ macro_rules! on {
 on!(host, Cpu);
 #[cfg(feature = "tch")]
 on!(libtorch, burn::backend::LibTorch);
+// Vulkan, which needs no GPU.
+#[cfg(feature = "wgpu")]
+on!(gpu, burn::backend::Wgpu);

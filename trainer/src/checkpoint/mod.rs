@@ -17,6 +17,7 @@ mod restore;
 mod save;
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -97,7 +98,7 @@ pub struct FileRecord {
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The folder cannot be used.
-    #[error("opening checkpoint folder {}", path.display())]
+    #[error("using checkpoint folder {}", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -171,6 +172,8 @@ pub enum CheckpointError {
 #[derive(Debug, Clone)]
 pub struct Folder {
     store: Arc<dyn ObjectStore>,
+    /// Where it is on a disk, if it is.
+    local: Option<PathBuf>,
 }
 
 impl Folder {
@@ -187,7 +190,8 @@ impl Folder {
         let store = LocalFileSystem::new_with_prefix(path)
             .map_err(|source| failed(std::io::Error::other(source)))?;
         Ok(Self {
-            store: Arc::new(store.with_automatic_cleanup(true)),
+            store: Arc::new(store),
+            local: Some(path.to_owned()),
         })
     }
 
@@ -212,24 +216,26 @@ impl Folder {
         let (store, prefix) = object_store::parse_url_opts(&parsed, aws).map_err(wrong)?;
         Ok(Self {
             store: Arc::new(PrefixStore::new(store, prefix.join(run))),
+            local: None,
         })
     }
 
-    /// Removes all checkpoints.
+    /// Removes all checkpoints, and what is left of unfinished ones.
     ///
     /// # Errors
     /// [`CheckpointError::Store`].
     pub fn clear(&self) -> Result<(), CheckpointError> {
         block_on(async {
-            for name in self.names().await? {
-                self.remove(&name).await?;
+            let Found { whole, unfinished } = self.find().await?;
+            for name in whole.iter().chain(&unfinished) {
+                self.remove(name).await?;
             }
             Ok(())
         })
     }
 
-    /// Names of whole checkpoints, oldest first.
-    async fn names(&self) -> Result<Vec<String>, CheckpointError> {
+    /// What there is.
+    async fn find(&self) -> Result<Found, CheckpointError> {
         let all = self.store.list(None).map_ok(|object| object.location);
         let all: Vec<Key> = all
             .try_collect()
@@ -240,9 +246,19 @@ impl Folder {
                 source,
             })?;
         let whole = all.iter().filter(|key| key.filename() == Some(MANIFEST));
-        let mut names: Vec<String> = whole.filter_map(folder_of).collect();
-        names.sort_unstable();
-        Ok(names)
+        let whole: BTreeSet<String> = whole.filter_map(folder_of).collect();
+        let mut folders: BTreeSet<String> = all.iter().filter_map(folder_of).collect();
+        // On a disk also those that hold nothing, or files that were not finished.
+        let entries = self.local.iter().filter_map(|path| fs::read_dir(path).ok());
+        for entry in entries.flatten().flatten() {
+            if entry.path().is_dir() {
+                folders.extend(entry.file_name().to_str().and_then(checkpoint_name));
+            }
+        }
+        Ok(Found {
+            unfinished: folders.difference(&whole).cloned().collect(),
+            whole: whole.into_iter().collect(),
+        })
     }
 
     /// Removes a checkpoint, its manifest first, so that it is never half there.
@@ -272,8 +288,25 @@ impl Folder {
                 Err(source) => return Err(failed(&key, source)),
             }
         }
+        if let Some(path) = &self.local {
+            let path = path.join(name);
+            match fs::remove_dir_all(&path) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(CheckpointError::Folder { path, source });
+                }
+                _ => {}
+            }
+        }
         Ok(())
     }
+}
+
+/// Names of checkpoints, oldest first.
+#[derive(Debug)]
+struct Found {
+    whole: Vec<String>,
+    /// What crashes and refusing disks have left.
+    unfinished: Vec<String>,
 }
 
 /// Runs store calls to their end, from wherever it is called.
@@ -290,8 +323,14 @@ fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> T {
 }
 
 fn folder_of(key: &Key) -> Option<String> {
-    let name = key.parts().next()?.as_ref().to_owned();
-    name.starts_with("step-").then_some(name)
+    let mut parts = key.parts();
+    let folder = parts.next()?;
+    parts.next()?;
+    checkpoint_name(folder.as_ref())
+}
+
+fn checkpoint_name(folder: &str) -> Option<String> {
+    folder.starts_with("step-").then(|| folder.to_owned())
 }
 
 /// Name of the checkpoint of a step; names sort as steps do.

@@ -53,7 +53,7 @@ impl<G: ProcessGroup + 'static> Checkpoints<G> {
         needs: impl Fn(&ShardSpec) -> bool + Sync,
     ) -> Result<Option<Restored>, CheckpointError> {
         let listed = match group.rank() {
-            0 => block_on(self.folder().names()),
+            0 => block_on(self.folder().find()).map(|found| found.whole),
             _ => Ok(Vec::new()),
         };
         let mut names = agree(group, listed)?.swap_remove(0);

@@ -5,8 +5,8 @@ use std::thread::JoinHandle;
 use object_store::ObjectStoreExt;
 
 use super::{
-    CheckpointConfig, CheckpointError, DENSE_FILE, FileRecord, Folder, MANIFEST, Manifest, Piece,
-    VERSION, block_on, file, ids_file, key, name_of, rank_file,
+    CheckpointConfig, CheckpointError, DENSE_FILE, FileRecord, Folder, Found, MANIFEST, Manifest,
+    Piece, VERSION, block_on, file, ids_file, key, name_of, rank_file,
 };
 use crate::{collective::ProcessGroup, sharding::ShardSpec};
 
@@ -195,12 +195,12 @@ impl Job {
             key: key.to_string(),
             source,
         })?;
-        let names = self.folder.names().await?;
-        let old = names.len().saturating_sub(self.keep);
-        for old in &names[..old] {
-            if self.spare.as_ref() != Some(old) {
-                self.folder.remove(old).await?;
-            }
+        let Found { whole, unfinished } = self.folder.find().await?;
+        let old = &whole[..whole.len().saturating_sub(self.keep)];
+        let old = old.iter().filter(|old| self.spare.as_ref() != Some(*old));
+        // All ranks are here: nobody finishes another one.
+        for name in old.chain(&unfinished) {
+            self.folder.remove(name).await?;
         }
         Ok(())
     }

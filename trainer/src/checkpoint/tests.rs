@@ -56,6 +56,15 @@ fn latest(checkpoints: &Checkpoints<TcpGroup>) -> Result<Option<u64>, Checkpoint
     }))
 }
 
+/// Names of what lies in a folder.
+fn folders(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort_unstable();
+    names
+}
+
 #[test]
 fn the_newest_is_found_and_old_ones_go_but_for_the_best() {
     let dir = tempfile::tempdir().unwrap();
@@ -66,8 +75,7 @@ fn the_newest_is_found_and_old_ones_go_but_for_the_best() {
     }
     checkpoints.wait().unwrap();
     assert_eq!(latest(&checkpoints).unwrap(), Some(40));
-    let names = block_on(checkpoints.folder().names()).unwrap();
-    assert_eq!(names, [1, 3, 40].map(name_of));
+    assert_eq!(folders(dir.path()), [1, 3, 40].map(name_of));
 }
 
 #[test]
@@ -115,11 +123,30 @@ fn what_a_crash_left_without_a_manifest_does_not_count() {
     let torn = dir.path().join(name_of(2));
     fs::create_dir(&torn).unwrap();
     fs::write(torn.join("rank-0.safetensors"), "half").unwrap();
+    fs::create_dir(dir.path().join(name_of(3))).unwrap();
     assert_eq!(latest(&checkpoints).unwrap(), Some(1));
     // The same step is written anew.
     checkpoints.save(snapshot(2, 0), None).unwrap();
     checkpoints.wait().unwrap();
     assert_eq!(latest(&checkpoints).unwrap(), Some(2));
+    // What else was left is gone.
+    assert_eq!(folders(dir.path()), [1, 2].map(name_of));
+}
+
+#[test]
+fn what_no_checkpoint_of_any_step_will_finish_goes_with_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    // A file of an upload that was cut off, which the store does not list.
+    let torn = dir.path().join(name_of(7));
+    fs::create_dir(&torn).unwrap();
+    fs::write(torn.join("rank-0.safetensors#1"), "half").unwrap();
+    fs::write(dir.path().join("notes.txt"), "not ours").unwrap();
+    let mut checkpoints = alone(dir.path());
+    checkpoints.save(snapshot(4, 0), None).unwrap();
+    checkpoints.wait().unwrap();
+    assert_eq!(folders(dir.path()), ["notes.txt".to_owned(), name_of(4)]);
+    checkpoints.folder().clear().unwrap();
+    assert_eq!(folders(dir.path()), ["notes.txt"]);
 }
 
 #[test]

@@ -107,6 +107,7 @@ impl From<Examples> for StepBatch {
             features: rows.features,
             labels: rows.clicks,
             weights: rows.weights,
+            places: rows.places,
         }
     }
 }

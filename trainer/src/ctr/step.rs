@@ -7,7 +7,7 @@ use burn::{
     optim::GradientsParams,
     tensor::{Tensor, TensorData, backend::AutodiffBackend},
 };
-use features::hash::chain_integer;
+use features::hash::{SEED, chain_integer};
 use models::{
     Cpu,
     ctr::{
@@ -36,6 +36,8 @@ pub struct StepBatch {
     pub labels: Vec<f32>,
     /// `[rows]`, how many rows each stands for.
     pub weights: Vec<f32>,
+    /// `[rows]`, their places in the order of all ranks' rows.
+    pub places: Vec<u64>,
 }
 
 /// A batch whose ids have found their way.
@@ -219,10 +221,6 @@ impl<B: StepBackend> Learner<B> {
         rows: &mut impl ProcessGroup,
         dense: &mut impl ProcessGroup,
     ) -> Result<StepOutcome, ExchangeError> {
-        // Random numbers of a step depend on nothing before it, and differ between ranks.
-        let place = [self.seed, self.step, rows.rank() as u64].into_iter();
-        let chain = |hash, number| chain_integer(hash, number as i64);
-        B::seed(&self.device, place.fold(features::hash::SEED, chain));
         let total_weight = micro_batches.iter().map(|batch| batch.total_weight).sum();
         self.dense.clear();
         let mut gradients = Vec::new();
@@ -323,9 +321,15 @@ impl<B: StepBackend> Learner<B> {
             Tensor::<B, 2>::from_data(values, &self.device)
         };
         let input = Tensor::<B, 2>::from_inner(pooled).require_grad();
-        let logits = self
-            .network
-            .forward(dense::cast(input.clone(), self.training.precision));
+        // What a row drops depends on nothing but the step and its place.
+        let chain = |hash, number: &u64| chain_integer(hash, *number as i64);
+        let of_step = [self.seed, self.step].iter().fold(SEED, chain);
+        let places = &batch.batch.places;
+        let numbers: Vec<u64> = places.iter().map(|place| chain(of_step, place)).collect();
+        let logits = self.network.forward_with_dropout(
+            dense::cast(input.clone(), self.training.precision),
+            &numbers,
+        );
         let mut loss = weighted_bce(
             dense::cast(logits, Precision::F32),
             column(&batch.batch.labels),

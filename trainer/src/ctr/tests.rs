@@ -58,6 +58,7 @@ fn config() -> CtrConfig {
     config.tables.embedding_dim = 4;
     config.training.batch_size = 64;
     config.training.epochs = 3;
+    config.model.net_dropout = 0.1;
     config
 }
 
@@ -205,7 +206,6 @@ fn ids_and_numbers_are_learnt_and_calibrated() {
 #[test]
 fn a_seed_fixes_the_model_bit_for_bit() {
     let mut config = config();
-    config.model.net_dropout = 0.1;
     let first = scores(&fit(&config, 1).0);
     assert_eq!(first, scores(&fit(&config, 1).0));
     config.seed = 2;
@@ -234,12 +234,11 @@ fn any_number_of_ranks_has_the_same_loss_curve() {
 #[test]
 fn libtorch_has_the_same_loss_curve_and_the_same_bits_each_time() {
     type B = Autodiff<burn::backend::LibTorch>;
-    let mut config = config();
+    let config = config();
     let wanted = losses(&fit(&config, 1).1);
     for world_size in [1, 2] {
         assert_close(&losses(&fit_on::<B>(&config, world_size).1), &wanted, 2e-4);
     }
-    config.model.net_dropout = 0.1;
     let scores = || scores(&fit_on::<B>(&config, 1).0);
     assert_eq!(scores(), scores());
 }
@@ -534,8 +533,6 @@ fn an_interrupted_run_equals_the_uninterrupted_bit_for_bit() {
     let optimizers = [SparseOptimizer::RowwiseAdagrad, SparseOptimizer::Adam];
     for (world_size, optimizer) in [(1, optimizers[0]), (3, optimizers[1])] {
         config.tables.optimizer.kind = optimizer;
-        // Threads that are ranks share the backend's random numbers; processes do not.
-        config.model.net_dropout = if world_size == 1 { 0.1 } else { 0.0 };
         let (whole, told) = fit(&config, world_size);
         use Stop::{AtOnce, AtPoint, Never};
         let stops = [

@@ -42,6 +42,8 @@ pub struct Examples {
     pub scene_ids: Vec<String>,
     /// Categories of the creatives.
     pub categories: Vec<String>,
+    /// Places in the order in which batches take rows; empty where no batch was taken.
+    pub places: Vec<u64>,
 }
 
 impl Projection {
@@ -158,6 +160,7 @@ impl Examples {
             creative_ids: Vec::new(),
             scene_ids: Vec::new(),
             categories: Vec::new(),
+            places: Vec::new(),
         }
     }
 

@@ -162,6 +162,9 @@ impl Batches {
         for (stream, number) in self.streams.iter_mut().zip(self.first..) {
             let before = behind(self.at, number, self.num_streams);
             stream.take(behind(end, number, self.num_streams) - before, &mut taken)?;
+            let places = (before..).map(|row| (row * self.num_streams + number) as u64);
+            let missing = taken.len() - taken.places.len();
+            taken.places.extend(places.take(missing));
         }
         self.at = end;
         Ok(taken)
@@ -258,7 +261,7 @@ mod tests {
     use super::*;
     use crate::table::testing;
 
-    /// Ids of the rows of each batch: of a rank, or of several, sorted.
+    /// Ids of the rows of each batch, of all ranks, by their places.
     fn batches(
         rows: &Slice,
         config: &ReaderConfig,
@@ -276,29 +279,23 @@ mod tests {
         let mut all = Vec::new();
         for first in (from..rows.len()).step_by(size) {
             let count = size.min(rows.len() - first);
-            let ids = ranks.iter_mut().flat_map(|rank| {
+            let rows = ranks.iter_mut().flat_map(|rank| {
                 let batch = rank.take(count).unwrap();
                 assert_eq!(batch.clicks.len(), batch.len());
-                batch.features.sparse[0].ids.clone()
+                let ids = batch.features.sparse[0].ids.iter();
+                batch
+                    .places
+                    .into_iter()
+                    .zip(ids.copied())
+                    .collect::<Vec<_>>()
             });
-            let mut ids: Vec<u64> = ids.collect();
-            assert_eq!(ids.len(), count);
-            if world_size > 1 {
-                ids.sort_unstable();
-            }
-            all.push(ids);
+            let mut rows: Vec<(u64, u64)> = rows.collect();
+            rows.sort_unstable();
+            let places = rows.iter().map(|(place, _)| *place);
+            assert!(places.eq(first as u64..(first + count) as u64));
+            all.push(rows.into_iter().map(|(_, id)| id).collect());
         }
         all
-    }
-
-    fn sorted(batches: Vec<Vec<u64>>) -> Vec<Vec<u64>> {
-        batches
-            .into_iter()
-            .map(|mut batch| {
-                batch.sort_unstable();
-                batch
-            })
-            .collect()
     }
 
     proptest! {
@@ -322,7 +319,7 @@ mod tests {
                 prop_assert!(all.into_iter().eq(0..count as u64));
                 for world_size in 2..=streams.min(4) {
                     let several = batches(&rows, &config, order, world_size, 0, size);
-                    prop_assert_eq!(&several, &sorted(alone.clone()));
+                    prop_assert_eq!(&several, &alone);
                 }
                 // From any batch on, as if it had read all before.
                 for done in 0..alone.len() {
