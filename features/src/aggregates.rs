@@ -2,21 +2,28 @@
 //!
 //! An entity is the value of some facts, such as one user, or one user and one category; its
 //! [`EntityState`] holds one [`Tile`] per hour in which something happened. A window ends with
-//! the hour of the request, so "24 h" is the running hour and the 23 before it. What the tiles
-//! hold is what the platform had learnt when they were read: the pipeline applies events in the
-//! order of their arrival, so a value that came late is not known earlier.
+//! the hour of the request, so "24 h" is the running hour and the 23 before it.
+//!
+//! Time is twofold: an event counts in the hour in which it happened, for requests after the
+//! moment at which the platform learnt of it. What was learnt lately is kept event by event
+//! ([`Aggregates::with_horizon`]), so that a request that reaches the pipeline somewhat after its
+//! time still sees only what was known then. An event that claims to come from after that moment
+//! happened at that moment: its sender's clock was ahead.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+};
 
 use crate::{
     hash,
-    set::{AdFacts, FeatureSet, RequestFacts},
+    set::{AdFacts, FeatureSet, Recent, RequestFacts},
 };
 
 const HOUR_US: i64 = 3_600_000_000;
 
-/// Distinct values that one entity remembers per feature group; the oldest go first.
-const MAX_RECENT: usize = 64;
+/// Distinct values that one entity remembers of a fact; the oldest go first.
+pub const MAX_RECENT: usize = 64;
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -34,6 +41,51 @@ pub enum SourceEvent {
 
 pub(crate) const NUM_SOURCES: usize = 4;
 
+impl SourceEvent {
+    /// All of them, each at the index that it has as a number.
+    pub const ALL: [Self; NUM_SOURCES] = [
+        Self::Impression,
+        Self::Click,
+        Self::Conversion,
+        Self::Activity,
+    ];
+
+    /// The word for it in specs and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Impression => "impression",
+            Self::Click => "click",
+            Self::Conversion => "conversion",
+            Self::Activity => "activity",
+        }
+    }
+}
+
+/// An event that is counted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Counted {
+    /// What happened.
+    pub source: SourceEvent,
+    /// What it was worth.
+    pub value: f64,
+    /// When it happened, microseconds since the Unix epoch.
+    pub event_us: i64,
+    /// When the platform learnt of it, microseconds since the Unix epoch.
+    pub known_us: i64,
+}
+
+impl Counted {
+    /// One that was learnt of when it happened.
+    pub fn at_once(source: SourceEvent, value: f64, time_us: i64) -> Self {
+        Self {
+            source,
+            value,
+            event_us: time_us,
+            known_us: time_us,
+        }
+    }
+}
+
 /// Names an entity: XXH64 over the names of its key facts and their values, chained. With a
 /// hundred million entities the chance that any two share a key is below 0.03 %.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,7 +99,7 @@ pub struct Tile {
     /// Events by [`SourceEvent`].
     pub counts: [u32; NUM_SOURCES],
     /// Sums of their values by [`SourceEvent`].
-    pub sums: [f32; NUM_SOURCES],
+    pub sums: [f64; NUM_SOURCES],
 }
 
 /// What happened to an entity in a window.
@@ -60,12 +112,38 @@ pub struct WindowSums {
 }
 
 /// What is known of one entity.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EntityState {
-    /// Tiles by rising hour.
-    pub tiles: Vec<Tile>,
-    /// Recent values by slot: (id, last seen in microseconds), by rising time.
-    pub recent: Vec<Vec<(u64, i64)>>,
+    /// Tiles by rising hour, of all but the fresh events.
+    tiles: Vec<Tile>,
+    /// Their recent values by slot, by rising time.
+    recent: Vec<Vec<Seen>>,
+    /// Events learnt of lately, in the order in which they came.
+    fresh: Vec<Fresh>,
+    /// When the newest event of the tiles was learnt of: what was known before is not known any more.
+    settled_us: i64,
+}
+
+/// When a value was seen last: time in microseconds, and its id.
+type Seen = (i64, u64);
+
+/// An event that is not in the tiles yet.
+#[derive(Debug, Clone, PartialEq)]
+struct Fresh {
+    event: Counted,
+    /// Slot and id of the values to be remembered.
+    values: Vec<(u8, u64)>,
+}
+
+impl Default for EntityState {
+    fn default() -> Self {
+        Self {
+            tiles: Vec::new(),
+            recent: Vec::new(),
+            fresh: Vec::new(),
+            settled_us: i64::MIN,
+        }
+    }
 }
 
 /// Where evaluation finds the state of an entity.
@@ -92,16 +170,31 @@ impl StateSource for HashMap<EntityKey, EntityState> {
 
 /// Why stored aggregates could not be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("aggregate bytes end at {at}, wanted {wanted} more")]
-pub struct DecodeError {
-    /// Where reading stopped.
-    pub at: usize,
-    /// How many bytes were missing.
-    pub wanted: usize,
+pub enum DecodeError {
+    /// They are cut off.
+    #[error("aggregate bytes end at {at}, wanted {wanted} more")]
+    End {
+        /// Where reading stopped.
+        at: usize,
+        /// How many bytes were missing.
+        wanted: usize,
+    },
+    /// No event has this number.
+    #[error("aggregate bytes name event {number}, wanted at most {}", NUM_SOURCES - 1)]
+    Source {
+        /// The number.
+        number: u8,
+    },
 }
 
 impl EntityState {
-    /// Counts and sums over the hours of a window that ends with the hour of `now_us`.
+    /// Whether it is still known what was known at a time.
+    pub(crate) fn remembers(&self, now_us: i64) -> bool {
+        self.settled_us < now_us
+    }
+
+    /// Counts and sums over the hours of a window that ends with the hour of `now_us`, of what was
+    /// known before it.
     pub fn window(&self, window_hours: u32, now_us: i64) -> WindowSums {
         let now = hour(now_us);
         let from = now.saturating_sub(window_hours.saturating_sub(1));
@@ -113,77 +206,112 @@ impl EntityState {
         for tile in inside {
             for at in 0..NUM_SOURCES {
                 found.counts[at] += u64::from(tile.counts[at]);
-                found.sums[at] += f64::from(tile.sums[at]);
+                found.sums[at] += tile.sums[at];
+            }
+        }
+        for Fresh { event, .. } in self.fresh_before(now_us) {
+            if (from..=now).contains(&hour(event.event_us)) {
+                found.counts[event.source as usize] += 1;
+                found.sums[event.source as usize] += event.value;
             }
         }
         found
     }
 
-    /// The most recent values of a slot before `now_us`, newest first.
-    pub fn recent(&self, slot: usize, now_us: i64) -> impl Iterator<Item = (u64, i64)> {
-        let values = self.recent.get(slot).map_or(&[][..], Vec::as_slice);
-        values
-            .iter()
-            .rev()
-            .filter(move |(_, seen)| *seen <= now_us)
-            .copied()
+    /// The distinct values of a slot that were known before `now_us`, by rising time of their last
+    /// sight and then by id (as a signed number, as tables hold it).
+    pub fn recent(&self, slot: usize, now_us: i64) -> Cow<'_, [Seen]> {
+        let mut recent = Cow::Borrowed(self.recent.get(slot).map_or(&[][..], Vec::as_slice));
+        for Fresh { event, values } in self.fresh_before(now_us) {
+            for (_, id) in values.iter().filter(|(of, _)| usize::from(*of) == slot) {
+                remember(recent.to_mut(), *id, event.event_us);
+            }
+        }
+        recent
     }
 
-    fn add(&mut self, source: SourceEvent, value: f64, time_us: i64) {
-        let hour = hour(time_us);
-        let at = self.tiles.partition_point(|tile| tile.hour < hour);
-        if self.tiles.get(at).is_none_or(|tile| tile.hour != hour) {
-            self.tiles.insert(
-                at,
-                Tile {
-                    hour,
-                    ..Tile::default()
-                },
-            );
-        }
-        let tile = &mut self.tiles[at];
-        tile.counts[source as usize] = tile.counts[source as usize].saturating_add(1);
-        tile.sums[source as usize] += value as f32;
+    fn fresh_before(&self, now_us: i64) -> impl Iterator<Item = &Fresh> {
+        let known = move |fresh: &&Fresh| fresh.event.known_us < now_us;
+        self.fresh.iter().filter(known)
     }
 
-    fn remember(&mut self, slot: usize, id: u64, time_us: i64) {
-        if self.recent.len() <= slot {
-            self.recent.resize(slot + 1, Vec::new());
-        }
-        let values = &mut self.recent[slot];
-        let newest = values
-            .iter()
-            .find(|(known, _)| *known == id)
-            .map_or(time_us, |(_, seen)| time_us.max(*seen));
-        values.retain(|(known, _)| *known != id);
-        let at = values.partition_point(|(_, seen)| *seen <= newest);
-        values.insert(at, (id, newest));
-        if values.len() > MAX_RECENT {
-            values.remove(0);
+    /// Moves events learnt of before a time into the tiles.
+    fn settle(&mut self, before_us: i64) {
+        let known = |fresh: &Fresh| fresh.event.known_us < before_us;
+        for Fresh { event, values } in self.fresh.extract_if(.., |fresh| known(fresh)) {
+            self.settled_us = self.settled_us.max(event.known_us);
+            add(&mut self.tiles, event);
+            for (slot, id) in values {
+                let slot = usize::from(slot);
+                if self.recent.len() <= slot {
+                    self.recent.resize(slot + 1, Vec::new());
+                }
+                remember(&mut self.recent[slot], id, event.event_us);
+            }
         }
     }
 
-    /// Compact bytes: counts of zero take no space.
+    /// All that is known, for requests after it.
+    pub fn settled(&self) -> Self {
+        let mut settled = self.clone();
+        settled.settle(i64::MAX);
+        settled.settled_us = i64::MIN;
+        settled
+    }
+
+    /// Drops what happened before an hour; returns whether anything is left.
+    fn expire(&mut self, from_hour: u32) -> bool {
+        self.tiles.retain(|tile| tile.hour >= from_hour);
+        let from_us = i64::from(from_hour) * HOUR_US;
+        for values in &mut self.recent {
+            values.retain(|(seen, _)| *seen >= from_us);
+        }
+        self.fresh.retain(|fresh| fresh.event.event_us >= from_us);
+        let remembers = self.recent.iter().any(|values| !values.is_empty());
+        !self.tiles.is_empty() || !self.fresh.is_empty() || remembers
+    }
+
+    /// Compact bytes: counts and sums of zero take no space.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(2 + self.tiles.len() * 12);
+        let mut bytes = Vec::with_capacity(16 + self.tiles.len() * 12);
+        bytes.extend(self.settled_us.to_le_bytes());
         bytes.extend((self.tiles.len() as u32).to_le_bytes());
         for tile in &self.tiles {
             bytes.extend(tile.hour.to_le_bytes());
+            let counted = |at: &usize| tile.counts[*at] > 0;
+            let summed = |at: &usize| tile.sums[*at] != 0.0;
+            let bit = |mask, at: usize| mask | 1 << at;
+            let present = (0..NUM_SOURCES).filter(counted).fold(0u8, bit);
             let present = (0..NUM_SOURCES)
-                .filter(|at| tile.counts[*at] > 0)
-                .fold(0u8, |mask, at| mask | 1 << at);
+                .filter(summed)
+                .map(|at| at + NUM_SOURCES)
+                .fold(present, bit);
             bytes.push(present);
-            for at in (0..NUM_SOURCES).filter(|at| tile.counts[*at] > 0) {
+            for at in (0..NUM_SOURCES).filter(counted) {
                 bytes.extend(tile.counts[at].to_le_bytes());
+            }
+            for at in (0..NUM_SOURCES).filter(summed) {
                 bytes.extend(tile.sums[at].to_le_bytes());
             }
         }
         bytes.push(self.recent.len() as u8);
         for values in &self.recent {
             bytes.push(values.len() as u8);
-            for (id, seen) in values {
-                bytes.extend(id.to_le_bytes());
+            for (seen, id) in values {
                 bytes.extend(seen.to_le_bytes());
+                bytes.extend(id.to_le_bytes());
+            }
+        }
+        bytes.extend((self.fresh.len() as u32).to_le_bytes());
+        for Fresh { event, values } in &self.fresh {
+            bytes.push(event.source as u8);
+            bytes.extend(event.value.to_le_bytes());
+            bytes.extend(event.event_us.to_le_bytes());
+            bytes.extend(event.known_us.to_le_bytes());
+            bytes.push(values.len() as u8);
+            for (slot, id) in values {
+                bytes.push(*slot);
+                bytes.extend(id.to_le_bytes());
             }
         }
         bytes
@@ -192,7 +320,7 @@ impl EntityState {
     /// Reads what [`Self::to_bytes`] wrote.
     ///
     /// # Errors
-    /// [`DecodeError`] if the bytes end early.
+    /// [`DecodeError`] if the bytes end early or name no event.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Bytes { bytes, at: 0 };
         let state = Self::read(&mut reader)?;
@@ -200,7 +328,10 @@ impl EntityState {
     }
 
     fn read(reader: &mut Bytes<'_>) -> Result<Self, DecodeError> {
-        let mut state = Self::default();
+        let mut state = Self {
+            settled_us: i64::from_le_bytes(reader.take()?),
+            ..Self::default()
+        };
         for _ in 0..u32::from_le_bytes(reader.take()?) {
             let mut tile = Tile {
                 hour: u32::from_le_bytes(reader.take()?),
@@ -209,26 +340,70 @@ impl EntityState {
             let [present] = reader.take::<1>()?;
             for at in (0..NUM_SOURCES).filter(|at| present & 1 << at != 0) {
                 tile.counts[at] = u32::from_le_bytes(reader.take()?);
-                tile.sums[at] = f32::from_le_bytes(reader.take()?);
+            }
+            for at in (0..NUM_SOURCES).filter(|at| present & 1 << (at + NUM_SOURCES) != 0) {
+                tile.sums[at] = f64::from_le_bytes(reader.take()?);
             }
             state.tiles.push(tile);
         }
-        let [slots] = reader.take::<1>()?;
-        for _ in 0..slots {
-            let [values] = reader.take::<1>()?;
-            let pair = |reader: &mut Bytes<'_>| {
-                Ok((
-                    u64::from_le_bytes(reader.take()?),
-                    i64::from_le_bytes(reader.take()?),
-                ))
+        for _ in 0..reader.byte()? {
+            let seen = |reader: &mut Bytes<'_>| {
+                let seen = i64::from_le_bytes(reader.take()?);
+                Ok((seen, u64::from_le_bytes(reader.take()?)))
             };
-            state.recent.push(
-                (0..values)
-                    .map(|_| pair(reader))
-                    .collect::<Result<_, _>>()?,
-            );
+            let values = (0..reader.byte()?).map(|_| seen(reader));
+            state.recent.push(values.collect::<Result<_, _>>()?);
+        }
+        for _ in 0..u32::from_le_bytes(reader.take()?) {
+            state.fresh.push(Fresh::read(reader)?);
         }
         Ok(state)
+    }
+}
+
+impl Fresh {
+    fn read(reader: &mut Bytes<'_>) -> Result<Self, DecodeError> {
+        let number = reader.byte()?;
+        let source = SourceEvent::ALL.get(usize::from(number)).copied();
+        let event = Counted {
+            source: source.ok_or(DecodeError::Source { number })?,
+            value: f64::from_le_bytes(reader.take()?),
+            event_us: i64::from_le_bytes(reader.take()?),
+            known_us: i64::from_le_bytes(reader.take()?),
+        };
+        let value =
+            |reader: &mut Bytes<'_>| Ok((reader.byte()?, u64::from_le_bytes(reader.take()?)));
+        let values = (0..reader.byte()?).map(|_| value(reader));
+        Ok(Self {
+            event,
+            values: values.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn add(tiles: &mut Vec<Tile>, event: Counted) {
+    let hour = hour(event.event_us);
+    let at = tiles.partition_point(|tile| tile.hour < hour);
+    if tiles.get(at).is_none_or(|tile| tile.hour != hour) {
+        let tile = Tile {
+            hour,
+            ..Tile::default()
+        };
+        tiles.insert(at, tile);
+    }
+    let (tile, source) = (&mut tiles[at], event.source as usize);
+    tile.counts[source] = tile.counts[source].saturating_add(1);
+    tile.sums[source] += event.value;
+}
+
+fn remember(values: &mut Vec<Seen>, id: u64, time_us: i64) {
+    let known = values.iter().position(|(_, known)| *known == id);
+    let newest = known.map_or(time_us, |at| time_us.max(values.remove(at).0));
+    let order = |(seen, id): Seen| (seen, id as i64);
+    let at = values.partition_point(|seen| order(*seen) <= order((newest, id)));
+    values.insert(at, (newest, id));
+    if values.len() > MAX_RECENT {
+        values.remove(0);
     }
 }
 
@@ -236,6 +411,7 @@ impl EntityState {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Aggregates {
     states: BTreeMap<EntityKey, EntityState>,
+    horizon_us: i64,
 }
 
 impl StateSource for Aggregates {
@@ -245,64 +421,43 @@ impl StateSource for Aggregates {
 }
 
 impl Aggregates {
+    /// Goes on with events kept apart for so long, in microseconds, after they were learnt of: what was
+    /// known at a time as long ago can be told. With none, which is the default, a request must
+    /// come after all that its entities have counted.
+    pub fn with_horizon(self, horizon_us: i64) -> Self {
+        Self { horizon_us, ..self }
+    }
+
     /// Counts one event for every entity that it touches. Entities keyed by personal facts are
     /// left alone unless the request allows personal features.
     pub fn apply(
         &mut self,
         set: &FeatureSet,
-        source: SourceEvent,
         request: &RequestFacts,
         ad: Option<&AdFacts>,
-        value: f64,
-        time_us: i64,
+        mut event: Counted,
     ) {
+        event.event_us = event.event_us.min(event.known_us);
         for group in set.groups() {
             if (group.personal && !request.personal_allowed()) || (group.needs_ad && ad.is_none()) {
                 continue;
             }
+            let value = |(slot, recent): (usize, &Recent)| {
+                let id = set.value_id(recent.slot, request, ad)?;
+                (recent.source == event.source).then_some((slot as u8, id))
+            };
+            let values = group.recent.iter().enumerate().filter_map(value).collect();
             let key = set.entity_key(group, request, ad);
             let state = self.states.entry(key).or_default();
-            state.add(source, value, time_us);
-            for (slot, recent) in group.recent.iter().enumerate() {
-                if recent.source == source
-                    && let Some(id) = set.value_id(recent.slot, request, ad)
-                {
-                    state.remember(slot, id, time_us);
-                }
-            }
+            state.fresh.push(Fresh { event, values });
+            state.settle(event.known_us + 1 - self.horizon_us);
         }
-    }
-
-    /// States of some entities as they were when the hour of `now_us` began: for what is counted
-    /// late, when that hour's tiles hold what happened after it.
-    pub fn before_hour(&self, keys: &[EntityKey], now_us: i64) -> HashMap<EntityKey, EntityState> {
-        let hour = hour(now_us);
-        let known = keys
-            .iter()
-            .filter_map(|key| Some((*key, self.states.get(key)?)));
-        known
-            .map(|(key, state)| {
-                let mut state = state.clone();
-                state.tiles.retain(|tile| tile.hour < hour);
-                for values in &mut state.recent {
-                    values.retain(|(_, seen)| *seen < i64::from(hour) * HOUR_US);
-                }
-                (key, state)
-            })
-            .collect()
     }
 
     /// Drops what no window reaches any more.
     pub fn expire(&mut self, now_us: i64, longest_window_hours: u32) {
         let from = hour(now_us).saturating_sub(longest_window_hours);
-        let oldest_us = i64::from(from) * HOUR_US;
-        self.states.retain(|_, state| {
-            state.tiles.retain(|tile| tile.hour >= from);
-            for values in &mut state.recent {
-                values.retain(|(_, seen)| *seen >= oldest_us);
-            }
-            !state.tiles.is_empty() || state.recent.iter().any(|values| !values.is_empty())
-        });
+        self.states.retain(|_, state| state.expire(from));
     }
 
     /// Entities by key.
@@ -341,7 +496,10 @@ impl Aggregates {
             let key = EntityKey(u64::from_le_bytes(reader.take()?));
             states.insert(key, EntityState::read(&mut reader)?);
         }
-        Ok(Self { states })
+        Ok(Self {
+            states,
+            horizon_us: 0,
+        })
     }
 }
 
@@ -363,9 +521,13 @@ struct Bytes<'a> {
 }
 
 impl Bytes<'_> {
+    fn byte(&mut self) -> Result<u8, DecodeError> {
+        self.take::<1>().map(|[byte]| byte)
+    }
+
     fn take<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let found = self.bytes[self.at..].first_chunk::<N>();
-        let missing = DecodeError {
+        let missing = DecodeError::End {
             at: self.bytes.len(),
             wanted: N,
         };
@@ -380,66 +542,118 @@ mod tests {
 
     use super::*;
 
+    const CLICK: usize = SourceEvent::Click as usize;
+
+    fn state(events: impl IntoIterator<Item = Fresh>, horizon_us: i64) -> EntityState {
+        let mut state = EntityState::default();
+        for fresh in events {
+            let known_us = fresh.event.known_us;
+            state.fresh.push(fresh);
+            state.settle(known_us + 1 - horizon_us);
+        }
+        state
+    }
+
+    /// A click worth 2 that is remembered as its id.
+    fn click(id: u64, event_us: i64, known_us: i64) -> Fresh {
+        let event = Counted {
+            source: SourceEvent::Click,
+            value: 2.0,
+            event_us,
+            known_us,
+        };
+        let values = vec![(0, id)];
+        Fresh { event, values }
+    }
+
     #[test]
     fn a_window_ends_with_the_running_hour() {
-        let mut state = EntityState::default();
-        for hour in [1, 2, 24, 25] {
-            state.add(SourceEvent::Click, 2.0, hour * HOUR_US + 5);
-        }
+        let hours = [1, 2, 24, 25].map(|hour| hour * HOUR_US + 5);
+        let state = state(hours.map(|time| click(1, time, time)), 0);
         let check = |window, now_hour: i64, expected| {
             let found = state.window(window, now_hour * HOUR_US + 9);
-            let click = SourceEvent::Click as usize;
-            assert_eq!((found.counts[click], found.sums[click]), expected);
+            assert_eq!((found.counts[CLICK], found.sums[CLICK]), expected);
             assert_eq!(found.counts.iter().sum::<u64>(), expected.0);
         };
         check(24, 25, (3, 6.0));
         check(1, 25, (1, 2.0));
-        check(24, 24, (3, 6.0));
-        check(1, 23, (0, 0.0));
         check(168, 30, (4, 8.0));
     }
 
     #[test]
-    fn before_an_hour_is_without_it() {
-        let mut state = EntityState::default();
-        for hour in [3, 4, 5] {
-            state.add(SourceEvent::Click, 1.0, hour * HOUR_US + 7);
-            state.remember(0, hour as u64, hour * HOUR_US + 7);
+    fn recent_values_are_distinct_and_by_time_and_id() {
+        let events = [(1, 10), (2, 20), (1, 30), (3, 15), (9, 20), (u64::MAX, 20)];
+        let events = events.map(|(id, time)| click(id, time, 30 + time));
+        for horizon in [0, 1000] {
+            let state = state(events.clone(), horizon);
+            let ids: Vec<u64> = state.recent(0, 100).iter().map(|(_, id)| *id).collect();
+            assert_eq!(ids, [3, u64::MAX, 2, 9, 1]);
         }
-        let aggregates = Aggregates {
-            states: BTreeMap::from([(EntityKey(1), state)]),
-        };
-        let known = aggregates.before_hour(&[EntityKey(1), EntityKey(2)], 4 * HOUR_US + 9);
-        assert_eq!(known.len(), 1);
-        let state = &known[&EntityKey(1)];
-        assert_eq!(state.tiles.len(), 1);
-        assert_eq!(state.recent, [vec![(3, 3 * HOUR_US + 7)]]);
     }
 
     #[test]
-    fn recent_values_are_distinct_and_newest_first() {
-        let mut state = EntityState::default();
-        for (id, time) in [(1, 10), (2, 20), (1, 30), (3, 15)] {
-            state.remember(0, id, time);
-        }
-        let ids = |now| state.recent(0, now).map(|(id, _)| id).collect::<Vec<_>>();
-        assert_eq!(ids(100), [1, 2, 3]);
-        assert_eq!(ids(20), [2, 3]);
+    fn what_is_settled_cannot_be_told_of_an_earlier_time() {
+        let state = state([10, 50, 90].map(|time| click(1, time, time)), 45);
+        assert!(!state.remembers(10) && state.remembers(11));
+        let count = |now| state.window(1, now).counts[CLICK];
+        assert_eq!([11, 50, 51, 90, 91].map(count), [1, 1, 2, 2, 3]);
+        assert!(state.settled().remembers(i64::MIN + 1));
+        assert_eq!(state.settled().window(1, 11).counts[CLICK], 3);
     }
 
     proptest! {
         #[test]
+        fn what_was_known_then_is_told_within_the_horizon(
+            events in prop::collection::vec((0i64..400, 0i64..200, 0u64..90), 1..120),
+            horizon in 1i64..300,
+            back in 0i64..300,
+        ) {
+            // Minutes; learnt of up to 200 later than they happened.
+            let minute = HOUR_US / 60;
+            let mut events: Vec<Fresh> = events
+                .into_iter()
+                .map(|(at, late, id)| click(id, at * minute, (at + late) * minute))
+                .collect();
+            events.sort_by_key(|fresh| fresh.event.known_us);
+            let newest = events[events.len() - 1].event.known_us;
+            let now = newest + minute - back.min(horizon) * minute;
+            let state = state(events.clone(), horizon * minute);
+            prop_assert!(state.remembers(now));
+            let known = |fresh: &&Fresh| fresh.event.known_us < now;
+            for window in [1, 3, 6] {
+                let inside = |fresh: &&Fresh| hour(fresh.event.event_us) + window > hour(now);
+                let wanted = events.iter().filter(known).filter(inside).count() as u64;
+                let found = state.window(window, now);
+                prop_assert_eq!((found.counts[CLICK], found.sums[CLICK]), (wanted, 2.0 * wanted as f64));
+            }
+            let mut last: BTreeMap<u64, i64> = BTreeMap::new();
+            for Fresh { event, values } in events.iter().filter(known) {
+                let seen = last.entry(values[0].1).or_insert(event.event_us);
+                *seen = event.event_us.max(*seen);
+            }
+            let mut wanted: Vec<Seen> = last.into_iter().map(|(id, seen)| (seen, id)).collect();
+            wanted.sort_unstable();
+            wanted.drain(..wanted.len().saturating_sub(MAX_RECENT));
+            prop_assert_eq!(&*state.recent(0, now), &wanted[..]);
+        }
+
+        #[test]
         fn states_survive_bytes_and_cut_bytes_are_refused(
-            events in prop::collection::vec((0usize..4, 0i64..500, 0u64..100), 0..60),
+            events in prop::collection::vec((0usize..4, 0i64..500, 0u64..100, -1.0f64..1.0), 0..60),
+            horizon in 0i64..500,
             cut in 1usize..40,
         ) {
-            let sources = [SourceEvent::Impression, SourceEvent::Click, SourceEvent::Conversion, SourceEvent::Activity];
-            let mut state = EntityState::default();
-            for (source, hour, id) in events {
-                state.add(sources[source], 0.5, hour * HOUR_US);
-                state.remember(source % 2, id, hour * HOUR_US);
-            }
-            let aggregates = Aggregates { states: BTreeMap::from([(EntityKey(7), state.clone()), (EntityKey(9), state)]) };
+            let events = events.into_iter().map(|(source, hour, id, value)| {
+                let mut fresh = click(id, hour * HOUR_US, hour * HOUR_US);
+                (fresh.event.source, fresh.event.value) = (SourceEvent::ALL[source], value);
+                fresh.values[0].0 = source as u8 % 2;
+                fresh
+            });
+            let state = state(events, horizon * HOUR_US);
+            let aggregates = Aggregates {
+                states: BTreeMap::from([(EntityKey(7), state.clone()), (EntityKey(9), state)]),
+                ..Aggregates::default()
+            };
             let bytes = aggregates.to_bytes();
             prop_assert_eq!(&Aggregates::from_bytes(&bytes).unwrap(), &aggregates);
             let cut = cut.min(bytes.len());

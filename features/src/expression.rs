@@ -246,6 +246,16 @@ impl Expression {
         }
     }
 
+    /// Names of the facts that it uses, as often as it does.
+    pub fn names(&self) -> Vec<String> {
+        match self {
+            Self::Number(_) => Vec::new(),
+            Self::Name(name) => vec![name.clone()],
+            Self::Bucketize(inner, _) => inner.names(),
+            Self::Call(_, arguments) => arguments.iter().flat_map(Self::names).collect(),
+        }
+    }
+
     /// Resolves names to slots.
     pub fn compile(&self, slot: &mut impl FnMut(&str) -> usize) -> Compiled {
         match self {

@@ -14,6 +14,7 @@
 
 pub mod aggregates;
 mod batch;
+pub mod diff;
 pub mod expression;
 pub mod facts;
 pub mod hash;
@@ -23,11 +24,12 @@ pub mod spec;
 pub mod style;
 
 pub use aggregates::{
-    Aggregates, EntityKey, EntityState, NoState, SourceEvent, StateSource, WindowSums,
+    Aggregates, Counted, EntityKey, EntityState, NoState, SourceEvent, StateSource, WindowSums,
 };
 pub use batch::{FeatureBatch, Jagged, SnapshotError};
 pub use facts::{Fact, Facts};
 pub use set::{
-    AdFacts, DenseField, EvaluationCounts, FeatureSet, RequestFacts, Schema, SparseField,
+    AdFacts, DenseField, EntityGroup, EvaluationCounts, FeatureSet, RequestFacts, Schema,
+    SparseField,
 };
 pub use spec::{FeatureSpec, SpecError};

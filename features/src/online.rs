@@ -162,7 +162,7 @@ fn write_states(path: &Path, aggregates: &Aggregates) -> Result<(), OnlineError>
         let mut table = transaction.open_table(STATES).map_err(store_error(path))?;
         for (key, state) in aggregates.iter() {
             table
-                .insert(key.0, state.to_bytes().as_slice())
+                .insert(key.0, state.settled().to_bytes().as_slice())
                 .map_err(store_error(path))?;
         }
     }

@@ -1,6 +1,7 @@
 //! A compiled spec: from facts and aggregates to rows of values.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeSet, HashMap},
     path::Path,
 };
@@ -77,6 +78,19 @@ pub struct EvaluationCounts {
     pub clamped: u64,
     /// Personal values that were withheld.
     pub withheld: u64,
+    /// Entities of which is not known any more what was known then: as if they were unknown.
+    pub too_late: u64,
+}
+
+/// What events are counted for: the entities that some facts name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntityGroup {
+    /// The facts.
+    pub key: Vec<String>,
+    /// Whether events without an ad do not count.
+    pub needs_ad: bool,
+    /// Whether only events count whose request allows personal features.
+    pub personal: bool,
 }
 
 /// Features that share an entity.
@@ -266,11 +280,15 @@ impl FeatureSet {
         let mut known = vec![Known::default()];
         let mut of_key: HashMap<EntityKey, usize> = HashMap::new();
         let mut of_groups = vec![0; self.groups.len()];
+        let mut too_late = 0;
         let mut look = |group: &Group, ad: Option<&AdFacts>, known: &mut Vec<Known<'a>>| {
             *of_key
                 .entry(self.entity_key(group, request, ad))
                 .or_insert_with_key(|key| {
-                    known.push(group.known(states.state(*key), now_us));
+                    let found = states.state(*key);
+                    let state = found.filter(|state| state.remembers(now_us));
+                    too_late += u64::from(found.is_some() && state.is_none());
+                    known.push(group.known(state, now_us));
                     known.len() - 1
                 })
         };
@@ -290,6 +308,7 @@ impl FeatureSet {
             let of_group = |group: usize| &known[of_groups[group]];
             self.row(request, ad, &of_group, now_us, out, &mut counts);
         }
+        counts.too_late = too_late;
         counts
     }
 
@@ -328,6 +347,36 @@ impl FeatureSet {
             }
         }
         out.num_rows += 1;
+    }
+
+    /// What events are counted for, each once.
+    pub fn entity_groups(&self) -> Vec<EntityGroup> {
+        let group = |group: &Group| EntityGroup {
+            key: group
+                .key
+                .iter()
+                .map(|slot| self.slots[*slot].clone())
+                .collect(),
+            needs_ad: group.needs_ad,
+            personal: group.personal,
+        };
+        self.groups.iter().map(group).collect()
+    }
+
+    /// Names of the facts that some feature uses.
+    pub fn fact_names(&self) -> &[String] {
+        &self.slots
+    }
+
+    /// The value of a fact of [`Self::fact_names`], by its index: the ad's if it has one, else the
+    /// request's.
+    pub fn fact<'a>(
+        &self,
+        request: &'a RequestFacts,
+        ad: Option<&'a AdFacts>,
+        index: usize,
+    ) -> &'a BoundFact {
+        fact(request, ad, index)
     }
 
     pub(crate) fn groups(&self) -> &[Group] {
@@ -545,7 +594,8 @@ impl Source {
                 aggregation,
                 source,
             } => {
-                let found = known(*group).windows.get(*window)?;
+                let found = known(*group).windows.get(*window);
+                let found = found.copied().unwrap_or_default();
                 let count = found.counts[*source as usize];
                 let sum = found.sums[*source as usize];
                 match aggregation {
@@ -572,8 +622,11 @@ impl Source {
                 group, slot, hours, ..
             } => {
                 let oldest = now_us - i64::from(*hours) * 3_600_000_000;
-                let values = known(*group).state?.recent(*slot, now_us);
-                Some(values.filter(|(_, seen)| *seen > oldest).count() as f64)
+                let state = known(*group).state;
+                let values = state.map(|state| state.recent(*slot, now_us));
+                let inside =
+                    |values: Cow<[_]>| values.iter().filter(|(seen, _)| *seen > oldest).count();
+                Some(values.map_or(0, inside) as f64)
             }
         }
     }
@@ -604,10 +657,9 @@ impl Source {
             } => {
                 let oldest = now_us - i64::from(*hours) * 3_600_000_000;
                 if let Some(state) = known(*group).state {
-                    let values = state
-                        .recent(*slot, now_us)
-                        .filter(|(_, seen)| *seen > oldest);
-                    out.extend(values.take(*last).map(|(id, _)| id));
+                    let values = state.recent(*slot, now_us);
+                    let inside = values.iter().rev().filter(|(seen, _)| *seen > oldest);
+                    out.extend(inside.take(*last).map(|(_, id)| id));
                 }
             }
             Self::Window { .. } | Self::Rate { .. } => {}

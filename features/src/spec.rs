@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use toml::Spanned;
 
 use crate::{
-    aggregates::SourceEvent,
+    aggregates::{MAX_RECENT, SourceEvent},
     expression::{Expression, ExpressionError, ResultType, parse},
     facts::{AD_FACTS, FactType, REQUEST_FACTS},
 };
@@ -40,11 +40,11 @@ pub enum SpecError {
         source: Box<toml::de::Error>,
     },
     /// A feature that does not make sense.
-    #[error("in feature spec {file}, line {line}, feature `{feature}`: {problem}")]
+    #[error("in feature spec {file}, line {line}, feature `{feature}`, key `{}`: {problem}", problem.key())]
     Feature {
         /// The file.
         file: String,
-        /// Line from 1.
+        /// Line of the key, from 1; of the feature if the key is missing.
         line: usize,
         /// The feature.
         feature: String,
@@ -81,9 +81,17 @@ pub enum Problem {
         /// The text.
         text: String,
     },
+    /// More values than an entity remembers, or none.
+    #[error("`last` is {last}, wanted 1 to {MAX_RECENT}")]
+    Last {
+        /// How many.
+        last: usize,
+    },
     /// A key fact that is not a text.
-    #[error("key fact `{name}` must be a text; known texts: {known}")]
+    #[error("fact `{name}` must be a text; known texts: {known}")]
     Key {
+        /// `key` or `value`.
+        key: &'static str,
         /// The fact.
         name: String,
         /// What there is.
@@ -157,7 +165,7 @@ pub enum Aggregation {
     Rate,
     /// Ids of the `last` most recent values of fact `value`.
     Last,
-    /// Number of distinct values of fact `value`.
+    /// Number of distinct values of fact `value`, at most [`MAX_RECENT`].
     Distinct,
 }
 
@@ -306,7 +314,7 @@ impl FeatureSpec {
             digest: String::new(),
         };
         for spanned in parsed.feature {
-            let at = line(spanned.span().start);
+            let start = spanned.span().start;
             let feature = spanned.into_inner();
             let duplicate = features.iter().any(|known| known.name == feature.name);
             let checked = if duplicate {
@@ -315,11 +323,11 @@ impl FeatureSpec {
                 spec.check(&feature)
             };
             if let Err(problem) = checked {
-                let feature = feature.name;
+                let at = place_of_key(text, start, problem.key());
                 return Err(SpecError::Feature {
                     file: file.to_owned(),
-                    line: at,
-                    feature,
+                    line: line(at),
+                    feature: feature.name,
                     problem,
                 });
             }
@@ -434,10 +442,15 @@ impl FeatureSpec {
         if matches!(aggregation, Aggregation::Last | Aggregation::Distinct) {
             need(feature.value.is_some(), "value")?;
         }
-        for key in feature.key.iter().chain(&feature.value) {
-            if self.fact_type(key) != Some(FactType::Text) {
+        if !(1..=MAX_RECENT).contains(&feature.last) {
+            return Err(Problem::Last { last: feature.last });
+        }
+        let keys = feature.key.iter().map(|name| ("key", name));
+        for (key, name) in keys.chain(feature.value.iter().map(|name| ("value", name))) {
+            if self.fact_type(name) != Some(FactType::Text) {
                 return Err(Problem::Key {
-                    name: key.clone(),
+                    key,
+                    name: name.clone(),
                     known: self.texts(),
                 });
             }
@@ -469,6 +482,39 @@ impl FeatureSpec {
     }
 }
 
+impl Problem {
+    /// The key that is wrong or missing.
+    fn key(&self) -> &'static str {
+        match self {
+            Self::Duplicate | Self::Name => "name",
+            Self::Source | Self::Expression { .. } => "expression",
+            Self::Missing { key, .. } => key,
+            Self::Window { .. } => "window",
+            Self::Last { .. } => "last",
+            Self::Key { key, .. } => key,
+            Self::Kind { .. } => "kind",
+            Self::Range { .. } => "range",
+        }
+    }
+}
+
+/// Where a key of the feature that begins at `start` stands in the text; `start` if it does not.
+fn place_of_key(text: &str, start: usize, key: &str) -> usize {
+    let mut at = start;
+    for line in text[start..].split_inclusive('\n') {
+        let trimmed = line.trim_start();
+        if at > start && trimmed.starts_with('[') {
+            break;
+        }
+        let rest = trimmed.strip_prefix(key);
+        if rest.is_some_and(|rest| rest.trim_start().starts_with('=')) {
+            return at;
+        }
+        at += line.len();
+    }
+    start
+}
+
 impl Kind {
     fn name(self) -> &'static str {
         match self {
@@ -493,7 +539,7 @@ impl Aggregation {
 
 impl Feature {
     /// The parsed expression; the spec was checked, so it parses.
-    pub(crate) fn parsed(&self) -> Option<Expression> {
+    pub fn parsed(&self) -> Option<Expression> {
         self.expression.as_deref().and_then(|text| parse(text).ok())
     }
 
@@ -501,7 +547,7 @@ impl Feature {
     ///
     /// # Errors
     /// [`Problem::Window`].
-    pub(crate) fn window_hours(&self) -> Result<u32, Problem> {
+    pub fn window_hours(&self) -> Result<u32, Problem> {
         let Some(text) = &self.window else {
             return Ok(0);
         };
@@ -544,43 +590,53 @@ version = 1
     }
 
     #[test]
-    fn an_error_names_file_line_feature_and_mend() {
-        let at = "in feature spec f.toml, line 2, feature `user_clicks_24h`: ";
-        let check =
-            |from, to, expected: &str| assert_eq!(refusal(from, to), format!("{at}{expected}"));
-        check(
-            "aggregation = \"count\"\n",
-            "",
-            "give either `expression` or `aggregation`",
-        );
-        check(
-            "source = \"click\"\n",
-            "",
-            "an aggregation `count` needs `source`",
-        );
-        check(
-            "\"count\"",
-            "\"rate\"",
-            "an aggregation `rate` needs `over`",
-        );
-        check(
-            "\"count\"",
-            "\"last\"",
-            "an aggregation `last` needs `value`",
-        );
-        check(
-            "24h\"\nkey",
-            "24x\"\nkey",
-            "window `24x` is not a whole number of hours or days between 1h and 90d, such as `24h` or `7d`",
-        );
+    fn an_error_names_file_line_feature_key_and_mend() {
+        let check = |from, to, line: usize, key: &str, expected: &str| {
+            let at = format!(
+                "in feature spec f.toml, line {line}, feature `user_clicks_24h`, key `{key}`: "
+            );
+            assert_eq!(refusal(from, to), at + expected);
+        };
+        // A key that is missing is told at its feature.
+        let expected = "give either `expression` or `aggregation`";
+        check("aggregation = \"count\"\n", "", 2, "expression", expected);
+        let expected = "an aggregation `count` needs `source`";
+        check("source = \"click\"\n", "", 2, "source", expected);
+        let expected = "an aggregation `rate` needs `over`";
+        check("\"count\"", "\"rate\"", 2, "over", expected);
+        let expected = "an aggregation `last` needs `value`";
+        check("\"count\"", "\"last\"", 2, "value", expected);
+        let expected = "window `24x` is not a whole number of hours or days between 1h and 90d, such as `24h` or `7d`";
+        check("24h\"\nkey", "24x\"\nkey", 8, "window", expected);
+        let expected = "range [1, 2] must rise and hold the default 0";
         check(
             "version = 1",
             "version = 1\nrange = [1.0, 2.0]",
-            "range [1, 2] must rise and hold the default 0",
+            15,
+            "range",
+            expected,
         );
-        assert!(
-            refusal("[\"user_id\"]", "[\"user_ld\"]").contains("key fact `user_ld` must be a text")
+        let expected = "`last` is 65, wanted 1 to 64";
+        check(
+            "version = 1",
+            "version = 1\nlast = 65",
+            15,
+            "last",
+            expected,
         );
+        let found = refusal("[\"user_id\"]", "[\"user_ld\"]");
+        let expected =
+            "line 9, feature `user_clicks_24h`, key `key`: fact `user_ld` must be a text";
+        assert!(found.contains(expected), "{found}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_spec_or_refused(text in ".{0,200}", at in 0usize..400, cut in 0usize..60) {
+            let _ = FeatureSpec::parse(&text, "f.toml");
+            let broken: String = GOOD.chars().take(at).chain(text.chars().take(9)).chain(GOOD.chars().skip(at + cut)).collect();
+            let _ = FeatureSpec::parse(&broken, "f.toml").map_err(|error| error.to_string());
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path};
 
 use features::{
-    AdFacts, Aggregates, FeatureBatch, FeatureSet, NoState, RequestFacts, SourceEvent,
+    AdFacts, Aggregates, Counted, FeatureBatch, FeatureSet, NoState, RequestFacts, SourceEvent,
     facts::{ad_facts, request_facts},
     online::{self, OnlineError, OnlineStore},
 };
@@ -111,7 +111,8 @@ fn history(set: &FeatureSet) -> Aggregates {
         SourceEvent::Impression,
         SourceEvent::Click,
     ] {
-        aggregates.apply(set, source, &request, Some(&shoe), 0.0, NOW_US - HOUR_US);
+        let event = Counted::at_once(source, 0.0, NOW_US - HOUR_US);
+        aggregates.apply(set, &request, Some(&shoe), event);
     }
     aggregates
 }
@@ -216,7 +217,8 @@ fn nothing_is_stored_under_a_childs_id() {
     let child = request(&set, AgeBand::Under13);
     let shoe = ad(&set, "k1", "shoe", vec![]);
     let mut aggregates = Aggregates::default();
-    aggregates.apply(&set, SourceEvent::Click, &child, Some(&shoe), 0.0, NOW_US);
+    let event = Counted::at_once(SourceEvent::Click, 0.0, NOW_US);
+    aggregates.apply(&set, &child, Some(&shoe), event);
     let keys = set.keys(&request(&set, AgeBand::AgeBand13plus), &[&shoe]);
     let stored: Vec<_> = aggregates.iter().map(|(key, _)| key).collect();
     let of_child = set.keys(&child, &[&shoe]);

@@ -111,6 +111,8 @@ pub const GROUPS: &[Group] = &[
                 &[
                     ("lint", "Check a feature spec"),
                     ("show", "Print the features of a spec"),
+                    ("diff", "Say what changed between two specs"),
+                    ("sql", "Print a spec as SQL of an engine"),
                     (
                         "materialize",
                         "Publish online store, feature spec and catalogue",

@@ -9,8 +9,10 @@
 //! The heavy data libraries (Delta Lake, Parquet) live in this crate and the trainer's reader;
 //! nothing here knows a model.
 
+pub mod facts;
 pub mod feature_verbs;
 pub mod import;
 pub mod process;
+pub mod sql;
 pub mod verbs;
 pub mod world;

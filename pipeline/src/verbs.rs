@@ -4,13 +4,17 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand, error::ErrorKind};
-use cli::{CommonArgs, Layout, out};
-use features::FeatureSpec;
+use cli::{CommonArgs, GateRefused, Layout, Usage, out};
+use features::{
+    FeatureSet, FeatureSpec,
+    diff::{self, Change, Difference},
+};
 
 use crate::{
     feature_verbs,
     import::movielens::{self, MovielensConfig},
     process::{self, AtEnd, EventsReport, PipelineConfig, ProcessError, Progress, fault, show},
+    sql::{self, Engine},
 };
 
 const PIPELINE_CONFIG: &str = "configs/pipeline.toml";
@@ -31,8 +35,13 @@ pub enum EventsVerb {
 pub enum FeaturesVerb {
     /// Check a feature spec
     Lint(CommonArgs),
-    /// Print the features of a spec
-    Show(CommonArgs),
+    /// Print the features of a spec, or all of one
+    #[command(visible_alias = "list")]
+    Show(ShowFeaturesArgs),
+    /// Say what changed between two specs, and what needs a new version (exit code 3)
+    Diff(DiffArgs),
+    /// Print a spec as SQL of an engine; with --json as engines' runners take it
+    Sql(SqlArgs),
     /// Publish the processed state: online store, feature spec and catalogue
     Materialize(CommonArgs),
 }
@@ -66,6 +75,36 @@ pub struct ShowArgs {
     /// At most this many of each partition
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: usize,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// `marquee features show`
+#[derive(Debug, Args)]
+pub struct ShowFeaturesArgs {
+    /// All that the spec says of one feature
+    #[arg(long, value_name = "NAME")]
+    feature: Option<String>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// `marquee features diff`
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The spec before
+    #[arg(long, value_name = "SPEC")]
+    from: PathBuf,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// `marquee features sql`
+#[derive(Debug, Args)]
+pub struct SqlArgs {
+    /// The engine
+    #[arg(long, value_enum)]
+    engine: Engine,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -105,7 +144,10 @@ impl FeaturesVerb {
     /// Flags that every verb has.
     pub fn common(&self) -> &CommonArgs {
         match self {
-            Self::Lint(common) | Self::Show(common) | Self::Materialize(common) => common,
+            Self::Lint(common) | Self::Materialize(common) => common,
+            Self::Show(args) => &args.common,
+            Self::Diff(args) => &args.common,
+            Self::Sql(args) => &args.common,
         }
     }
 
@@ -116,7 +158,9 @@ impl FeaturesVerb {
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Lint(common) => lint(&common),
-            Self::Show(common) => show_features(&common),
+            Self::Show(args) => show_features(&args),
+            Self::Diff(args) => diff_features(&args),
+            Self::Sql(args) => print_sql(&args),
             Self::Materialize(common) => materialize(&common),
         }
     }
@@ -234,12 +278,60 @@ fn lint(common: &CommonArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show_features(common: &CommonArgs) -> anyhow::Result<()> {
-    let (_, spec) = spec(common)?;
-    if common.json {
-        out!("{}", serde_json::to_string(&spec.features)?);
+fn show_features(args: &ShowFeaturesArgs) -> anyhow::Result<()> {
+    let (path, spec) = spec(&args.common)?;
+    let Some(name) = &args.feature else {
+        if args.common.json {
+            out!("{}", serde_json::to_string(&spec.features)?);
+        } else {
+            out!("{}", feature_verbs::table(&spec));
+        }
+        return Ok(());
+    };
+    let found = spec.features.iter().find(|feature| feature.name == *name);
+    let missing = || Usage(format!("{} has no feature `{name}`", path.display()));
+    let feature = found.ok_or_else(missing)?;
+    if args.common.json {
+        out!("{}", serde_json::to_string(feature)?);
     } else {
-        out!("{}", feature_verbs::table(&spec));
+        out!("{}", toml::to_string(feature)?.trim_end());
+    }
+    Ok(())
+}
+
+fn diff_features(args: &DiffArgs) -> anyhow::Result<()> {
+    let (path, new) = spec(&args.common)?;
+    let old = FeatureSpec::load(&args.from)?;
+    let differences = diff::diff(&old, &new);
+    if args.common.json {
+        out!("{}", serde_json::to_string(&differences)?);
+    } else {
+        for Difference { feature, change } in &differences {
+            out!("{feature}: {change}");
+        }
+        if differences.is_empty() {
+            out!("no feature changed");
+        }
+    }
+    let refused = |found: &&Difference| matches!(found.change, Change::NeedsNewVersion { .. });
+    match differences.iter().filter(refused).count() {
+        0 => Ok(()),
+        count => {
+            let path = path.display();
+            let reason =
+                format!("{path}: {count} features mean something else under an old version");
+            Err(GateRefused { reason }.into())
+        }
+    }
+}
+
+fn print_sql(args: &SqlArgs) -> anyhow::Result<()> {
+    let (_, spec) = spec(&args.common)?;
+    let script = sql::script(&FeatureSet::compile(spec), args.engine);
+    if args.common.json {
+        out!("{}", serde_json::to_string(&script)?);
+    } else {
+        out!("{script}");
     }
     Ok(())
 }

@@ -47,8 +47,12 @@ fn succeed(root: &Path, arguments: &[&str]) -> String {
 
 /// Runs what must fail with exit code 1, and gives what it said.
 fn fail(root: &Path, arguments: &[&str]) -> String {
+    fail_with(1, root, arguments)
+}
+
+fn fail_with(code: i32, root: &Path, arguments: &[&str]) -> String {
     let output = run(root, arguments);
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -181,9 +185,53 @@ fn specs_are_linted_and_shown() {
         "{table}"
     );
 
+    assert_eq!(table, succeed(root, &["features", "list", spec]));
+    let one = ["features", "show", spec, "--feature", "user_ctr"];
+    let one = succeed(root, &one);
+    assert!(one.contains("aggregation = \"rate\""), "{one}");
+    let unknown = ["features", "show", spec, "--feature", "nobody"];
+    let message = fail_with(2, root, &unknown);
+    assert!(message.contains("has no feature `nobody`"), "{message}");
+
     let broken = root.join("broken.toml");
     fs::write(&broken, "[[feature]]\nname = 'x'\n").unwrap();
     fail(root, &["features", "lint", broken.to_str().unwrap()]);
+}
+
+#[test]
+fn a_change_of_meaning_under_an_old_version_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let spec = "pipeline/tests/features.toml";
+    let before = fs::read_to_string(repository().join(spec)).unwrap();
+    let after = root.join("after.toml");
+    fs::write(&after, before.replacen("\"7d\"", "\"6d\"", 1)).unwrap();
+    let after = after.to_str().unwrap();
+    assert_eq!(
+        succeed(root, &["features", "diff", spec, "--from", spec]),
+        "no feature changed\n"
+    );
+    let message = fail_with(3, root, &["features", "diff", after, "--from", spec]);
+    assert!(message.contains("under an old version"), "{message}");
+}
+
+#[test]
+fn a_spec_is_written_for_each_engine() {
+    let root = tempfile::tempdir().unwrap();
+    let sql = |engine| {
+        let args = [
+            "features",
+            "sql",
+            "configs/features.toml",
+            "--engine",
+            engine,
+        ];
+        succeed(root.path(), &args)
+    };
+    let (spark, flink, datafusion) = (sql("spark"), sql("flink"), sql("datafusion"));
+    assert!(spark.contains("XXHASH64(") && !spark.contains("marquee_"));
+    assert!(flink.contains("marquee_hash_text(") && flink.contains("CARDINALITY("));
+    assert!(datafusion.contains("d_user_rate_7d") && datafusion.contains("ARRAY_LENGTH("));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use features::{RequestFacts, hash};
+use features::{Counted, RequestFacts, SourceEvent, hash};
 use serde::{Deserialize, Serialize};
 use wire::events::{Event, ImpressionServed};
 
@@ -147,6 +147,16 @@ pub(crate) fn day_deadline_us(day: i32, windows: &Windows) -> i64 {
 }
 
 impl Book {
+    /// An event to count, which the platform has learnt of now.
+    pub(crate) fn counted(&self, source: SourceEvent, value: f64, event_us: i64) -> Counted {
+        Counted {
+            source,
+            value,
+            event_us,
+            known_us: self.max_ingest_us,
+        }
+    }
+
     /// The impressions of each user and campaign that a conversion may be attributed to.
     pub(crate) fn touches(&self) -> HashedMap<Vec<u64>> {
         let mut touches: HashedMap<Vec<u64>> = HashedMap::default();

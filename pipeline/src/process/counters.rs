@@ -57,6 +57,8 @@ pub struct Counters {
     pub features_clamped: u64,
     /// Personal feature values withheld (child, unknown age, no consent).
     pub features_withheld: u64,
+    /// Entities of which it was not known any more what was known at the time of an impression.
+    pub features_too_late: u64,
     /// Rows written to the training table.
     pub rows_written: u64,
     /// Rows whose labels were changed by late clicks and conversions when their day matured.

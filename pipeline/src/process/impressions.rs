@@ -70,9 +70,9 @@ impl Processor {
     }
 
     /// Sees to it that the snapshot holds the features of this spec: as sent, or else computed
-    /// from what is known now; for an impression behind the watermark, from what was known when its
-    /// hour began, since the tiles of that hour hold what came after it. Gives the ad's category, and the request's facts if they were
-    /// needed.
+    /// from what was known at its time; an impression so far behind that this cannot be told any
+    /// more has defaults where events would be counted. Gives the ad's category, and the request's
+    /// facts if they were needed.
     fn take_features(
         &mut self,
         event: &Event,
@@ -95,19 +95,16 @@ impl Processor {
         let context = served.context.get_or_insert_default();
         let request = bind_request(&self.set, &self.book.ads, About::of(event, context));
         let now_us = event.event_time_us;
-        let (set, row) = (&self.set, &mut self.scratch);
-        let counts = if now_us < self.book.max_event_us - self.windows.delay_us {
-            let keys = set.keys(&request, &[ad]);
-            let states = self.aggregates.before_hour(&keys, now_us);
-            set.evaluate(&request, &[ad], &states, now_us, row)
-        } else {
-            set.evaluate(&request, &[ad], &self.aggregates, now_us, row)
-        };
+        let row = &mut self.scratch;
+        let counts = self
+            .set
+            .evaluate(&request, &[ad], &self.aggregates, now_us, row);
         let counters = &mut self.book.counters;
         counters.features_missing += counts.missing;
         counters.features_not_finite += counts.not_finite;
         counters.features_clamped += counts.clamped;
         counters.features_withheld += counts.withheld;
+        counters.features_too_late += counts.too_late;
         served.snapshot = Some(self.scratch.snapshot(0, ""));
         Ok((category, Some(request)))
     }
@@ -305,6 +302,7 @@ impl Processor {
         value: f64,
         time_us: i64,
     ) {
+        let counted = self.book.counted(source, value, time_us);
         let Some(pending) = self.book.impressions.get_mut(&key) else {
             return;
         };
@@ -319,8 +317,7 @@ impl Processor {
         }
         if let Some(request) = &pending.request {
             let ad = self.book.ads.facts(&pending.served.creative_id);
-            self.aggregates
-                .apply(&self.set, source, request, ad, value, time_us);
+            self.aggregates.apply(&self.set, request, ad, counted);
         }
     }
 
@@ -343,8 +340,8 @@ impl Processor {
         let context = served.context.as_ref().unwrap_or(&none);
         let request = bind_request(&self.set, &self.book.ads, About::of(&event, context));
         let ad = self.book.ads.facts(&served.creative_id);
-        self.aggregates
-            .apply(&self.set, source, &request, ad, value, time_us);
+        let counted = self.book.counted(source, value, time_us);
+        self.aggregates.apply(&self.set, &request, ad, counted);
     }
 
     fn apply_waiting(&mut self, waiting: &Waiting) {

@@ -107,7 +107,7 @@ impl Processor {
             touches: book.touches(),
             timers: book.timers(&windows),
             book,
-            aggregates,
+            aggregates: aggregates.with_horizon(windows.delay_us + windows.skew_us),
             seen,
             outputs: Outputs::default(),
         }
@@ -292,14 +292,10 @@ impl Processor {
         };
         let request = bind_request(&self.set, &self.book.ads, About::of(event, &context));
         let value = f64::from(activity.dwell_seconds);
-        self.aggregates.apply(
-            &self.set,
-            SourceEvent::Activity,
-            &request,
-            None,
-            value,
-            event.event_time_us,
-        );
+        let counted = self
+            .book
+            .counted(SourceEvent::Activity, value, event.event_time_us);
+        self.aggregates.apply(&self.set, &request, None, counted);
         self.book.counters.activities += 1;
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use cli::Layout;
 use features::{
-    Aggregates, FeatureSet, Schema, SourceEvent,
+    Aggregates, Counted, FeatureSet, Schema, SourceEvent,
     facts::{ad_facts, request_facts},
     online,
 };
@@ -210,7 +210,8 @@ impl World {
             let campaign = &catalogue.campaigns[&creative.campaign_id];
             let ad = set.bind_ad(&ad_facts(creative, campaign));
             for source in [SourceEvent::Impression, SourceEvent::Click] {
-                aggregates.apply(&set, source, &bound, Some(&ad), 0.0, hour_ago);
+                let event = Counted::at_once(source, 0.0, hour_ago);
+                aggregates.apply(&set, &bound, Some(&ad), event);
             }
         }
         online::publish(&self.layout.online(), &aggregates, set.digest(), NOW_US).unwrap()

@@ -438,6 +438,11 @@ fn a_late_impression_does_not_see_what_came_after_it() {
         // Of the same hour as both, and behind the watermark by now.
         served("late", "c1-a", T),
         viewed("late", T + SECOND_US),
+        // Now nobody can tell any more what was known of the category before the second view.
+        served("last", "c1-a", T + 2 * HOUR_US),
+        viewed("last", T + 2 * HOUR_US),
+        served("too late", "c1-a", T + SECOND_US),
+        viewed("too late", T + SECOND_US),
     ]);
     let views = |id: &str| {
         let of = |row: &&Row| row.impression.served.impression_id == id;
@@ -445,5 +450,7 @@ fn a_late_impression_does_not_see_what_came_after_it() {
         dense(&processor.set, row, "category_views")
     };
     assert_eq!(views("after"), 1.0);
-    assert_eq!(views("late"), 0.0);
+    assert_eq!(views("late"), 1.0);
+    assert_eq!(views("too late"), 0.0);
+    assert!(processor.counters().features_too_late > 0);
 }

@@ -1,0 +1,121 @@
+//! Runs a script in DataFusion, over Parquet, within a bound of memory.
+
+use std::path::{Path, PathBuf};
+
+use datafusion::{
+    arrow::array::RecordBatch,
+    common::DataFusionError,
+    dataframe::DataFrameWriteOptions,
+    execution::runtime_env::RuntimeEnvBuilder,
+    prelude::{ParquetReadOptions, SessionConfig, SessionContext},
+};
+use features::FeatureSet;
+
+use super::{Engine, View, functions, script};
+
+/// Why features could not be computed.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    /// A table cannot be read.
+    #[error("reading table {}", path.display())]
+    Table {
+        /// Its file.
+        path: PathBuf,
+        /// What DataFusion said.
+        source: DataFusionError,
+    },
+    /// A query failed.
+    #[error("computing `{name}`")]
+    Query {
+        /// The view.
+        name: String,
+        /// What DataFusion said.
+        source: DataFusionError,
+    },
+}
+
+/// Where a batch finds its tables and keeps what it makes on the way.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// `fact_events` as Parquet: a file, or a folder of them.
+    pub events: &'a Path,
+    /// `fact_requests` likewise.
+    pub requests: &'a Path,
+    /// A folder for what is made on the way, and for what does not fit into memory.
+    pub scratch: &'a Path,
+    /// Bytes that joins, groups and orders may take; what is more goes to `scratch`.
+    pub memory_bytes: usize,
+    /// Threads.
+    pub threads: usize,
+}
+
+impl Batch<'_> {
+    /// Computes the features of all requests: see [`super::script`] for the columns.
+    ///
+    /// # Errors
+    /// [`BatchError`].
+    pub async fn run(&self, set: &FeatureSet) -> Result<Vec<RecordBatch>, BatchError> {
+        let context = self.context()?;
+        for (name, path) in [
+            ("fact_events", self.events),
+            ("fact_requests", self.requests),
+        ] {
+            register(&context, name, path).await?;
+        }
+        let script = script(set, Engine::DataFusion);
+        for View { name, query, keep } in &script.views {
+            let failed = |source| BatchError::Query {
+                name: name.clone(),
+                source,
+            };
+            let made = context.sql(query).await.map_err(failed)?;
+            if *keep {
+                let path = self.scratch.join(format!("{name}.parquet"));
+                let options = DataFrameWriteOptions::new().with_single_file_output(true);
+                let written = made
+                    .write_parquet(&path.to_string_lossy(), options, None)
+                    .await;
+                written.map_err(failed)?;
+                register(&context, name, &path).await?;
+            } else {
+                context
+                    .register_table(name, made.into_view())
+                    .map_err(failed)?;
+            }
+        }
+        let failed = |source| BatchError::Query {
+            name: "the features".to_owned(),
+            source,
+        };
+        let rows = context.sql(&script.select).await.map_err(failed)?;
+        rows.collect().await.map_err(failed)
+    }
+
+    fn context(&self) -> Result<SessionContext, BatchError> {
+        let config = SessionConfig::new().with_target_partitions(self.threads.max(1));
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_limit(self.memory_bytes, 1.0)
+            .with_temp_file_path(self.scratch)
+            .build_arc();
+        let runtime = runtime.map_err(|source| BatchError::Table {
+            path: self.scratch.to_owned(),
+            source,
+        })?;
+        let context = SessionContext::new_with_config_rt(config, runtime);
+        for function in functions::all() {
+            context.register_udf(function);
+        }
+        Ok(context)
+    }
+}
+
+async fn register(context: &SessionContext, name: &str, path: &Path) -> Result<(), BatchError> {
+    let options = ParquetReadOptions::default();
+    let registered = context
+        .register_parquet(name, path.to_string_lossy(), options)
+        .await;
+    registered.map_err(|source| BatchError::Table {
+        path: path.to_owned(),
+        source,
+    })
+}
