@@ -113,6 +113,11 @@ pub const GROUPS: &[Group] = &[
                     ("show", "Print the features of a spec"),
                     ("diff", "Say what changed between two specs"),
                     ("sql", "Print a spec as SQL of an engine"),
+                    ("compute", "Compute features of tables, as of each request"),
+                    (
+                        "join",
+                        "Join rows with the newest values known at their times",
+                    ),
                     (
                         "materialize",
                         "Publish online store, feature spec and catalogue",

@@ -9,6 +9,7 @@
 //! The heavy data libraries (Delta Lake, Parquet) live in this crate and the trainer's reader;
 //! nothing here knows a model.
 
+pub mod asof;
 pub mod facts;
 pub mod feature_verbs;
 pub mod import;

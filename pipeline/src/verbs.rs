@@ -1,6 +1,10 @@
 //! The verbs of `marquee events`, `marquee features` and `marquee import`.
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::Context;
 use clap::{Args, Subcommand, error::ErrorKind};
@@ -11,6 +15,7 @@ use features::{
 };
 
 use crate::{
+    asof::{AsOfJoin, Side},
     feature_verbs,
     import::movielens::{self, MovielensConfig},
     process::{self, AtEnd, EventsReport, PipelineConfig, ProcessError, Progress, fault, show},
@@ -42,6 +47,10 @@ pub enum FeaturesVerb {
     Diff(DiffArgs),
     /// Print a spec as SQL of an engine; with --json as engines' runners take it
     Sql(SqlArgs),
+    /// Compute all features of tables of events and requests (docs/features.md), as of each request
+    Compute(ComputeArgs),
+    /// Join rows with the newest values that were known at their times
+    Join(JoinArgs),
     /// Publish the processed state: online store, feature spec and catalogue
     Materialize(CommonArgs),
 }
@@ -109,6 +118,56 @@ pub struct SqlArgs {
     common: CommonArgs,
 }
 
+/// `marquee features compute`
+#[derive(Debug, Args)]
+pub struct ComputeArgs {
+    /// fact_events as Parquet: a file, or a folder of them
+    #[arg(long, value_name = "PATH")]
+    events: PathBuf,
+    /// fact_requests likewise
+    #[arg(long, value_name = "PATH")]
+    requests: PathBuf,
+    /// Where the features go: a Parquet file
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+    /// What joins and groups may take; what is more goes to the disk
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory_mib: usize,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// `marquee features join`
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// The rows, as Parquet: a file, or a folder of them
+    #[arg(long, value_name = "PATH")]
+    rows: PathBuf,
+    /// The values likewise
+    #[arg(long, value_name = "PATH")]
+    values: PathBuf,
+    /// Columns of the key, joined by commas: texts or integers
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',', required = true)]
+    by: Vec<String>,
+    /// Column of a row's time, microseconds
+    #[arg(long, value_name = "COLUMN", default_value = "event_time_us")]
+    time: String,
+    /// Column of the time from which a value holds
+    #[arg(long, value_name = "COLUMN")]
+    value_time: String,
+    /// Column of the time at which a value was learnt of; when it began to hold if there is none
+    #[arg(long, value_name = "COLUMN")]
+    known: Option<String>,
+    /// Where the joined rows go: a new folder
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// What may lie in memory; what is more goes to the disk
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory_mib: usize,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
 /// `marquee import movielens`
 #[derive(Debug, Args)]
 pub struct MovielensArgs {
@@ -148,6 +207,8 @@ impl FeaturesVerb {
             Self::Show(args) => &args.common,
             Self::Diff(args) => &args.common,
             Self::Sql(args) => &args.common,
+            Self::Compute(args) => &args.common,
+            Self::Join(args) => &args.common,
         }
     }
 
@@ -161,6 +222,8 @@ impl FeaturesVerb {
             Self::Show(args) => show_features(&args),
             Self::Diff(args) => diff_features(&args),
             Self::Sql(args) => print_sql(&args),
+            Self::Compute(args) => compute(&args),
+            Self::Join(args) => join(&args),
             Self::Materialize(common) => materialize(&common),
         }
     }
@@ -334,6 +397,81 @@ fn print_sql(args: &SqlArgs) -> anyhow::Result<()> {
         out!("{script}");
     }
     Ok(())
+}
+
+fn compute(args: &ComputeArgs) -> anyhow::Result<()> {
+    let (_, spec) = spec(&args.common)?;
+    let set = FeatureSet::compile(spec);
+    let scratch = tempfile::tempdir_in(args.to.parent().unwrap_or(Path::new(".")))
+        .with_context(|| format!("making a folder beside {}", args.to.display()))?;
+    let batch = sql::Batch {
+        events: &args.events,
+        requests: &args.requests,
+        scratch: scratch.path(),
+        memory_bytes: args.memory_mib << 20,
+        threads: threads(),
+    };
+    let runtime = tokio::runtime::Runtime::new()?;
+    let rows = runtime.block_on(batch.write(&set, &args.to))?;
+    if args.common.json {
+        out!(
+            "{}",
+            serde_json::json!({ "rows": rows, "features": set.spec().features.len() })
+        );
+    } else {
+        let features = set.spec().features.len();
+        out!("{}: {rows} rows of {features} features", args.to.display());
+    }
+    Ok(())
+}
+
+fn join(args: &JoinArgs) -> anyhow::Result<()> {
+    if args.to.exists() {
+        let to = args.to.display();
+        return Err(Usage(format!("--to {to} exists: name a new folder")).into());
+    }
+    let beside = args.to.parent().unwrap_or(Path::new("."));
+    let scratch = tempfile::tempdir_in(beside)
+        .with_context(|| format!("making a folder beside {}", args.to.display()))?;
+    let join = AsOfJoin {
+        rows: Side {
+            path: &args.rows,
+            time: &args.time,
+        },
+        values: Side {
+            path: &args.values,
+            time: &args.value_time,
+        },
+        known: args.known.as_deref(),
+        by: &args.by,
+        memory_bytes: args.memory_mib << 20,
+        threads: threads(),
+        scratch: scratch.path(),
+    };
+    let started = Instant::now();
+    // Under its name it is whole.
+    let made = scratch.path().join("joined");
+    let report = join.run(&made)?;
+    fs::rename(&made, &args.to).with_context(|| format!("renaming to {}", args.to.display()))?;
+    let seconds = started.elapsed().as_secs_f64();
+    if args.common.json {
+        let mut json = serde_json::to_value(report)?;
+        json["seconds"] = seconds.into();
+        out!("{json}");
+    } else {
+        out!(
+            "{}: {} rows, {} with a value, in {seconds:.2} s; {} MiB went to the disk on the way",
+            args.to.display(),
+            report.rows,
+            report.matched,
+            report.spilled_bytes >> 20
+        );
+    }
+    Ok(())
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn materialize(common: &CommonArgs) -> anyhow::Result<()> {

@@ -23,7 +23,7 @@ use features::{
     online::{self, OnlineStore},
     spec::Kind,
 };
-use parquet::arrow::ArrowWriter;
+use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
 use pipeline::{
     facts::{FactEvents, FactRequests},
     sql::{self, Batch, Engine},
@@ -507,9 +507,14 @@ async fn batch(world: &World, folder: &Path) -> Answers {
         memory_bytes: 256 << 20,
         threads: 2,
     };
-    let rows = batch.run(&world.set).await.unwrap();
+    let path = folder.join("features.parquet");
+    let count = batch.write(&world.set, &path).await.unwrap();
+    assert_eq!(count, REQUESTS as u64);
+    let file = fs::File::open(&path).unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
     let mut answers = Answers::new();
-    for rows in rows {
+    for rows in reader.build().unwrap() {
+        let rows = rows.unwrap();
         let ids = arrow::compute::cast(rows.column(0), &DataType::Utf8).unwrap();
         for (at, id) in ids.as_string::<i32>().iter().enumerate() {
             let columns = rows.columns()[1..].iter();

@@ -1,11 +1,17 @@
 //! Runs a script in DataFusion, over Parquet, within a bound of memory.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use datafusion::{
-    arrow::array::RecordBatch,
+    arrow::{
+        array::{AsArray, RecordBatch},
+        datatypes::UInt64Type,
+    },
     common::DataFusionError,
-    dataframe::DataFrameWriteOptions,
+    dataframe::{DataFrame, DataFrameWriteOptions},
     execution::runtime_env::RuntimeEnvBuilder,
     prelude::{ParquetReadOptions, SessionConfig, SessionContext},
 };
@@ -50,11 +56,29 @@ pub struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Computes the features of all requests: see [`super::script`] for the columns.
+    /// Computes the features of all requests into a Parquet file, and says how many rows it has: see
+    /// [`super::script`] for the columns.
     ///
     /// # Errors
-    /// [`BatchError`].
-    pub async fn run(&self, set: &FeatureSet) -> Result<Vec<RecordBatch>, BatchError> {
+    /// [`BatchError`]; there is then no file.
+    pub async fn write(&self, set: &FeatureSet, to: &Path) -> Result<u64, BatchError> {
+        let features = self.features(set).await?;
+        // Under its name it is whole.
+        let partial = self.scratch.join("features.partial.parquet");
+        let failed = |source| BatchError::Query {
+            name: RESULT.to_owned(),
+            source,
+        };
+        let rows = write_file(features, &partial).await.map_err(failed)?;
+        fs::rename(&partial, to).map_err(|error| BatchError::Table {
+            path: to.to_owned(),
+            source: DataFusionError::IoError(error),
+        })?;
+        Ok(rows)
+    }
+
+    /// The query for the features of all requests, with all that it needs made.
+    async fn features(&self, set: &FeatureSet) -> Result<DataFrame, BatchError> {
         let context = self.context()?;
         for (name, path) in [
             ("fact_events", self.events),
@@ -71,11 +95,7 @@ impl Batch<'_> {
             let made = context.sql(query).await.map_err(failed)?;
             if *keep {
                 let path = self.scratch.join(format!("{name}.parquet"));
-                let options = DataFrameWriteOptions::new().with_single_file_output(true);
-                let written = made
-                    .write_parquet(&path.to_string_lossy(), options, None)
-                    .await;
-                written.map_err(failed)?;
+                write_file(made, &path).await.map_err(failed)?;
                 register(&context, name, &path).await?;
             } else {
                 context
@@ -83,12 +103,11 @@ impl Batch<'_> {
                     .map_err(failed)?;
             }
         }
-        let failed = |source| BatchError::Query {
-            name: "the features".to_owned(),
+        let features = context.sql(&script.select).await;
+        features.map_err(|source| BatchError::Query {
+            name: RESULT.to_owned(),
             source,
-        };
-        let rows = context.sql(&script.select).await.map_err(failed)?;
-        rows.collect().await.map_err(failed)
+        })
     }
 
     fn context(&self) -> Result<SessionContext, BatchError> {
@@ -107,6 +126,19 @@ impl Batch<'_> {
         }
         Ok(context)
     }
+}
+
+/// Name of the last query, for errors.
+const RESULT: &str = "features";
+
+/// Writes rows into one file; how many there are.
+async fn write_file(rows: DataFrame, path: &Path) -> Result<u64, DataFusionError> {
+    let options = DataFrameWriteOptions::new().with_single_file_output(true);
+    let counts = rows
+        .write_parquet(&path.to_string_lossy(), options, None)
+        .await?;
+    let count = |counts: &RecordBatch| counts.column(0).as_primitive::<UInt64Type>().value(0);
+    Ok(counts.iter().map(count).sum())
 }
 
 async fn register(context: &SessionContext, name: &str, path: &Path) -> Result<(), BatchError> {
