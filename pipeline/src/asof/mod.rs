@@ -36,6 +36,9 @@ use serde::Serialize;
 
 use self::{merge::Merger, partition::Partitioner};
 
+/// A partition of about so many bytes is searched and sorted in the processor's caches.
+const CACHED_BYTES: usize = 4 << 20;
+
 /// Why a join failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AsOfError {
@@ -141,9 +144,11 @@ impl AsOfJoin<'_> {
         let values = Partitioner::open(self.values, self.by, self.known)?;
         let schema = joined_schema(&rows, &values)?;
         let threads = self.threads.max(1);
+        let bytes = rows.bytes() + values.bytes();
         // Each thread holds a partition of both sides, what comes of it, and some for sorting.
-        let partitions = (rows.bytes() + values.bytes()) * 4 / (self.memory_bytes / threads).max(1);
-        let partitions = (partitions + 1).max(threads * 4).next_power_of_two();
+        let fit = bytes * 4 / (self.memory_bytes / threads).max(1);
+        let partitions = fit.max(bytes / CACHED_BYTES).max(threads * 4) + 1;
+        let partitions = partitions.next_power_of_two();
         let half = self.memory_bytes / 2;
         let values =
             values.partition(partitions, half / 2, threads, &self.scratch.join("values"))?;
