@@ -12,7 +12,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
 };
 
 use crate::{
@@ -114,20 +114,21 @@ pub struct WindowSums {
 /// What is known of one entity.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EntityState {
-    /// Tiles by rising hour, of all but the fresh events.
+    /// Tiles by rising hour.
     tiles: Vec<Tile>,
-    /// Their recent values by slot, by rising time.
+    /// Recent values by slot, by rising time, of all but the fresh events.
     recent: Vec<Vec<Seen>>,
-    /// Events learnt of lately, in the order in which they came.
-    fresh: Vec<Fresh>,
-    /// When the newest event of the tiles was learnt of: what was known before is not known any more.
+    /// Events learnt of lately, by the time of that: what is to be taken off the tiles, and seen beside the
+    /// recent values.
+    fresh: VecDeque<Fresh>,
+    /// When the newest of the others was learnt of: what was known before is not known any more.
     settled_us: i64,
 }
 
 /// When a value was seen last: time in microseconds, and its id.
 type Seen = (i64, u64);
 
-/// An event that is not in the tiles yet.
+/// An event that was learnt of lately.
 #[derive(Debug, Clone, PartialEq)]
 struct Fresh {
     event: Counted,
@@ -140,7 +141,7 @@ impl Default for EntityState {
         Self {
             tiles: Vec::new(),
             recent: Vec::new(),
-            fresh: Vec::new(),
+            fresh: VecDeque::new(),
             settled_us: i64::MIN,
         }
     }
@@ -209,10 +210,13 @@ impl EntityState {
                 found.sums[at] += tile.sums[at];
             }
         }
-        for Fresh { event, .. } in self.fresh_before(now_us) {
+        // Most often there is none: requests come after what was learnt of.
+        let unknown = |fresh: &&Fresh| fresh.event.known_us >= now_us;
+        for Fresh { event, .. } in self.fresh.iter().rev().take_while(unknown) {
             if (from..=now).contains(&hour(event.event_us)) {
-                found.counts[event.source as usize] += 1;
-                found.sums[event.source as usize] += event.value;
+                let count = &mut found.counts[event.source as usize];
+                *count = count.saturating_sub(1);
+                found.sums[event.source as usize] -= event.value;
             }
         }
         found
@@ -232,15 +236,23 @@ impl EntityState {
 
     fn fresh_before(&self, now_us: i64) -> impl Iterator<Item = &Fresh> {
         let known = move |fresh: &&Fresh| fresh.event.known_us < now_us;
-        self.fresh.iter().filter(known)
+        self.fresh.iter().take_while(known)
     }
 
-    /// Moves events learnt of before a time into the tiles.
+    fn add(&mut self, fresh: Fresh) {
+        add(&mut self.tiles, fresh.event);
+        let known_us = fresh.event.known_us;
+        let at = self
+            .fresh
+            .partition_point(|before| before.event.known_us <= known_us);
+        self.fresh.insert(at, fresh);
+    }
+
+    /// Forgets when events were learnt of that were so before a time.
     fn settle(&mut self, before_us: i64) {
-        let known = |fresh: &Fresh| fresh.event.known_us < before_us;
-        for Fresh { event, values } in self.fresh.extract_if(.., |fresh| known(fresh)) {
+        let known = |fresh: &mut Fresh| fresh.event.known_us < before_us;
+        while let Some(Fresh { event, values }) = self.fresh.pop_front_if(known) {
             self.settled_us = self.settled_us.max(event.known_us);
-            add(&mut self.tiles, event);
             for (slot, id) in values {
                 let slot = usize::from(slot);
                 if self.recent.len() <= slot {
@@ -355,7 +367,7 @@ impl EntityState {
             state.recent.push(values.collect::<Result<_, _>>()?);
         }
         for _ in 0..u32::from_le_bytes(reader.take()?) {
-            state.fresh.push(Fresh::read(reader)?);
+            state.fresh.push_back(Fresh::read(reader)?);
         }
         Ok(state)
     }
@@ -449,7 +461,7 @@ impl Aggregates {
             let values = group.recent.iter().enumerate().filter_map(value).collect();
             let key = set.entity_key(group, request, ad);
             let state = self.states.entry(key).or_default();
-            state.fresh.push(Fresh { event, values });
+            state.add(Fresh { event, values });
             state.settle(event.known_us + 1 - self.horizon_us);
         }
     }
@@ -548,7 +560,7 @@ mod tests {
         let mut state = EntityState::default();
         for fresh in events {
             let known_us = fresh.event.known_us;
-            state.fresh.push(fresh);
+            state.add(fresh);
             state.settle(known_us + 1 - horizon_us);
         }
         state

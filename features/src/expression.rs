@@ -72,7 +72,7 @@ pub enum Function {
     Cross,
 }
 
-/// Name, function and number of arguments (`None`: two or more).
+/// Name, function and number of arguments (`None`: two to eight).
 const FUNCTIONS: [(&str, Function, Option<usize>); 14] = [
     ("log1p", Function::Log1p, Some(1)),
     ("sqrt", Function::Sqrt, Some(1)),

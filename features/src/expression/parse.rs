@@ -5,6 +5,9 @@ use super::{Expression, FUNCTIONS, Function, ResultType};
 /// Brackets deeper than this are refused, so that no text exhausts the stack.
 const MAX_DEPTH: usize = 64;
 
+/// A cross of more is refused: engines may need a case for each set of missing numbers.
+const MAX_CROSSED: usize = 8;
+
 /// Why an expression was refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ExpressionError {
@@ -234,13 +237,15 @@ impl Parser<'_> {
             arguments.push(self.sum()?);
         }
         self.expect(')', "`,` or `)`")?;
-        let fits = arity.map_or(arguments.len() >= 2, |arity| arity == arguments.len());
+        let count = arguments.len();
+        let fits = arity.map_or((2..=MAX_CROSSED).contains(&count), |arity| arity == count);
         if !fits {
-            let wanted = arity.map_or("2 or more".to_owned(), |arity| arity.to_string());
+            let several = || format!("2 to {MAX_CROSSED}");
+            let wanted = arity.map_or_else(several, |arity| arity.to_string());
             return Err(ExpressionError::Arguments {
                 function: name,
                 wanted,
-                found: arguments.len(),
+                found: count,
             });
         }
         Ok(Expression::Call(*function, arguments))
@@ -322,6 +327,11 @@ mod tests {
         check("log1p(x", "wanted `,` or `)` at column 8, found the end");
         check("lg1p(x)", "no function `lg1p`: did you mean `log1p`?");
         check("min(x)", "`min` takes 2 arguments, found 1");
+        check("cross(x)", "`cross` takes 2 to 8 arguments, found 1");
+        check(
+            "cross(a, b, c, d, e, f, g, h, i)",
+            "`cross` takes 2 to 8 arguments, found 9",
+        );
         check(
             "bucketize(x, [2, 1])",
             "wanted edges that rise at column 19, found `]`",
