@@ -11,6 +11,7 @@ use features::{
 };
 
 use super::engine::{Engine, Link};
+use crate::facts;
 
 /// An expression in SQL.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,11 +85,6 @@ pub(super) struct Translation<'a> {
     pub columns: Columns,
 }
 
-/// Column of a fact in both tables.
-pub(super) fn fact_column(name: &str) -> String {
-    format!("f_{name}")
-}
-
 fn double(text: String, level: usize) -> Sql {
     Sql {
         text,
@@ -107,7 +103,7 @@ impl Translation<'_> {
                 ..double(self.engine.double(*number), 0)
             },
             Expression::Name(name) => Sql {
-                text: fact_column(name),
+                text: facts::column(name),
                 kind: match self.spec.fact_type(name) {
                     Some(FactType::Text) => SqlKind::Text,
                     Some(FactType::List) => SqlKind::Ids,

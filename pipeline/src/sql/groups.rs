@@ -16,13 +16,10 @@ use features::{
 };
 
 use super::{
-    View,
+    HOUR_US, View,
     engine::{Engine, Link},
-    expression::fact_column,
 };
-
-/// Microseconds of an hour.
-const HOUR_US: i64 = 3_600_000_000;
+use crate::facts;
 
 /// The features of one entity group.
 pub(super) struct Group<'a> {
@@ -87,7 +84,11 @@ impl Group<'_> {
 
     /// Names of the key's columns.
     fn keys(&self) -> Vec<String> {
-        self.group.key.iter().map(|key| fact_column(key)).collect()
+        self.group
+            .key
+            .iter()
+            .map(|key| facts::column(key))
+            .collect()
     }
 
     /// Conditions that two tables have the same key.
@@ -189,7 +190,7 @@ impl Group<'_> {
         let remembered = self.remembered();
         let facts: BTreeSet<String> = remembered
             .iter()
-            .map(|(_, fact, _)| fact_column(fact))
+            .map(|(_, fact, _)| facts::column(fact))
             .collect();
         let values: String = facts
             .iter()
@@ -304,7 +305,7 @@ impl Group<'_> {
 
     /// When each value was seen last.
     fn seen(&self, at: usize, source: SourceEvent, fact: &str, longest: u32) -> View {
-        let value = format!("e.value_{}", fact_column(fact));
+        let value = format!("e.value_{}", facts::column(fact));
         let id = self.engine.hash(&[Link::Text(value.clone())]);
         View::new(
             self.name(&format!("seen{at}")),

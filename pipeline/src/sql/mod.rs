@@ -33,6 +33,9 @@ use self::{
 };
 use crate::facts::{FactEvents, FactRequests};
 
+/// Microseconds of an hour.
+const HOUR_US: i64 = 3_600_000_000;
+
 /// A column of a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Column {
@@ -184,8 +187,6 @@ fn events(engine: Engine) -> View {
         ..View::new("events".to_owned(), query)
     }
 }
-
-const HOUR_US: i64 = 3_600_000_000;
 
 /// Columns of a group's features, by their own names.
 fn aggregates(group: &Group<'_>) -> Vec<String> {
