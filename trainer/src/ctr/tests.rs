@@ -221,6 +221,16 @@ fn a_table_of_an_unknown_feature_is_refused() {
 }
 
 #[test]
+fn a_dropout_that_leaves_nothing_is_refused() {
+    let mut config = config();
+    for rate in [1.0, -0.1, f64::NAN] {
+        config.model.net_dropout = rate;
+        let ended = end_of::<Autodiff<Cpu>>(&config, 1);
+        assert!(matches!(ended, Err(TrainError::Dropout { .. })), "{rate}");
+    }
+}
+
+#[test]
 fn any_number_of_ranks_has_the_same_loss_curve() {
     let config = config();
     let wanted = losses(&fit(&config, 1).1);

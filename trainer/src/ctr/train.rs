@@ -110,6 +110,12 @@ pub enum TrainError {
         /// The key.
         key: &'static str,
     },
+    /// Nothing, or more than all, would be left.
+    #[error("model.net_dropout is {rate}, wanted at least 0 and below 1")]
+    Dropout {
+        /// The share.
+        rate: f64,
+    },
     /// Steps in a row that could not be taken.
     #[error(
         "{count} steps in a row up to step {step} were skipped, the last with loss {loss}: lower training.learning_rate, or look for huge values in the rows named in metrics.jsonl"
@@ -355,6 +361,10 @@ fn learner<B: StepBackend>(
         if value == 0 {
             return Err(TrainError::Zero { key });
         }
+    }
+    let rate = config.model.net_dropout;
+    if !(0.0..1.0).contains(&rate) {
+        return Err(TrainError::Dropout { rate });
     }
     let tables = config.tables.tables(schema)?;
     let world_size = groups.rows.world_size();
