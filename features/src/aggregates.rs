@@ -26,7 +26,9 @@ const HOUR_US: i64 = 3_600_000_000;
 pub const MAX_RECENT: usize = 64;
 
 /// What is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceEvent {
     /// A viewed impression.

@@ -45,7 +45,7 @@ pub enum Change {
     NeedsNewVersion {
         /// The keys that changed.
         keys: BTreeSet<String>,
-        /// The version now.
+        /// The version that the old meaning has.
         version: u32,
     },
 }
@@ -83,35 +83,23 @@ impl std::fmt::Display for Change {
 
 /// What changed from one spec to the next, in the order of features.
 pub fn diff(old: &FeatureSpec, new: &FeatureSpec) -> Vec<Difference> {
-    let find = |spec: &'_ FeatureSpec, name: &str| {
-        spec.features
-            .iter()
-            .find(|feature| feature.name == name)
-            .cloned()
-    };
-    let mut differences = Vec::new();
-    let mut push = |feature: &Feature, change| {
-        differences.push(Difference {
+    let find = |spec: &FeatureSpec, name: &str| spec.features.iter().position(|of| of.name == name);
+    let changed = new.features.iter().filter_map(|feature| {
+        let change = match find(old, &feature.name) {
+            None => Change::Added,
+            Some(before) => change(old, &old.features[before], new, feature)?,
+        };
+        Some((feature, change))
+    });
+    let gone = old.features.iter();
+    let gone = gone.filter(|feature| find(new, &feature.name).is_none());
+    changed
+        .chain(gone.map(|feature| (feature, Change::Removed)))
+        .map(|(feature, change)| Difference {
             feature: feature.name.clone(),
             change,
-        });
-    };
-    for feature in &new.features {
-        match find(old, &feature.name) {
-            None => push(feature, Change::Added),
-            Some(before) => {
-                if let Some(change) = change(old, &before, new, feature) {
-                    push(feature, change);
-                }
-            }
-        }
-    }
-    for feature in &old.features {
-        if find(new, &feature.name).is_none() {
-            push(feature, Change::Removed);
-        }
-    }
-    differences
+        })
+        .collect()
 }
 
 fn change(
@@ -132,28 +120,29 @@ fn change(
             keys.insert(format!("facts.{fact}"));
         }
     }
-    keys.remove("version");
     let (from, to) = (before.version, feature.version);
-    let kept = keys.iter().all(|key| KEEPING.contains(&key.as_str()));
-    match (keys.is_empty(), kept, to > from) {
-        (true, _, false) if to == from => None,
-        (_, _, true) => {
-            if keys.is_empty() {
-                keys.insert("version".to_owned());
-            }
-            Some(Change::NewVersion { keys, from, to })
-        }
-        (_, true, _) if to == from => Some(Change::Kept { keys }),
-        _ => {
-            if to < from {
-                keys.insert("version".to_owned());
-            }
-            Some(Change::NeedsNewVersion {
-                keys,
-                version: from,
-            })
-        }
+    if keys.is_empty() {
+        return None;
     }
+    if to < from {
+        return Some(Change::NeedsNewVersion {
+            keys,
+            version: from,
+        });
+    }
+    // A version that rises is told by itself, unless nothing else has changed.
+    if keys.len() > 1 {
+        keys.remove("version");
+    }
+    let kept = keys.iter().all(|key| KEEPING.contains(&key.as_str()));
+    Some(match (to > from, kept) {
+        (true, _) => Change::NewVersion { keys, from, to },
+        (false, true) => Change::Kept { keys },
+        (false, false) => Change::NeedsNewVersion {
+            keys,
+            version: from,
+        },
+    })
 }
 
 fn changed_keys(before: &Feature, after: &Feature) -> BTreeSet<String> {

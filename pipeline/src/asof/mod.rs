@@ -149,10 +149,9 @@ impl AsOfJoin<'_> {
         let fit = bytes * 4 / (self.memory_bytes / threads).max(1);
         let partitions = fit.max(bytes / CACHED_BYTES).max(threads * 4) + 1;
         let partitions = partitions.next_power_of_two();
-        let half = self.memory_bytes / 2;
-        let values =
-            values.partition(partitions, half / 2, threads, &self.scratch.join("values"))?;
-        let rows = rows.partition(partitions, half / 2, threads, &self.scratch.join("rows"))?;
+        let share = self.memory_bytes / 4;
+        let values = values.partition(partitions, share, threads, &self.scratch.join("values"))?;
+        let rows = rows.partition(partitions, share, threads, &self.scratch.join("rows"))?;
         fs::create_dir_all(to).map_err(io_error(to))?;
 
         let merger = Merger {
@@ -179,16 +178,7 @@ impl AsOfJoin<'_> {
             writer.close().map_err(parquet_error(&path))?;
             Ok(())
         };
-        thread::scope(|scope| {
-            let work = &work;
-            let threads: Vec<_> = (0..threads)
-                .map(|thread| scope.spawn(move || work(thread)))
-                .collect();
-            // A panic in a thread goes on here.
-            threads
-                .into_iter()
-                .try_for_each(|thread| thread.join().expect("a thread of the join"))
-        })?;
+        on_threads(threads, work)?;
         Ok(AsOfReport {
             rows: count.into_inner(),
             matched: matched.into_inner(),
@@ -196,6 +186,23 @@ impl AsOfJoin<'_> {
             spilled_bytes: rows.spilled_bytes() + values.spilled_bytes(),
         })
     }
+}
+
+/// Does the same on so many threads; each hears its number.
+fn on_threads(
+    count: usize,
+    work: impl Fn(usize) -> Result<(), AsOfError> + Sync,
+) -> Result<(), AsOfError> {
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = (0..count)
+            .map(|thread| scope.spawn(move || work(thread)))
+            .collect();
+        // A panic in a thread goes on here.
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("a thread of the join"))
+    })
 }
 
 fn writer(path: &Path, schema: &SchemaRef) -> Result<ArrowWriter<fs::File>, AsOfError> {

@@ -7,7 +7,6 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    thread,
 };
 
 use arrow::{
@@ -22,7 +21,7 @@ use parquet::arrow::{
     arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder},
 };
 
-use super::{AsOfError, Side, arrow_error, io_error, parquet_error, wanted};
+use super::{AsOfError, Side, arrow_error, io_error, on_threads, parquet_error, wanted};
 
 /// Rows that are read, and cut, at once.
 const BATCH_ROWS: usize = 65_536;
@@ -139,7 +138,7 @@ impl<'a> Partitioner<'a> {
             spilled_bytes: AtomicU64::new(0),
         };
         let next = AtomicUsize::new(0);
-        let work = || -> Result<(), AsOfError> {
+        let work = |_| -> Result<(), AsOfError> {
             while let Some((file, group)) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let (path, metadata) = &self.files[*file];
                 let file = fs::File::open(path).map_err(io_error(path))?;
@@ -156,13 +155,7 @@ impl<'a> Partitioner<'a> {
             }
             Ok(())
         };
-        thread::scope(|scope| {
-            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            // A panic in a thread goes on here.
-            threads
-                .into_iter()
-                .try_for_each(|thread| thread.join().expect("a reading thread"))
-        })?;
+        on_threads(threads, work)?;
         partitions.finish()?;
         Ok(partitions)
     }
@@ -205,7 +198,8 @@ fn chain<T: Copy>(
         for hash in hashes {
             *hash = match value {
                 Some(value) => link(*hash, value),
-                None => chain_text(*hash, "\u{0}missing"),
+                // No value has a link of this seed.
+                None => chain_integer(!*hash, 0),
             };
         }
     }

@@ -136,7 +136,12 @@ fn users() -> impl Strategy<Value = Option<i64>> {
 }
 
 fn places() -> impl Strategy<Value = Option<&'static str>> {
-    prop_oneof![Just(None), Just(Some("")), Just(Some("here"))]
+    prop_oneof![
+        Just(None),
+        Just(Some("")),
+        Just(Some("here")),
+        Just(Some("\u{0}missing"))
+    ]
 }
 
 proptest! {

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use datafusion::{
@@ -12,7 +13,7 @@ use datafusion::{
     },
     common::DataFusionError,
     dataframe::{DataFrame, DataFrameWriteOptions},
-    execution::runtime_env::RuntimeEnvBuilder,
+    execution::{memory_pool::FairSpillPool, runtime_env::RuntimeEnvBuilder},
     prelude::{ParquetReadOptions, SessionConfig, SessionContext},
 };
 use features::FeatureSet;
@@ -113,7 +114,8 @@ impl Batch<'_> {
     fn context(&self) -> Result<SessionContext, BatchError> {
         let config = SessionConfig::new().with_target_partitions(self.threads.max(1));
         let runtime = RuntimeEnvBuilder::new()
-            .with_memory_limit(self.memory_bytes, 1.0)
+            // Those that can go to the disk share alike, and none is refused what another holds.
+            .with_memory_pool(Arc::new(FairSpillPool::new(self.memory_bytes)))
             .with_temp_file_path(self.scratch)
             .build_arc();
         let runtime = runtime.map_err(|source| BatchError::Table {

@@ -33,11 +33,9 @@ pub(super) struct Group<'a> {
 /// Events of the group that are counted, and over which windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Count {
-    source: SourceIndex,
+    source: SourceEvent,
     hours: u32,
 }
-
-type SourceIndex = usize;
 
 /// The groups of a set that have features.
 pub(super) fn groups(set: &FeatureSet, engine: Engine) -> Vec<Group<'_>> {
@@ -125,7 +123,7 @@ impl Group<'_> {
         {
             for source in feature.source.iter().chain(&feature.over) {
                 counts.insert(Count {
-                    source: *source as SourceIndex,
+                    source: *source,
                     hours: hours(feature),
                 });
             }
@@ -206,7 +204,7 @@ impl Group<'_> {
         )
     }
 
-    fn sources(&self) -> BTreeSet<SourceIndex> {
+    fn sources(&self) -> BTreeSet<SourceEvent> {
         self.counts()
             .into_iter()
             .map(|count| count.source)
@@ -217,7 +215,7 @@ impl Group<'_> {
     fn tiles(&self) -> View {
         let mut columns = String::new();
         for source in self.sources() {
-            let name = SourceEvent::ALL[source].name();
+            let name = source.name();
             // `String`'s writer cannot fail.
             let _ = write!(
                 columns,
@@ -247,7 +245,6 @@ impl Group<'_> {
     fn windows(&self, one: impl Fn(&str) -> String, amount: impl Fn(&str) -> String) -> String {
         let mut columns = String::new();
         for Count { source, hours } in self.counts() {
-            let source = SourceEvent::ALL[source];
             let inside = format!("e.tile > r.tile - {hours}");
             let (one, amount) = (one(source.name()), amount(source.name()));
             let _ = write!(
@@ -284,12 +281,10 @@ impl Group<'_> {
 
     /// What was learnt of in the running hour before the request.
     fn running(&self) -> View {
-        let of = |value: &'static str| {
-            move |source: &str| format!("CASE WHEN e.source = '{source}' THEN {value} ELSE 0 END")
-        };
-        let windows = self.windows(of("1"), |source| {
-            format!("CASE WHEN e.source = '{source}' THEN e.amount ELSE 0E0 END")
-        });
+        let windows = self.windows(
+            |source| format!("CASE WHEN e.source = '{source}' THEN 1 ELSE 0 END"),
+            |source| format!("CASE WHEN e.source = '{source}' THEN e.amount ELSE 0E0 END"),
+        );
         View::new(
             self.name("running"),
             format!(
@@ -357,7 +352,6 @@ impl Group<'_> {
         let mut joins = String::new();
         if !self.counts().is_empty() {
             for Count { source, hours } in self.counts() {
-                let source = SourceEvent::ALL[source];
                 for (name, zero) in [
                     (count_column(source, hours), "0"),
                     (sum_column(source, hours), "0E0"),
