@@ -17,6 +17,7 @@ mod device;
 mod error;
 mod kernels;
 mod table;
+mod tuning;
 
 pub use address::DeviceMemory;
 pub use cache::{CacheUse, CachedTable};
@@ -24,3 +25,4 @@ pub use conformance::{Nonconformance, conform};
 pub use device::{Buffer, Device, DeviceSums, Sums, Vectors, moved_at_once};
 pub use error::KernelError;
 pub use table::{DeviceTouched, GpuTable, RowwiseAdagrad, Touched};
+pub use tuning::keep_tuning;

@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use burn::backend::{Autodiff, Cuda};
+use burn::{
+    backend::{Autodiff, Cuda},
+    tensor::{DType, Distribution, Tensor, backend::Backend},
+};
 use clap::{Parser, ValueEnum};
 use comfy_table::{Table, presets};
 use cubecl::{
@@ -33,8 +36,8 @@ use trainer::{
     sharding::{Plan, Sharding},
 };
 
-/// Longest that a check may take.
-const LIMIT: Duration = Duration::from_secs(300);
+/// Longest that a check may take: the first products on a GPU take minutes, in which kernels are chosen.
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// Characters of an error in the table.
 const MOST_SAID: usize = 400;
@@ -50,6 +53,8 @@ struct Args {
 enum Check {
     /// Bytes a second of a copy within the device's memory
     Copy,
+    /// Operations a second of a product of matrices of 8192, f32 and bf16
+    Products,
     /// The process group over NCCL, one rank: every operation against host arithmetic
     Nccl,
     /// The same with two ranks on this GPU, which NCCL may refuse
@@ -97,6 +102,7 @@ impl Check {
     fn run(self) -> anyhow::Result<String> {
         match self {
             Self::Copy => Ok(format!("{:.0} GB/s, read and written", copy_rate()? / 1e9)),
+            Self::Products => products(),
             Self::Nccl => nccl(1),
             Self::NcclTwoRanks => nccl(2),
             Self::NcclInPlace => nccl_in_place(),
@@ -133,6 +139,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().check {
         None => all(),
         Some(check) => {
+            kernels::keep_tuning(0);
             let found = check.run()?;
             if !found.is_empty() {
                 say(&found);
@@ -218,6 +225,35 @@ fn copy_rate() -> anyhow::Result<f64> {
     }
     stream.synchronize()?;
     Ok((2 * turns * BYTES) as f64 / started.elapsed().as_secs_f64())
+}
+
+/// The rate of burn's matrix product, whose kernels are chosen by their time at the first call.
+fn products() -> anyhow::Result<String> {
+    const SIZE: usize = 8192;
+    let device = CudaDevice::default();
+    let wait = || match Cuda::<f32>::sync(&device) {
+        Ok(()) => Ok(()),
+        Err(error) => bail!("the device: {error:?}"),
+    };
+    let mut told = Vec::new();
+    for (name, dtype) in [("f32", DType::F32), ("bf16", DType::BF16)] {
+        let random = || {
+            let values = Distribution::Uniform(-1.0, 1.0);
+            Tensor::<Cuda, 2>::random([SIZE, SIZE], values, &device).cast(dtype)
+        };
+        let (a, b) = (random(), random());
+        let product = || drop(a.clone().matmul(b.clone()));
+        (0..3).for_each(|_| product());
+        wait()?;
+        let turns = 10;
+        let started = Instant::now();
+        (0..turns).for_each(|_| product());
+        wait()?;
+        let seconds = started.elapsed().as_secs_f64() / f64::from(turns);
+        let rate = 2.0 * (SIZE as f64).powi(3) / seconds / 1e12;
+        told.push(format!("{name} {rate:.0} TFLOP/s"));
+    }
+    Ok(told.join(", "))
 }
 
 /// Meets the other ranks, of which this process is one, on the first GPU.

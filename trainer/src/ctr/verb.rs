@@ -472,7 +472,16 @@ fn on_device(
             if let Err(missing) = crate::collective::find_driver() {
                 bail!(Usage(format!("--device cuda: {missing}")));
             }
-            let device = burn::backend::cuda::CudaDevice::new(met.membership.local_rank);
+            let local_rank = met.membership.local_rank;
+            if let Some(folder) = kernels::keep_tuning(local_rank)
+                && !folder.exists()
+            {
+                let folder = folder.display();
+                tracing::info!(
+                    "kernels are made and chosen, once for this GPU, which takes minutes; they are kept in {folder}"
+                );
+            }
+            let device = burn::backend::cuda::CudaDevice::new(local_rank);
             if met.membership.world_size == 1 {
                 train::<B, _, _>(task, &device, &mut groups, checkpoints, stop, report)?
             } else {

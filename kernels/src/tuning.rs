@@ -1,0 +1,34 @@
+//! What a process found out about its GPU, kept for the next one.
+//!
+//! CubeCL compiles a kernel when it is first run, and of a matrix product some dozens, to take the
+//! fastest. On a GPU that it has not seen this takes minutes, which a trainer that is preempted every
+//! hour cannot give each time.
+
+use std::{path::PathBuf, sync::Arc};
+
+use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig, cache::CacheConfig};
+
+/// Keeps compiled kernels, and which are the fastest, in the user's cache folder
+/// (`$XDG_CACHE_HOME/marquee/kernels/<rank>`, else below `~/.cache`), where the next process finds them;
+/// gives the folder. To be called before a device is opened: later, or without a home, it does nothing.
+/// Where a `cubecl.toml` says something else, that holds.
+pub fn keep_tuning(local_rank: usize) -> Option<PathBuf> {
+    let caches = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(folder) => PathBuf::from(folder),
+        None => std::env::home_dir()?.join(".cache"),
+    };
+    // Ranks would write to the same files.
+    let folder = caches.join("marquee/kernels").join(local_rank.to_string());
+    let mut current = CubeClRuntimeConfig::storage().lock();
+    if current.is_some() {
+        return None;
+    }
+    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    let kept = || CacheConfig::File(folder.clone());
+    config.compilation.cache.get_or_insert_with(kept);
+    if matches!(config.autotune.cache, CacheConfig::Target) {
+        config.autotune.cache = kept();
+    }
+    *current = Some(Arc::new(config));
+    Some(folder)
+}
