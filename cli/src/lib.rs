@@ -10,6 +10,7 @@
 
 mod args;
 mod config;
+mod html;
 mod layout;
 mod output;
 mod run;
@@ -20,6 +21,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 pub use args::CommonArgs;
 pub use config::{ConfigError, Loaded, load_config, parse_config};
+pub use html::escape;
 pub use layout::Layout;
 pub use output::{init_logging, print_line, progress, write_json, write_text};
 pub use run::{GateRefused, Preempted, Usage, exit, exit_code, main};

@@ -11,6 +11,8 @@ mod serving;
 
 use std::fmt::Write;
 
+use cli::escape;
+
 use super::{Steps, Summary, gallery::Artifacts};
 use crate::text::{duration, grouped, time};
 
@@ -45,21 +47,6 @@ pub(super) fn render(content: &Content<'_>) -> String {
          </body>\n</html>\n",
         sections.join("\n")
     )
-}
-
-/// Text that stands for itself in HTML.
-fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            c => safe.push(c),
-        }
-    }
-    safe
 }
 
 /// A framed part of a section. `span` is its width in twelfths.
