@@ -44,6 +44,21 @@ impl Layout {
         self.root.join("dead_letters").join(table)
     }
 
+    /// What was done with events of restricted people on their way to a table.
+    pub fn audit(&self, table: &str) -> PathBuf {
+        self.root.join("audit").join(table)
+    }
+
+    /// What the features of a table are computed from.
+    pub fn facts(&self, table: &str) -> PathBuf {
+        self.root.join("facts").join(table)
+    }
+
+    /// Features of a table that were computed for days past.
+    pub fn features(&self, table: &str) -> PathBuf {
+        self.root.join("features").join(table)
+    }
+
     /// Artifacts and channels.
     pub fn registry(&self) -> PathBuf {
         self.root.join("registry")

@@ -110,12 +110,7 @@ fn change(
 ) -> Option<Change> {
     let mut keys = changed_keys(before, feature);
     // A fact of another type makes another value of the same words.
-    let names = |feature: &Feature| -> Vec<String> {
-        let expression = feature.parsed().map(|expression| expression.names());
-        let named = feature.key.iter().chain(&feature.value).cloned();
-        named.chain(expression.into_iter().flatten()).collect()
-    };
-    for fact in names(feature) {
+    for fact in feature.facts() {
         if old.fact_type(&fact) != new.fact_type(&fact) {
             keys.insert(format!("facts.{fact}"));
         }

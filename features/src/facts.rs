@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use wire::{
     catalogue::{Campaign, Creative, Scene},
     events::{AgeBand, Context},
+    gate::{Subject, UserId},
 };
 
 /// One value that an expression may name.
@@ -75,30 +76,28 @@ pub(crate) const PERSONAL: &str = "personal_allowed";
 
 const HOUR_US: i64 = 3_600_000_000;
 
-/// Whether personal facts of a user may be used and kept: known, 13 or over, with consent.
-pub fn may_be_personal(user_id: &str, age_band: AgeBand, consent: bool) -> bool {
-    !user_id.is_empty() && age_band == AgeBand::AgeBand13plus && consent
-}
-
 /// Facts of a request: ids and context, the time in UTC hours (0 to 24, with fraction) and days
 /// (Monday is 0), the scene's style, and whatever attributes the context carries. An attribute
-/// that reads as a number is one; `a|b|c` is a list of texts.
+/// that reads as a number is one; `a|b|c` is a list of texts. One who is restricted has neither an id
+/// nor attributes, in which a client may say anything.
 pub fn request_facts(
-    user_id: &str,
+    subject: &Subject,
     age_band: AgeBand,
-    consent: bool,
     context: &Context,
     scene: Option<&Scene>,
     time_us: i64,
 ) -> Facts {
-    let mut facts = attributes(context.attributes.iter());
+    let person = subject.person();
+    let mut facts = match person {
+        Some(_) => attributes(context.attributes.iter()),
+        None => Facts::new(),
+    };
     let hours = time_us.rem_euclid(24 * HOUR_US) as f64 / HOUR_US as f64;
     // 1 January 1970 was a Thursday.
     let day = (time_us.div_euclid(24 * HOUR_US) + 3).rem_euclid(7);
-    let personal = may_be_personal(user_id, age_band, consent);
     let style = scene.map_or(Fact::Missing, |scene| vector(&scene.style));
     let own = [
-        ("user_id", text(user_id)),
+        ("user_id", text(person.map_or("", UserId::as_str))),
         ("age_band", text(age_band.as_str_name())),
         ("experience_id", text(&context.experience_id)),
         ("genre", text(&context.genre)),
@@ -110,7 +109,10 @@ pub fn request_facts(
         ("hour", Fact::Number(hours)),
         ("day_of_week", Fact::Number(day as f64)),
         ("scene_style", style),
-        (PERSONAL, Fact::Number(f64::from(u8::from(personal)))),
+        (
+            PERSONAL,
+            Fact::Number(f64::from(u8::from(person.is_some()))),
+        ),
     ];
     facts.extend(own.map(|(name, fact)| (name.to_owned(), fact)));
     facts
@@ -182,11 +184,18 @@ mod tests {
 
     #[test]
     fn personal_features_need_a_known_age_and_consent() {
-        let allowed = |age, consent| {
-            let facts = request_facts("u", age, consent, &Context::default(), None, 0);
-            facts[PERSONAL] == Fact::Number(1.0)
+        let context = Context {
+            attributes: [("nick".to_owned(), "joe".to_owned())].into(),
+            ..Context::default()
         };
-        assert!(!may_be_personal("", AgeBand::AgeBand13plus, true));
+        let allowed = |age, consent| {
+            let subject = Subject::admit("u".to_owned(), age, consent);
+            let facts = request_facts(&subject, age, &context, None, 0);
+            let allowed = facts[PERSONAL] == Fact::Number(1.0);
+            assert_eq!(facts["user_id"] == Fact::Text("u".into()), allowed);
+            assert_eq!(facts.contains_key("nick"), allowed);
+            allowed
+        };
         assert!(allowed(AgeBand::AgeBand13plus, true));
         assert!(!allowed(AgeBand::AgeBand13plus, false));
         assert!(!allowed(AgeBand::Under13, true));
@@ -196,14 +205,9 @@ mod tests {
 
     #[test]
     fn the_epoch_was_a_thursday_at_midnight() {
-        let facts = request_facts(
-            "u",
-            AgeBand::Unknown,
-            true,
-            &Context::default(),
-            None,
-            HOUR_US / 2,
-        );
+        let subject = Subject::admit(String::new(), AgeBand::Unknown, true);
+        let context = Context::default();
+        let facts = request_facts(&subject, AgeBand::Unknown, &context, None, HOUR_US / 2);
         assert_eq!(facts["day_of_week"], Fact::Number(3.0));
         assert_eq!(facts["hour"], Fact::Number(0.5));
     }

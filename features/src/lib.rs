@@ -32,4 +32,4 @@ pub use set::{
     AdFacts, DenseField, EntityGroup, EvaluationCounts, FeatureSet, RequestFacts, Schema,
     SparseField,
 };
-pub use spec::{FeatureSpec, SpecError};
+pub use spec::{FeatureSpec, SpecError, UnknownFeature};

@@ -7,12 +7,13 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use wire::events::FeatureSnapshot;
 
 use crate::{
     aggregates::{EntityKey, EntityState, SourceEvent, StateSource, WindowSums, entity_key},
     batch::FeatureBatch,
     expression::{BoundFact, Compiled, ResultType, Value},
-    facts::{AD_FACTS, Fact, Facts, PERSONAL},
+    facts::{AD_FACTS, Fact, Facts, PERSONAL, REQUEST_FACTS},
     hash,
     spec::{Aggregation, Feature, FeatureSpec, Kind, SpecError, Transform},
 };
@@ -59,12 +60,37 @@ impl RequestFacts {
     pub fn personal_allowed(&self) -> bool {
         self.personal
     }
+
+    /// Facts that were kept as texts, in the order of [`FeatureSet::fact_names`], of a request and its ad
+    /// together.
+    pub fn of_texts<'a>(texts: impl Iterator<Item = Option<&'a str>>, personal: bool) -> Self {
+        let bound = |found: Option<&str>| found.map_or(BoundFact::Missing, text);
+        Self {
+            slots: texts.map(bound).collect(),
+            personal,
+        }
+    }
+
+    /// The value of a fact of [`FeatureSet::fact_names`], by its index: the ad's if it has one, else
+    /// the request's.
+    pub fn fact<'a>(&'a self, ad: Option<&'a AdFacts>, index: usize) -> &'a BoundFact {
+        fact(self, ad, index)
+    }
 }
 
 /// An ad's facts, resolved for one [`FeatureSet`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdFacts {
     slots: Vec<BoundFact>,
+}
+
+impl AdFacts {
+    /// An ad whose facts stand in the request.
+    pub fn in_request(set: &FeatureSet) -> Self {
+        Self {
+            slots: vec![BoundFact::Missing; set.slots.len()],
+        }
+    }
 }
 
 /// How often a value was not what the spec promises.
@@ -205,6 +231,18 @@ impl FeatureSet {
             set.columns.push(column);
         }
         set
+    }
+
+    /// Binds every fact that there is, and not only those that features use: for keeping what was
+    /// known, so that a feature can be computed that is not thought of yet.
+    pub fn with_every_fact(mut self) -> Self {
+        let standard = REQUEST_FACTS.iter().chain(&AD_FACTS);
+        let standard = standard.map(|(name, _)| (*name).to_owned());
+        let names: Vec<String> = standard.chain(self.spec.facts.keys().cloned()).collect();
+        for name in names {
+            self.slot(&name);
+        }
+        self
     }
 
     /// Columns that [`Self::evaluate`] fills.
@@ -349,6 +387,40 @@ impl FeatureSet {
         out.num_rows += 1;
     }
 
+    /// Gives every feature of a logged row that is not `child_safe` its default, as [`Self::evaluate`]
+    /// does for one who is restricted; gives how many had another value. The row has this set's columns:
+    /// [`FeatureBatch::push_snapshot`] checks that.
+    pub fn withhold(&self, row: &mut FeatureSnapshot) -> u64 {
+        let (mut dense, mut sparse, mut withheld) = (0, 0, 0);
+        let (mut ids, mut offsets) = (Vec::with_capacity(row.sparse_ids.len()), vec![0]);
+        for column in &self.columns {
+            match column.kind {
+                Kind::Dense => {
+                    let (value, default) = (&mut row.dense[dense], column.default as f32);
+                    dense += 1;
+                    if !column.child_safe {
+                        withheld += u64::from(value.to_bits() != default.to_bits());
+                        *value = default;
+                    }
+                }
+                Kind::Sparse => {
+                    let range = row.sparse_offsets[sparse]..row.sparse_offsets[sparse + 1];
+                    let found = &row.sparse_ids[range.start as usize..range.end as usize];
+                    sparse += 1;
+                    let default: &[u64] = match column.multi {
+                        true => &[],
+                        false => &[hash::MISSING_ID],
+                    };
+                    withheld += u64::from(!column.child_safe && found != default);
+                    ids.extend_from_slice(if column.child_safe { found } else { default });
+                    offsets.push(ids.len() as u32);
+                }
+            }
+        }
+        (row.sparse_ids, row.sparse_offsets) = (ids, offsets);
+        withheld
+    }
+
     /// What events are counted for, each once.
     pub fn entity_groups(&self) -> Vec<EntityGroup> {
         let group = |group: &Group| EntityGroup {
@@ -363,20 +435,9 @@ impl FeatureSet {
         self.groups.iter().map(group).collect()
     }
 
-    /// Names of the facts that some feature uses.
+    /// Names of the facts that it binds.
     pub fn fact_names(&self) -> &[String] {
         &self.slots
-    }
-
-    /// The value of a fact of [`Self::fact_names`], by its index: the ad's if it has one, else the
-    /// request's.
-    pub fn fact<'a>(
-        &self,
-        request: &'a RequestFacts,
-        ad: Option<&'a AdFacts>,
-        index: usize,
-    ) -> &'a BoundFact {
-        fact(request, ad, index)
     }
 
     pub(crate) fn groups(&self) -> &[Group] {

@@ -113,6 +113,11 @@ pub enum Problem {
         /// What the expression gives.
         found: &'static str,
     },
+    /// A feature for children that names the person.
+    #[error(
+        "a feature made of `user_id` is nothing for children: say `child_safe = false`, or leave the person out"
+    )]
+    ChildSafe,
     /// A range that is empty, or a default outside it.
     #[error("range [{low}, {high}] must rise and hold the default {default}")]
     Range {
@@ -123,6 +128,14 @@ pub enum Problem {
         /// The default.
         default: f64,
     },
+}
+
+/// A spec has no feature of a name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the spec has no feature `{name}`")]
+pub struct UnknownFeature {
+    /// The name.
+    pub name: String,
 }
 
 /// What kind of value a feature gives.
@@ -272,8 +285,10 @@ fn default_last() -> usize {
     5
 }
 
-/// A checked spec.
-#[derive(Debug, Clone, PartialEq)]
+/// A checked spec. As JSON it stands in tables, so that what their columns mean is known without the
+/// file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct FeatureSpec {
     /// Types of the facts beyond the standard ones.
     pub facts: BTreeMap<String, FactType>,
@@ -343,6 +358,31 @@ impl FeatureSpec {
         &self.digest
     }
 
+    /// Some of its features alone, in their order here. Its digest is that of what these mean.
+    ///
+    /// # Errors
+    /// A name that no feature has.
+    pub fn only(&self, names: &[String]) -> Result<Self, UnknownFeature> {
+        let unknown = |name: &&String| self.features.iter().all(|known| known.name != **name);
+        if let Some(name) = names.iter().find(unknown) {
+            return Err(UnknownFeature { name: name.clone() });
+        }
+        let features = self.features.iter();
+        let features: Vec<Feature> = features
+            .filter(|feature| names.contains(&feature.name))
+            .cloned()
+            .collect();
+        let named: Vec<String> = features.iter().flat_map(Feature::facts).collect();
+        let facts = self.facts.iter().filter(|(name, _)| named.contains(name));
+        let mut spec = Self {
+            facts: facts.map(|(name, kind)| (name.clone(), *kind)).collect(),
+            features,
+            digest: String::new(),
+        };
+        spec.digest = spec.compute_digest();
+        Ok(spec)
+    }
+
     /// The type of a fact, or `None` if there is none of this name.
     pub fn fact_type(&self, name: &str) -> Option<FactType> {
         let standard = REQUEST_FACTS
@@ -383,6 +423,15 @@ impl FeatureSpec {
             (Some(text), None) => self.check_expression(feature, text)?,
             (None, Some(aggregation)) => self.check_aggregation(feature, aggregation)?,
             _ => return Err(Problem::Source),
+        }
+        // How many people there are names none of them.
+        let counted = feature.aggregation == Some(Aggregation::Distinct);
+        let named = match counted {
+            true => feature.key.clone(),
+            false => feature.facts(),
+        };
+        if feature.child_safe && named.iter().any(|fact| fact == "user_id") {
+            return Err(Problem::ChildSafe);
         }
         if let Some([low, high]) = feature.range
             && !(low < high && (low..=high).contains(&feature.default))
@@ -493,6 +542,7 @@ impl Problem {
             Self::Last { .. } => "last",
             Self::Key { key, .. } => key,
             Self::Kind { .. } => "kind",
+            Self::ChildSafe => "child_safe",
             Self::Range { .. } => "range",
         }
     }
@@ -541,6 +591,13 @@ impl Feature {
     /// The parsed expression; the spec was checked, so it parses.
     pub fn parsed(&self) -> Option<Expression> {
         self.expression.as_deref().and_then(|text| parse(text).ok())
+    }
+
+    /// The facts that it is made of; one may stand there twice.
+    pub fn facts(&self) -> Vec<String> {
+        let expression = self.parsed().map(|expression| expression.names());
+        let named = self.key.iter().chain(&self.value).cloned();
+        named.chain(expression.into_iter().flatten()).collect()
     }
 
     /// The window in hours; 0 without one.
@@ -606,6 +663,14 @@ version = 1
         check("\"count\"", "\"rate\"", 2, "over", expected);
         let expected = "an aggregation `last` needs `value`";
         check("\"count\"", "\"last\"", 2, "value", expected);
+        let expected = "a feature made of `user_id` is nothing for children: say `child_safe = false`, or leave the person out";
+        check(
+            "child_safe = false",
+            "child_safe = true",
+            12,
+            "child_safe",
+            expected,
+        );
         let expected = "window `24x` is not a whole number of hours or days between 1h and 90d, such as `24h` or `7d`";
         check("24h\"\nkey", "24x\"\nkey", 8, "window", expected);
         let expected = "range [1, 2] must rise and hold the default 0";

@@ -10,6 +10,7 @@ use features::{
 use wire::{
     catalogue::{Campaign, Creative, Scene, Targeting},
     events::{AgeBand, Context},
+    gate::Subject,
 };
 
 const HOUR_US: i64 = 3_600_000_000;
@@ -41,9 +42,8 @@ fn request(set: &FeatureSet, age_band: AgeBand) -> RequestFacts {
         style: vec![0.5; 8],
     };
     set.bind_request(&request_facts(
-        "u1",
+        &Subject::admit("u1".to_owned(), age_band, true),
         age_band,
-        true,
         &context,
         Some(&scene),
         NOW_US,

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, ensure};
@@ -30,6 +31,10 @@ pub struct Materialized {
     pub batch: u64,
     /// Everything that had arrived by then is in it, microseconds since the Unix epoch.
     pub as_of_us: i64,
+    /// When it was published, microseconds since the Unix epoch.
+    pub published_us: i64,
+    /// How far the newest event in it lies behind that, seconds.
+    pub lag_seconds: f64,
     /// Generation of the online store.
     pub online_generation: u64,
     /// Entities in the online store.
@@ -79,9 +84,12 @@ pub fn materialize(config: &PipelineConfig, layout: &Layout) -> anyhow::Result<M
     let staging = Staging::new(&layout.state(&config.table).join("publishing"))?;
     let features = publish_features(&registry, &staging, &config.features, &digest)?;
     let published = publish_catalogue(&registry, &staging, &header, &catalogue, &pictures)?;
+    let published_us = now_us();
     Ok(Materialized {
         batch,
         as_of_us,
+        published_us,
+        lag_seconds: (published_us - as_of_us) as f64 / 1e6,
         online_generation,
         entities: aggregates.len(),
         features: features.digest.to_string(),
@@ -93,8 +101,14 @@ pub fn materialize(config: &PipelineConfig, layout: &Layout) -> anyhow::Result<M
     })
 }
 
+fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    // A clock before 1970 is no clock.
+    since.map_or(0, |since| since.as_micros() as i64)
+}
+
 /// The last batch that the table has committed; 0 if there is no table.
-fn committed_batch(table: &Path) -> anyhow::Result<u64> {
+pub(crate) fn committed_batch(table: &Path) -> anyhow::Result<u64> {
     if !table.join("_delta_log").exists() {
         return Ok(0);
     }

@@ -10,6 +10,9 @@
 //! nothing here knows a model.
 
 pub mod asof;
+pub mod backfill;
+mod calendar;
+mod catalogue_page;
 pub mod facts;
 pub mod feature_verbs;
 pub mod import;

@@ -14,21 +14,25 @@
 //! [`state`], [`table`], [`run`].
 
 mod ads;
-mod book;
-mod config;
+mod attribution;
+pub mod audit;
+pub(crate) mod book;
+pub(crate) mod config;
 mod counters;
 mod dead_letter;
 mod deduplication;
 pub mod fault;
 #[cfg(test)]
 mod fixture;
+mod guards;
 mod impressions;
 mod picture;
-mod processor;
+pub(crate) mod processor;
 mod progress;
 mod protobuf;
 mod refusal;
 mod run;
+mod sessions;
 pub mod show;
 mod source;
 pub mod state;
@@ -37,13 +41,15 @@ pub mod table;
 mod tests;
 mod timer;
 pub mod validation;
+mod viewability;
 mod windows;
 
 use std::{fs::File, io, path::Path};
 
+pub use attribution::AttributionModel;
 pub use config::{
-    AttributionConfig, DeduplicationConfig, PipelineConfig, SettingError, ValidationConfig,
-    ViewabilityConfig, WatermarkConfig,
+    AttributionConfig, DeduplicationConfig, GuardsConfig, PipelineConfig, SamplingConfig,
+    SessionsConfig, SettingError, ValidationConfig, ViewabilityConfig, WatermarkConfig,
 };
 pub use counters::{Counters, EventsReport};
 pub use dead_letter::{DeadLetter, file_of_batch as dead_letter_file};
@@ -52,10 +58,10 @@ pub use processor::{Outputs, Processor};
 pub use progress::Progress;
 pub use refusal::Refusal;
 pub use run::{AtEnd, ProcessError, run};
-pub use source::{MergedLog, SourceRecord};
+pub use source::{MergedLog, ReadAhead, SourceRecord};
 
 pub(crate) use picture::hex;
-pub(crate) use run::{batch_of, entries, pictures_folder};
+pub(crate) use run::{batch_of, entries, lock, pictures_folder};
 
 /// Makes a rename in a file's folder durable.
 fn sync_folder_of(path: &Path) -> io::Result<()> {

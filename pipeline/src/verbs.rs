@@ -13,12 +13,19 @@ use features::{
     FeatureSet, FeatureSpec,
     diff::{self, Change, Difference},
 };
+use registry::Registry;
 
 use crate::{
     asof::{AsOfJoin, Side},
+    backfill::{Backfill, DayDone, Values, migrate::Migration},
+    calendar::parse_day,
+    catalogue_page,
+    facts::FactFiles,
     feature_verbs,
     import::movielens::{self, MovielensConfig},
-    process::{self, AtEnd, EventsReport, PipelineConfig, ProcessError, Progress, fault, show},
+    process::{
+        self, AtEnd, EventsReport, PipelineConfig, ProcessError, Progress, audit, fault, show,
+    },
     sql::{self, Engine},
 };
 
@@ -33,6 +40,8 @@ pub enum EventsVerb {
     Process(ProcessArgs),
     /// Print events of the log
     Show(ShowArgs),
+    /// Prove what was done with events of children and others of whom nothing may be kept
+    Audit(CommonArgs),
 }
 
 /// `marquee features`
@@ -51,6 +60,10 @@ pub enum FeaturesVerb {
     Compute(ComputeArgs),
     /// Join rows with the newest values that were known at their times
     Join(JoinArgs),
+    /// Compute features for days past, and give them to a table of the new spec (docs/features.md)
+    Backfill(BackfillArgs),
+    /// Write reports/features.html: every feature, what it is made of, and which models take it
+    Catalogue(CommonArgs),
     /// Publish the processed state: online store, feature spec and catalogue
     Materialize(CommonArgs),
 }
@@ -168,6 +181,36 @@ pub struct JoinArgs {
     common: CommonArgs,
 }
 
+/// `marquee features backfill`
+#[derive(Debug, Args)]
+pub struct BackfillArgs {
+    /// A feature of the configured spec; may be given more than once
+    #[arg(
+        long = "feature",
+        value_name = "NAME",
+        required_unless_present = "into"
+    )]
+    features: Vec<String>,
+    /// The first day, YYYY-MM-DD; that of the first impression by default
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    from: Option<i32>,
+    /// The last day; that of the last impression by default
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    to: Option<i32>,
+    /// Make this table of the configured spec: all its days, and the state to go on from
+    #[arg(long, value_name = "TABLE", conflicts_with_all = ["features", "from", "to"])]
+    into: Option<String>,
+    /// What queries may take; what is more goes to the disk
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory_mib: usize,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+fn day(text: &str) -> Result<i32, String> {
+    parse_day(text).ok_or_else(|| "wanted a day such as 2026-11-26".to_owned())
+}
+
 /// `marquee import movielens`
 #[derive(Debug, Args)]
 pub struct MovielensArgs {
@@ -184,6 +227,7 @@ impl EventsVerb {
         match self {
             Self::Process(args) => &args.common,
             Self::Show(args) => &args.common,
+            Self::Audit(common) => common,
         }
     }
 
@@ -195,6 +239,7 @@ impl EventsVerb {
         match self {
             Self::Process(args) => process(&args),
             Self::Show(args) => show(args),
+            Self::Audit(common) => audit(&common),
         }
     }
 }
@@ -203,12 +248,13 @@ impl FeaturesVerb {
     /// Flags that every verb has.
     pub fn common(&self) -> &CommonArgs {
         match self {
-            Self::Lint(common) | Self::Materialize(common) => common,
+            Self::Lint(common) | Self::Catalogue(common) | Self::Materialize(common) => common,
             Self::Show(args) => &args.common,
             Self::Diff(args) => &args.common,
             Self::Sql(args) => &args.common,
             Self::Compute(args) => &args.common,
             Self::Join(args) => &args.common,
+            Self::Backfill(args) => &args.common,
         }
     }
 
@@ -224,6 +270,8 @@ impl FeaturesVerb {
             Self::Sql(args) => print_sql(&args),
             Self::Compute(args) => compute(&args),
             Self::Join(args) => join(&args),
+            Self::Backfill(args) => backfill(&args),
+            Self::Catalogue(common) => catalogue(&common),
             Self::Materialize(common) => materialize(&common),
         }
     }
@@ -321,6 +369,22 @@ fn show(args: ShowArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn audit(common: &CommonArgs) -> anyhow::Result<()> {
+    let loaded = cli::load_config::<PipelineConfig>(common, Some(PIPELINE_CONFIG))?;
+    if common.print(&loaded) {
+        return Ok(());
+    }
+    let (layout, table) = (Layout::new(common), &loaded.config.table);
+    let committed = feature_verbs::committed_batch(&layout.table(table))?;
+    let verified = audit::verify(&layout.audit(table), committed)?;
+    if common.json {
+        out!("{}", serde_json::to_string(&verified)?);
+    } else {
+        out!("{verified}");
+    }
+    Ok(())
+}
+
 fn spec(common: &CommonArgs) -> anyhow::Result<(PathBuf, FeatureSpec)> {
     let path = common
         .config_path()
@@ -405,8 +469,8 @@ fn compute(args: &ComputeArgs) -> anyhow::Result<()> {
     let scratch = tempfile::tempdir_in(args.to.parent().unwrap_or(Path::new(".")))
         .with_context(|| format!("making a folder beside {}", args.to.display()))?;
     let batch = sql::Batch {
-        events: &args.events,
-        requests: &args.requests,
+        events: std::slice::from_ref(&args.events),
+        requests: std::slice::from_ref(&args.requests),
         scratch: scratch.path(),
         memory_bytes: args.memory_mib << 20,
         threads: threads(),
@@ -470,8 +534,151 @@ fn join(args: &JoinArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn backfill(args: &BackfillArgs) -> anyhow::Result<()> {
+    let common = &args.common;
+    let loaded = cli::load_config::<PipelineConfig>(common, Some(PIPELINE_CONFIG))?;
+    if common.print(&loaded) {
+        return Ok(());
+    }
+    let (layout, config) = (Layout::new(common), &loaded.config);
+    match &args.into {
+        Some(to) => migrate(args, &layout, config, to),
+        None => backfill_days(args, &layout, config),
+    }
+}
+
+fn backfill_days(
+    args: &BackfillArgs,
+    layout: &Layout,
+    config: &PipelineConfig,
+) -> anyhow::Result<()> {
+    let spec = FeatureSpec::load(&config.features)?;
+    let table = &config.table;
+    let committed = feature_verbs::committed_batch(&layout.table(table))?;
+    let scratch = layout.features(table);
+    let backfill = Backfill {
+        facts: &FactFiles::at(&layout.facts(table)),
+        committed,
+        values: &Values::at(&scratch),
+        spec: &spec,
+        features: &args.features,
+        days: args.from.unwrap_or(i32::MIN)..=args.to.unwrap_or(i32::MAX),
+        scratch: &scratch,
+        memory_bytes: args.memory_mib << 20,
+        threads: threads(),
+    };
+    let days = backfill.days()?;
+    if days.is_empty() {
+        let table = layout.facts(table);
+        let problem = format!(
+            "{} has no impressions of these days: `marquee events process` keeps them",
+            table.display()
+        );
+        return Err(Usage(problem).into());
+    }
+    let bar = day_bar(&args.common, days.len());
+    let mut done = Vec::new();
+    for day in days {
+        done.push(backfill.day(day)?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if args.common.json {
+        out!("{}", serde_json::to_string(&done)?);
+        return Ok(());
+    }
+    for DayDone {
+        day,
+        rows,
+        computed,
+        kept,
+    } in &done
+    {
+        let of = |what: &str, names: &[String]| match names {
+            [] => String::new(),
+            names => format!("; {what} {}", names.join(", ")),
+        };
+        out!(
+            "{day}: {rows} impressions{}{}",
+            of("computed", computed),
+            of("kept", kept)
+        );
+    }
+    Ok(())
+}
+
+fn migrate(
+    args: &BackfillArgs,
+    layout: &Layout,
+    config: &PipelineConfig,
+    to: &str,
+) -> anyhow::Result<()> {
+    let renamed = PipelineConfig {
+        table: to.to_owned(),
+        ..config.clone()
+    };
+    renamed
+        .check()
+        .map_err(ProcessError::from)
+        .map_err(as_usage)?;
+    let migration = Migration {
+        layout,
+        config,
+        to,
+        memory_bytes: args.memory_mib << 20,
+        threads: threads(),
+    };
+    let bar = day_bar(&args.common, 0);
+    let done = migration.run(|days, _| {
+        bar.set_length(days as u64);
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    if args.common.json {
+        out!("{}", serde_json::to_string(&done)?);
+        return Ok(());
+    }
+    out!(
+        "{}: {} rows and {} pending impressions; {} features copied, {} backfilled ({}), {} removed",
+        layout.table(to).display(),
+        done.rows,
+        done.pending,
+        done.copied.len(),
+        done.backfilled.len(),
+        done.backfilled.join(", "),
+        done.removed.len()
+    );
+    Ok(())
+}
+
+fn day_bar(common: &CommonArgs, days: usize) -> indicatif::ProgressBar {
+    match common.json {
+        true => indicatif::ProgressBar::hidden(),
+        false => cli::progress(days as u64, "days"),
+    }
+}
+
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn catalogue(common: &CommonArgs) -> anyhow::Result<()> {
+    let (_, spec) = spec(common)?;
+    let layout = Layout::new(common);
+    let registry = Registry::open(&layout.registry())?;
+    let models = catalogue_page::models(&registry, &spec)?;
+    let path = layout.reports().join("features.html");
+    cli::write_text(&path, &catalogue_page::render(&spec, &models))
+        .with_context(|| format!("writing {}", path.display()))?;
+    let (features, models) = (spec.features.len(), models.len());
+    if common.json {
+        let path = path.display().to_string();
+        let result = serde_json::json!({ "page": path, "features": features, "models": models });
+        out!("{result}");
+    } else {
+        out!("{}: {features} features, {models} models", path.display());
+    }
+    Ok(())
 }
 
 fn materialize(common: &CommonArgs) -> anyhow::Result<()> {
@@ -479,7 +686,10 @@ fn materialize(common: &CommonArgs) -> anyhow::Result<()> {
     if common.print(&loaded) {
         return Ok(());
     }
-    let done = feature_verbs::materialize(&loaded.config, &Layout::new(common))?;
+    let layout = Layout::new(common);
+    let done = feature_verbs::materialize(&loaded.config, &layout)?;
+    let path = layout.reports().join("materialize.json");
+    cli::write_json(&path, &done).with_context(|| format!("writing {}", path.display()))?;
     if common.json {
         out!("{}", serde_json::to_string(&done)?);
         return Ok(());
@@ -487,9 +697,10 @@ fn materialize(common: &CommonArgs) -> anyhow::Result<()> {
     out!("features   {}", done.features);
     out!("catalogue  {}", done.catalogue);
     out!(
-        "batch {} as of {}: online store of generation {} with {} entities; catalogue of {} campaigns, {} creatives, {} scenes",
+        "batch {} as of {}, {:.0} s ago: online store of generation {} with {} entities; catalogue of {} campaigns, {} creatives, {} scenes",
         done.batch,
         show::time_text(done.as_of_us),
+        done.lag_seconds,
         done.online_generation,
         done.entities,
         done.campaigns,

@@ -1,8 +1,6 @@
 //! The real binary, stopped anywhere and started again, gives what an uninterrupted run gives.
 
-#[path = "../src/process/fixture.rs"]
-#[allow(dead_code, reason = "not every test needs every event")]
-mod fixture;
+mod support;
 
 use std::{
     collections::BTreeMap,
@@ -12,101 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arrow::{
-    array::{AsArray, RecordBatch, StringArray},
-    compute::{SortColumn, concat_batches, lexsort_to_indices, take_record_batch},
-};
+use arrow::array::{AsArray, RecordBatch, StringArray};
 use cli::Layout;
 use features::FeatureSet;
-use fixture::*;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use pipeline::process::{DeadLetter, EventsReport, PipelineConfig, fault, state};
+use pipeline::process::{DeadLetter, EventsReport, fault, state};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
-use wire::{events::Event, log::SegmentWriter};
-
-const DAY_US: i64 = 24 * HOUR_US;
-const USERS: usize = 7;
-
-fn features() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/features.toml")
-}
-
-/// Small batches and short windows, so that a small log has many commits and days that mature.
-fn config() -> PipelineConfig {
-    let mut config = PipelineConfig {
-        features: features(),
-        batch_events: 150,
-        ..PipelineConfig::default()
-    };
-    config.attribution.conversion_window_hours = 12;
-    config.deduplication.window_hours = 24;
-    config.watermark.allowed_lateness_hours = 3;
-    config
-}
-
-/// Three days of events with duplicates, late and bad ones, in two partitions.
-fn write_log(layout: &Layout) {
-    let mut random = SmallRng::seed_from_u64(11);
-    let mut writers = ["a", "b"].map(|name| SegmentWriter::open(&layout.log(), name).unwrap());
-    let mut catalogue = vec![experience("e1", START_US)];
-    for campaign_at in 0..4 {
-        let campaign_id = format!("c{campaign_at}");
-        catalogue.push(campaign(&campaign_id, START_US));
-        for creative_at in 0..3 {
-            let id = format!("{campaign_id}-{creative_at}");
-            catalogue.push(creative(&id, &campaign_id, START_US));
-        }
-    }
-    let mut events: Vec<Event> = catalogue;
-    for at in 0..450i64 {
-        let time_us = START_US + MINUTE_US + at * 3 * DAY_US / 450;
-        events.extend(moment(at, time_us, &mut random));
-    }
-    events.sort_by_key(|event| event.ingest_time_us);
-    for event in events {
-        let writer = &mut writers[random.random_range(0..2)];
-        writer.append_event(&event).unwrap();
-        let odd = random.random_range(0..60);
-        if odd == 0 {
-            writer.append(b"\xff\xff not an event").unwrap();
-        } else if odd < 3 {
-            writer.append_event(&event).unwrap();
-        }
-    }
-    writers.iter_mut().for_each(|writer| writer.sync().unwrap());
-}
-
-/// What one person does around one impression.
-fn moment(at: i64, time_us: i64, random: &mut SmallRng) -> Vec<Event> {
-    let user = format!("u{}", random.random_range(0..USERS));
-    let impression = format!("i{at}");
-    let campaign_id = format!("c{}", random.random_range(0..4));
-    let creative_id = format!("{campaign_id}-{}", random.random_range(0..3));
-    let mut events = vec![served(&impression, &creative_id, time_us)];
-    if random.random_bool(0.8) {
-        events.push(viewed(&impression, time_us + 2 * SECOND_US));
-    }
-    if random.random_bool(0.3) {
-        events.push(click(&impression, time_us + 9 * SECOND_US));
-    }
-    if random.random_bool(0.2) {
-        let value = random.random_range(0..9_000_000);
-        events.push(conversion(&campaign_id, value, time_us + HOUR_US));
-    }
-    if random.random_bool(0.3) {
-        events.push(activity(random.random_range(1..900), time_us + MINUTE_US));
-    }
-    if random.random_bool(0.05) {
-        events.push(evidence(&impression, f32::NAN, 0.0, 1_000, time_us));
-    }
-    if random.random_bool(0.1) {
-        // Behind the watermark when it arrives.
-        let late = events.len() - 1;
-        events[late].ingest_time_us += 2 * HOUR_US;
-    }
-    let of_user = |event| of_user(event, &user);
-    events.into_iter().map(of_user).collect()
-}
+use support::{config, features, log_events, rows, write_log};
 
 struct Folder {
     _temporary: tempfile::TempDir,
@@ -118,7 +27,7 @@ impl Folder {
     fn new() -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let layout = Layout::at(&temporary.path().join("data"));
-        write_log(&layout);
+        write_log(&layout, &log_events());
         let config_path = temporary.path().join("pipeline.toml");
         fs::write(&config_path, toml::to_string(&config()).unwrap()).unwrap();
         Self {
@@ -176,7 +85,7 @@ impl Outcome {
         assert_eq!(processor.counters(), &report.counters);
         Self {
             dead_letters: dead_letters(layout),
-            rows: rows(layout),
+            rows: rows(&layout.table("impressions")),
             aggregates: processor.aggregates().to_bytes(),
             counters: report.counters,
             batches: report.batches,
@@ -198,25 +107,6 @@ fn dead_letters(layout: &Layout) -> Vec<DeadLetter> {
     letters
 }
 
-/// The table's rows by impression id.
-fn rows(layout: &Layout) -> RecordBatch {
-    let path = layout.table("impressions");
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let table = runtime.block_on(pipeline::process::table::open_existing(&path));
-    let mut batches = Vec::new();
-    for uri in table.unwrap().get_file_uris().unwrap() {
-        let uri = uri.trim_start_matches("file://").to_owned();
-        let reader = ParquetRecordBatchReaderBuilder::try_new(fs::File::open(uri).unwrap());
-        batches.extend(reader.unwrap().build().unwrap().map(Result::unwrap));
-    }
-    let all = concat_batches(&batches[0].schema(), &batches).unwrap();
-    let ids = SortColumn {
-        values: all.column_by_name("impression_id").unwrap().clone(),
-        options: None,
-    };
-    take_record_batch(&all, &lexsort_to_indices(&[ids], None).unwrap()).unwrap()
-}
-
 /// How many files each folder has; the Delta log may hold a table version more or less.
 fn files(root: &Path) -> BTreeMap<String, usize> {
     let count = |folder: &Path| fs::read_dir(root.join(folder)).unwrap().count();
@@ -228,11 +118,18 @@ fn files(root: &Path) -> BTreeMap<String, usize> {
     .into_iter()
     .map(|folder| (folder.to_owned(), count(Path::new(folder))))
     .collect();
-    let table = Path::new("tables/impressions");
-    for entry in fs::read_dir(root.join(table)).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        if name.starts_with("day=") {
-            counts.insert(name.clone(), count(&table.join(&name)));
+    let by_day = [
+        "tables/impressions",
+        "facts/impressions/events",
+        "facts/impressions/requests",
+    ];
+    for folder in by_day.map(Path::new) {
+        for entry in fs::read_dir(root.join(folder)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.starts_with("day=") {
+                let path = folder.join(&name);
+                counts.insert(path.display().to_string(), count(&path));
+            }
         }
     }
     counts
@@ -303,9 +200,9 @@ fn kills_at_random_moments_lose_nothing() {
     assert!(whole.run().success());
     let duration = start.elapsed();
     let mut random = SmallRng::seed_from_u64(3);
-    for _ in 0..6 {
+    for _ in 0..10 {
         let folder = Folder::new();
-        for _ in 0..4 {
+        for _ in 0..5 {
             let moment = duration.mul_f64(random.random_range(0.02..1.0));
             kill_after(folder.command(), moment);
         }
@@ -317,7 +214,7 @@ fn kills_at_random_moments_lose_nothing() {
         for outcome in [&mut found, &mut wanted] {
             outcome
                 .files
-                .retain(|folder, _| !folder.starts_with("day="));
+                .retain(|folder, _| !folder.starts_with("tables/"));
         }
         assert_eq!(found, wanted);
     }

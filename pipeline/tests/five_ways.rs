@@ -34,6 +34,7 @@ use serde_json::Value;
 use wire::{
     catalogue::{Campaign, Creative, Scene, Targeting},
     events::{AgeBand, Context},
+    gate::Subject,
 };
 
 const EVENTS: usize = 210_000;
@@ -355,9 +356,8 @@ fn request(set: &FeatureSet, time_us: i64, random: &mut ChaCha8Rng) -> RequestFa
     } else {
         format!("u{user}")
     };
-    set.bind_request(&request_facts(
-        &user_id, age, consent, &context, scene, time_us,
-    ))
+    let subject = Subject::admit(user_id, age, consent);
+    set.bind_request(&request_facts(&subject, age, &context, scene, time_us))
 }
 
 fn ad_of(ad: usize, random: &mut ChaCha8Rng) -> features::Facts {
@@ -501,8 +501,8 @@ async fn batch(world: &World, folder: &Path) -> Answers {
     let scratch = folder.join("scratch");
     fs::create_dir(&scratch).unwrap();
     let batch = Batch {
-        events: &folder.join("fact_events.parquet"),
-        requests: &folder.join("fact_requests.parquet"),
+        events: &[folder.join("fact_events.parquet")],
+        requests: &[folder.join("fact_requests.parquet")],
         scratch: &scratch,
         memory_bytes: 256 << 20,
         threads: 2,

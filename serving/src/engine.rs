@@ -8,7 +8,8 @@ use std::{
 use features::{EvaluationCounts, FeatureBatch, hash::hash_text};
 use wire::{
     ads::Scores,
-    events::{Event, ImpressionServed, ScoredCandidate, event::Payload},
+    events::{AgeBand, Event, ImpressionServed, ScoredCandidate, event::Payload},
+    gate::Subject,
 };
 
 use crate::{
@@ -212,9 +213,9 @@ impl Page<'_> {
     /// first slot only.
     fn event(&self, slot: u32, sold: &Auctioned, win: &Win) -> Event {
         let request = self.scope.request;
-        let (mut user_id, mut context) = (request.user_id.clone(), self.assembled.context.clone());
-        if !request.is_personal() {
-            user_id.clear();
+        let mut context = self.assembled.context.clone();
+        let person = request.subject.person();
+        if person.is_none() {
             context.attributes.clear();
         }
         let features = self.scope.bundle.features.as_ref();
@@ -245,7 +246,7 @@ impl Page<'_> {
             event_id: format!("served-{}", win.impression_id),
             event_time_us: request.time_us,
             ingest_time_us: request.time_us,
-            user_id,
+            user_id: person.map_or_else(String::new, |person| person.as_str().to_owned()),
             age_band: request.age_band.into(),
             schema_version: wire::SCHEMA_VERSION,
             payload: Some(Payload::ImpressionServed(served)),
@@ -313,9 +314,8 @@ pub fn warm(snapshot: &Snapshot, config: &ServingConfig) {
     for scene in bundle.ads.scenes.values().take(REQUESTS) {
         let request = AdRequest {
             request_id: "warm".to_owned(),
-            user_id: "warm".to_owned(),
-            age_band: wire::events::AgeBand::AgeBand13plus,
-            consent: true,
+            subject: Subject::admit("warm".to_owned(), AgeBand::AgeBand13plus, true),
+            age_band: AgeBand::AgeBand13plus,
             context: wire::events::Context {
                 experience_id: scene.experience_id.clone(),
                 genre: scene.genre.clone(),

@@ -175,12 +175,12 @@ impl Refresher {
 
     fn swap(&self, snapshot: Snapshot, is_new: bool) {
         let generation = snapshot.versions.generation;
-        let online = snapshot
-            .store
-            .as_ref()
-            .map_or(0, |store| store.generation());
+        let store = snapshot.store.as_ref();
+        let online = store.map_or(0, |store| store.generation());
+        let as_of_us = store.map_or(0, |store| store.as_of_us());
         self.metrics.bundle_generation.set(generation as i64);
         self.metrics.online_generation.set(online as i64);
+        self.metrics.online_as_of.set(as_of_us / 1_000_000);
         if is_new {
             self.metrics.bundles.with_label_values(&["loaded"]).inc();
         }

@@ -41,6 +41,8 @@ pub struct Metrics {
     pub bundle_generation: IntGauge,
     /// Generation of the online store that serves.
     pub online_generation: IntGauge,
+    /// The newest event in it, seconds since the Unix epoch.
+    pub online_as_of: IntGauge,
     /// Bundles by what became of them.
     pub bundles: IntCounterVec,
     /// Requests being worked on.
@@ -111,6 +113,10 @@ impl Default for Metrics {
             online_generation: gauge(
                 "marquee_serve_online_generation",
                 "Generation of the online feature store that serves; 0 without one",
+            ),
+            online_as_of: gauge(
+                "marquee_serve_online_as_of_timestamp_seconds",
+                "When the newest event in the online feature store arrived; time() less this is its age",
             ),
             bundles: counters(
                 "marquee_serve_bundles_total",

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use wire::{
     ads::GetAdsRequest,
     events::{AgeBand, Context},
+    gate::Subject,
 };
 
 /// Longest id, in bytes.
@@ -27,12 +28,10 @@ const MAX_SKEW_US: i64 = 300_000_000;
 pub struct AdRequest {
     /// Chosen by the client.
     pub request_id: String,
-    /// Who looks; empty when not known.
-    pub user_id: String,
+    /// Who looks, behind the age gate.
+    pub subject: Subject,
     /// Unspecified on the wire is unknown here.
     pub age_band: AgeBand,
-    /// Whether personal features may be used.
-    pub consent: bool,
     /// Where the ad stands.
     pub context: Context,
     /// How many ads fit, at least 1.
@@ -48,7 +47,7 @@ pub struct AdRequest {
 impl AdRequest {
     /// Whether personal facts of the user may be used and kept.
     pub fn is_personal(&self) -> bool {
-        features::facts::may_be_personal(&self.user_id, self.age_band, self.consent)
+        self.subject.is_personal()
     }
 }
 
@@ -171,9 +170,8 @@ pub fn check(
     let timeout = timeout.unwrap_or(limits.deadline).min(limits.max_deadline);
     Ok(AdRequest {
         request_id: wire.request_id,
-        user_id: wire.user_id,
+        subject: Subject::admit(wire.user_id, age_band, wire.personalisation_consent),
         age_band,
-        consent: wire.personalisation_consent,
         context,
         slots: slots.max(1) as usize,
         floor_ecpm_micros,

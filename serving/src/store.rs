@@ -90,6 +90,11 @@ impl Store {
     pub fn generation(&self) -> u64 {
         self.online.generation()
     }
+
+    /// When the newest event in it arrived, microseconds since the Unix epoch.
+    pub fn as_of_us(&self) -> i64 {
+        self.online.as_of_us()
+    }
 }
 
 impl std::fmt::Debug for Store {

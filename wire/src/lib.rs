@@ -9,9 +9,10 @@
 //! This crate knows no feature, no model and no query engine. The client and server code of the
 //! ad service stands behind the feature `grpc`, so that the light crates stay light.
 //!
-//! Read in this order: [`events`], [`log`], [`catalogue`], [`ads`].
+//! Read in this order: [`events`], [`gate`], [`log`], [`catalogue`], [`ads`].
 
 pub mod catalogue;
+pub mod gate;
 pub mod log;
 
 pub use marquee::{ads::v1 as ads, events::v1 as events};

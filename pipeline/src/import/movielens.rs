@@ -172,6 +172,7 @@ fn rating_events(
         viewport_share: 1.0,
         occluded_share: 0.0,
         duration_ms: 1_000,
+        ..ImpressionViewed::default()
     });
     let mut events = vec![
         event("served", 0, served),

@@ -5,18 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use features::{Counted, RequestFacts, SourceEvent, hash};
 use serde::{Deserialize, Serialize};
-use wire::events::{Event, ImpressionServed};
+use wire::{
+    events::{Event, ImpressionServed},
+    gate::{Subject, UserId},
+};
 
 use super::{
     ads::Ads,
     config::Windows,
     counters::Counters,
     deduplication::HashedMap,
+    guards::Guards,
     protobuf::Encoded,
+    sessions::{InSession, Sessions},
     timer::{Kind, Timer, Timers},
+    viewability::ViewRule,
 };
-
-pub(crate) const DAY_US: i64 = 24 * 3_600_000_000;
+use crate::calendar::{DAY_US, day_of};
 
 /// Everything that a commit must keep, but the dedup set and the aggregates, which have compact
 /// forms of their own.
@@ -39,6 +44,8 @@ pub(crate) struct Book {
     pub(crate) viewed: HashedMap<Viewed>,
     /// Days with rows whose labels may still change.
     pub(crate) open_days: BTreeSet<i32>,
+    pub(crate) guards: Guards,
+    pub(crate) sessions: Sessions,
     /// Label changes of written rows, by day and hash of the impression id.
     pub(crate) mends: BTreeMap<i32, BTreeMap<u64, Mend>>,
 }
@@ -46,16 +53,20 @@ pub(crate) struct Book {
 /// An impression that waits for its labels.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Pending {
-    pub(crate) user_id: String,
+    pub(crate) subject: Subject,
     pub(crate) age_band: i32,
     pub(crate) served_us: i64,
     pub(crate) category: String,
     /// The event without candidates; its snapshot holds the features, from wherever they came.
     #[serde(with = "super::protobuf")]
     pub(crate) served: ImpressionServed,
+    pub(crate) session: InSession,
     pub(crate) view_us: Option<i64>,
+    /// The rule by which it was seen first.
+    pub(crate) view_rule: ViewRule,
     pub(crate) click_us: Option<i64>,
-    pub(crate) conversions: u32,
+    /// Conversions, each as far as it is credited to this one.
+    pub(crate) conversion_credit: f64,
     pub(crate) conversion_micros: i64,
     /// Facts of the request, bound once; bound again after a restart.
     #[serde(skip)]
@@ -98,7 +109,7 @@ pub(crate) struct Viewed {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Mend {
     pub(crate) clicked: bool,
-    pub(crate) conversions: u32,
+    pub(crate) conversion_credit: f64,
     pub(crate) conversion_micros: i64,
 }
 
@@ -120,7 +131,7 @@ impl Pending {
     }
 
     pub(crate) fn day(&self) -> i32 {
-        day(self.served_us)
+        day_of(self.served_us)
     }
 }
 
@@ -198,13 +209,7 @@ impl Book {
     }
 }
 
-/// Days since the Unix epoch.
-pub(crate) fn day(time_us: i64) -> i32 {
-    // Times were checked to lie between 1970 and 2200.
-    i32::try_from(time_us.div_euclid(DAY_US)).unwrap_or(0)
-}
-
 /// Names a user and a campaign together.
-pub(crate) fn pair(user_id: &str, campaign_id: &str) -> u64 {
-    hash::chain_text(hash::hash_text(user_id), campaign_id)
+pub(crate) fn pair(person: &UserId, campaign_id: &str) -> u64 {
+    hash::chain_text(hash::hash_text(person.as_str()), campaign_id)
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::attribution::AttributionModel;
+
 const SECOND_US: i64 = 1_000_000;
 const HOUR_US: i64 = 3_600 * SECOND_US;
 
@@ -30,6 +32,12 @@ pub struct PipelineConfig {
     pub viewability: ViewabilityConfig,
     /// What counts as caused by an ad.
     pub attribution: AttributionConfig,
+    /// How much one person may do.
+    pub guards: GuardsConfig,
+    /// What belongs together.
+    pub sessions: SessionsConfig,
+    /// How many rows are kept in which nothing happened.
+    pub sampling: SamplingConfig,
 }
 
 impl Default for PipelineConfig {
@@ -44,6 +52,9 @@ impl Default for PipelineConfig {
             watermark: WatermarkConfig::default(),
             viewability: ViewabilityConfig::default(),
             attribution: AttributionConfig::default(),
+            guards: GuardsConfig::default(),
+            sessions: SessionsConfig::default(),
+            sampling: SamplingConfig::default(),
         }
     }
 }
@@ -104,14 +115,22 @@ impl Default for WatermarkConfig {
     }
 }
 
-/// What counts as seen: the display rule of the Media Rating Council.
+/// What counts as seen: the rules of the Media Rating Council, MRC Viewable Ad Impression Measurement
+/// Guidelines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ViewabilityConfig {
     /// Least share of the ad's pixels that must be visible, occlusion taken off.
     pub min_visible_share: f32,
-    /// Least continuous time, in milliseconds.
+    /// Least continuous time of a picture, in milliseconds.
     pub min_duration_ms: u32,
+    /// Least continuous time of a video, in milliseconds.
+    pub video_min_duration_ms: u32,
+    /// From so many pixels on, a picture is a large one. Rows say by which rule they were seen
+    /// (`view_rule`), since large ones must be disclosed.
+    pub large_pixels: u32,
+    /// As `min_visible_share`, of large pictures.
+    pub large_min_visible_share: f32,
 }
 
 impl Default for ViewabilityConfig {
@@ -119,6 +138,9 @@ impl Default for ViewabilityConfig {
         Self {
             min_visible_share: 0.5,
             min_duration_ms: 1_000,
+            video_min_duration_ms: 2_000,
+            large_pixels: 242_500,
+            large_min_visible_share: 0.3,
         }
     }
 }
@@ -133,6 +155,11 @@ pub struct AttributionConfig {
     pub click_window_seconds: u32,
     /// How long after a click or view a conversion counts; then labels are final.
     pub conversion_window_hours: u32,
+    /// Which clicks and views a conversion is credited to: `last_touch`, `first_touch`, `linear` or
+    /// `time_decay`.
+    pub model: AttributionModel,
+    /// For `time_decay`: a click counts half as much as one that is so much later.
+    pub half_life_hours: u32,
 }
 
 impl Default for AttributionConfig {
@@ -141,6 +168,66 @@ impl Default for AttributionConfig {
             view_window_seconds: 1_800,
             click_window_seconds: 1_800,
             conversion_window_hours: 168,
+            model: AttributionModel::LastTouch,
+            half_life_hours: 24,
+        }
+    }
+}
+
+/// How much one person may do: what is more is refused as a bot's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GuardsConfig {
+    /// Events of one person in one minute.
+    pub max_events_per_minute: u32,
+    /// Clicks of one person in one hour.
+    pub max_clicks_per_hour: u32,
+    /// A click that the platform learns of sooner after serving than this, in milliseconds, was not made
+    /// by a person: nobody sees and hits an ad so fast.
+    pub min_click_ms: u32,
+}
+
+impl Default for GuardsConfig {
+    fn default() -> Self {
+        Self {
+            max_events_per_minute: 600,
+            max_clicks_per_hour: 200,
+            min_click_ms: 50,
+        }
+    }
+}
+
+/// What belongs together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SessionsConfig {
+    /// A longer pause begins a new session.
+    pub gap_minutes: u32,
+}
+
+impl Default for SessionsConfig {
+    fn default() -> Self {
+        Self { gap_minutes: 30 }
+    }
+}
+
+/// How many rows are kept in which nothing happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SamplingConfig {
+    /// Share of the rows without click and conversion that stay once their labels are final, each with
+    /// the weight 1 / share. Lower makes a smaller table and says less of what is not clicked; 0.01 to
+    /// 0.1 is usual at scale.
+    pub negative_rate: f64,
+    /// Another one keeps others.
+    pub seed: u64,
+}
+
+impl Default for SamplingConfig {
+    fn default() -> Self {
+        Self {
+            negative_rate: 1.0,
+            seed: 0,
         }
     }
 }
@@ -167,6 +254,17 @@ pub(crate) struct Windows {
     pub(crate) view_us: i64,
     pub(crate) click_us: i64,
     pub(crate) conversion_us: i64,
+    pub(crate) half_life_us: i64,
+    pub(crate) session_gap_us: i64,
+    pub(crate) min_click_us: i64,
+}
+
+impl Windows {
+    /// How far back it must be known what was known when: a request may arrive as much behind the
+    /// newest event as late events may, and a clock be ahead.
+    pub(crate) fn horizon_us(&self) -> i64 {
+        self.delay_us + self.skew_us
+    }
 }
 
 impl PipelineConfig {
@@ -204,6 +302,23 @@ impl PipelineConfig {
                 "0 to 1",
             );
         }
+        if !(0.0..=1.0).contains(&self.viewability.large_min_visible_share) {
+            return fail(
+                "viewability.large_min_visible_share",
+                self.viewability.large_min_visible_share.to_string(),
+                "0 to 1",
+            );
+        }
+        if !(0.001..=1.0).contains(&self.sampling.negative_rate) {
+            return fail(
+                "sampling.negative_rate",
+                self.sampling.negative_rate.to_string(),
+                "0.001 to 1",
+            );
+        }
+        if windows.half_life_us == 0 {
+            return fail("attribution.half_life_hours", "0".to_owned(), "at least 1");
+        }
         if windows.conversion_us < windows.click_us {
             return fail(
                 "attribution.conversion_window_hours",
@@ -232,6 +347,9 @@ impl PipelineConfig {
             view_us: seconds(self.attribution.view_window_seconds),
             click_us: seconds(self.attribution.click_window_seconds),
             conversion_us: hours(self.attribution.conversion_window_hours),
+            half_life_us: hours(self.attribution.half_life_hours),
+            session_gap_us: 60 * seconds(self.sessions.gap_minutes),
+            min_click_us: i64::from(self.guards.min_click_ms) * SECOND_US / 1_000,
         }
     }
 }

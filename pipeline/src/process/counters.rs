@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets};
+use features::EvaluationCounts;
 use serde::{Deserialize, Serialize};
 
 /// Counts since the table began; committed with it, so that no event is counted twice.
@@ -27,6 +28,8 @@ pub struct Counters {
     pub catalogue_changes_stale: u64,
     /// User activities applied.
     pub activities: u64,
+    /// Events that features count: activities, views, clicks and conversions.
+    pub events_counted: u64,
     /// Impressions that entered attribution.
     pub impressions_served: u64,
     /// Impressions that became viewed, by evidence or by a click.
@@ -68,6 +71,21 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Adds what an evaluation of features came upon.
+    pub(crate) fn evaluated(&mut self, counts: EvaluationCounts) {
+        self.features_missing += counts.missing;
+        self.features_not_finite += counts.not_finite;
+        self.features_clamped += counts.clamped;
+        self.features_withheld += counts.withheld;
+        self.features_too_late += counts.too_late;
+    }
+
+    /// Counts an event that features count, and gives its number.
+    pub(crate) fn count_event(&mut self) -> u64 {
+        self.events_counted += 1;
+        self.events_counted
+    }
+
     pub(crate) fn dead(&mut self, code: &str) {
         self.events_dead += 1;
         *self.dead_by_reason.entry(code.to_owned()).or_default() += 1;

@@ -6,11 +6,13 @@ use std::{cell::Cell, str::FromStr};
 pub const VARIABLE: &str = "MARQUEE_CRASH_AT";
 
 /// The durable steps of a batch in order; a crash can be asked for right after each of them.
-pub const POINTS: [&str; 8] = [
+pub const POINTS: [&str; 10] = [
     "read",
     "dead-letters",
     "pictures",
     "rows",
+    "facts",
+    "audit",
     "state-partial",
     "state",
     "committed",

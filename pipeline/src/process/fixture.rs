@@ -109,6 +109,7 @@ pub(crate) fn evidence(
         viewport_share,
         occluded_share,
         duration_ms,
+        ..ImpressionViewed::default()
     };
     let id = format!("{impression_id}-viewed-{time_us}");
     event(&id, time_us, Payload::ImpressionViewed(viewed))

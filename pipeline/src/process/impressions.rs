@@ -5,15 +5,19 @@
 
 use features::{FeatureBatch, RequestFacts, Schema, SnapshotError, SourceEvent};
 use prost::Message;
-use wire::events::{Context, Event, ImpressionServed, ImpressionViewed, event::Payload};
+use wire::{
+    events::{Context, Event, ImpressionServed, ImpressionViewed, event::Payload},
+    gate::Subject,
+};
 
 use super::{
     book::{Pending, Viewed, Waiting, pair},
-    config::ViewabilityConfig,
-    processor::{About, Applied, Processor, bind_request, key},
+    config::Windows,
+    processor::{About, Applied, Gated, Processor, bind_request, key},
     protobuf::Encoded,
     refusal::Refusal,
     timer::Kind,
+    viewability::ViewRule,
 };
 
 /// What happened to an impression.
@@ -36,7 +40,7 @@ impl Processor {
     /// Takes an impression in, with its features as of now, and what has waited for it.
     pub(super) fn serve(
         &mut self,
-        event: Event,
+        gated: Gated,
         mut served: ImpressionServed,
     ) -> Result<Applied, Refusal> {
         let key = key(&served.impression_id);
@@ -45,19 +49,22 @@ impl Processor {
                 impression_id: served.impression_id,
             });
         }
-        let (category, request) = self.take_features(&event, &mut served)?;
+        let (category, request) = self.take_features(&gated, &mut served)?;
+        let session = self.see_session(&gated, true);
         served.candidates = Vec::new();
         let pending = Pending {
-            user_id: event.user_id,
-            age_band: event.age_band,
-            served_us: event.event_time_us,
+            subject: gated.subject,
+            age_band: gated.event.age_band,
+            served_us: gated.event.event_time_us,
             category,
             served,
+            session,
             view_us: None,
+            view_rule: ViewRule::default(),
             click_us: None,
-            conversions: 0,
+            conversion_credit: 0.0,
             conversion_micros: 0,
-            request,
+            request: Some(request),
         };
         let deadline_us = pending.deadline_us(&self.windows);
         self.timers.push(deadline_us, Kind::Impression, key);
@@ -71,16 +78,25 @@ impl Processor {
 
     /// Sees to it that the snapshot holds the features of this spec: as sent, or else computed
     /// from what was known at its time; an impression so far behind that this cannot be told any
-    /// more has defaults where events would be counted. Gives the ad's category, and the request's
-    /// facts if they were needed.
+    /// more has defaults where events would be counted. Gives the ad's category and the request's
+    /// facts, and keeps the facts of both.
     fn take_features(
         &mut self,
-        event: &Event,
+        gated: &Gated,
         served: &mut ImpressionServed,
-    ) -> Result<(String, Option<RequestFacts>), Refusal> {
+    ) -> Result<(String, RequestFacts), Refusal> {
+        let Gated { event, subject, .. } = gated;
         self.clear_scratch();
         let (creative, ad) = self.book.ads.creative(&served.creative_id)?;
         let category = creative.category.clone();
+        let context = served.context.get_or_insert_default();
+        let request = bind_request(
+            &self.set,
+            &self.book.ads,
+            About::of(event, subject, context),
+        );
+        let time_us = event.event_time_us;
+        let counters = &mut self.book.counters;
         if let Some(snapshot) = &mut served.snapshot
             && snapshot.spec_digest == self.set.digest()
         {
@@ -89,24 +105,23 @@ impl Processor {
             single_values(self.set.schema(), &self.scratch).map_err(Refusal::BadSnapshot)?;
             // Every row has the same digest: the table's.
             snapshot.spec_digest.clear();
-            self.book.counters.snapshots_used += 1;
-            return Ok((category, None));
+            if !subject.is_personal() {
+                let withheld = self.set.withhold(snapshot);
+                self.outputs.audit.values_withheld += withheld;
+                counters.features_withheld += withheld;
+            }
+            counters.snapshots_used += 1;
+        } else {
+            let (set, states, row) = (&self.set, &self.aggregates, &mut self.scratch);
+            let counts = set.evaluate(&request, &[ad], states, time_us, row);
+            self.outputs.audit.values_withheld += counts.withheld;
+            counters.evaluated(counts);
+            served.snapshot = Some(self.scratch.snapshot(0, ""));
         }
-        let context = served.context.get_or_insert_default();
-        let request = bind_request(&self.set, &self.book.ads, About::of(event, context));
-        let now_us = event.event_time_us;
-        let row = &mut self.scratch;
-        let counts = self
-            .set
-            .evaluate(&request, &[ad], &self.aggregates, now_us, row);
-        let counters = &mut self.book.counters;
-        counters.features_missing += counts.missing;
-        counters.features_not_finite += counts.not_finite;
-        counters.features_clamped += counts.clamped;
-        counters.features_withheld += counts.withheld;
-        counters.features_too_late += counts.too_late;
-        served.snapshot = Some(self.scratch.snapshot(0, ""));
-        Ok((category, Some(request)))
+        let (set, id) = (&self.set, &served.impression_id);
+        let facts = &mut self.outputs.facts;
+        facts.push_request(set, id, time_us, &request, ad);
+        Ok((category, request))
     }
 
     fn clear_scratch(&mut self) {
@@ -119,7 +134,8 @@ impl Processor {
     }
 
     /// Applies a view or click, or says which impression it waits for.
-    pub(super) fn apply_outcome(&mut self, event: &Event) -> Result<Applied, Refusal> {
+    pub(super) fn apply_outcome(&mut self, gated: &Gated) -> Result<Applied, Refusal> {
+        let event = &gated.event;
         let (impression_id, outcome) = match &event.payload {
             Some(Payload::ImpressionViewed(viewed)) => (&viewed.impression_id, Outcome::View),
             Some(Payload::Click(click)) => (&click.impression_id, Outcome::Click),
@@ -127,35 +143,45 @@ impl Processor {
         };
         let key = key(impression_id);
         if self.book.impressions.contains_key(&key) {
-            self.check_pending(key, event, impression_id, outcome)?;
+            self.check_pending(key, gated, impression_id, outcome)?;
         } else if self.book.viewed.contains_key(&key) {
-            self.check_written(key, event, impression_id, outcome)?;
+            self.check_written(key, gated, impression_id, outcome)?;
         } else {
             return Ok(Applied::Waits(key));
         }
-        if let Some(Payload::ImpressionViewed(evidence)) = &event.payload
-            && !is_viewable(evidence, &self.viewability)
-        {
-            self.book.counters.views_not_viewable += 1;
-            return Ok(Applied::Done);
+        let mut rule = ViewRule::Click;
+        if let Some(Payload::ImpressionViewed(evidence)) = &event.payload {
+            let Some(found) = self.view_rule(key, evidence) else {
+                self.book.counters.views_not_viewable += 1;
+                return Ok(Applied::Done);
+            };
+            rule = found;
         }
         if self.book.impressions.contains_key(&key) {
-            self.mark_pending(key, outcome, event.event_time_us);
+            self.mark_pending(key, outcome, rule, event.event_time_us);
         } else {
             self.mark_written(key, outcome, event.event_time_us);
         }
         Ok(Applied::Done)
     }
 
+    fn view_rule(&self, key: u64, evidence: &ImpressionViewed) -> Option<ViewRule> {
+        let pending = self.book.impressions.get(&key);
+        let creative = pending.and_then(|it| self.book.ads.creative(&it.served.creative_id).ok());
+        let creative = creative.map(|(creative, _)| creative);
+        ViewRule::of(evidence, creative, &self.viewability)
+    }
+
     fn check_pending(
         &self,
         key: u64,
-        event: &Event,
+        gated: &Gated,
         impression_id: &str,
         outcome: Outcome,
     ) -> Result<(), Refusal> {
+        let event = &gated.event;
         let pending = &self.book.impressions[&key];
-        check_user(&pending.user_id, event, impression_id)?;
+        check_user(&pending.subject, &gated.subject, impression_id)?;
         let windows = &self.windows;
         let (since, since_us, most_us) = match (outcome, pending.viewed_us()) {
             (Outcome::View, _) => ("serving", pending.served_us, windows.view_us),
@@ -169,19 +195,25 @@ impl Processor {
                 ("the view", since_us, windows.click_us)
             }
         };
-        self.check_window(event, outcome, since, since_us, most_us)
+        self.check_window(event, outcome, since, since_us, most_us)?;
+        check_pace(pending.served_us, event, windows)
     }
 
     fn check_written(
         &self,
         key: u64,
-        event: &Event,
+        gated: &Gated,
         impression_id: &str,
         outcome: Outcome,
     ) -> Result<(), Refusal> {
+        let event = &gated.event;
         let viewed = &self.book.viewed[&key];
-        let about = viewed.about.decode();
-        check_user(&about.user_id, event, impression_id)?;
+        let Gated {
+            event: about,
+            subject,
+            ..
+        } = Gated::new(viewed.about.decode());
+        check_user(&subject, &gated.subject, impression_id)?;
         match outcome {
             Outcome::View => Ok(()),
             Outcome::Click => {
@@ -215,11 +247,17 @@ impl Processor {
         })
     }
 
-    fn mark_pending(&mut self, key: u64, outcome: Outcome, time_us: i64) {
+    fn mark_pending(&mut self, key: u64, outcome: Outcome, rule: ViewRule, time_us: i64) {
         let Some(pending) = self.book.impressions.get_mut(&key) else {
             return;
         };
         let was_viewed = pending.viewed_us().is_some();
+        if outcome == Outcome::View {
+            // The first view decides, in whatever order they come.
+            let known = pending.view_us.map(|view_us| (view_us, pending.view_rule));
+            let first = known.map_or((time_us, rule), |known| known.min((time_us, rule)));
+            pending.view_rule = first.1;
+        }
         let time = match outcome {
             Outcome::View => &mut pending.view_us,
             Outcome::Click => &mut pending.click_us,
@@ -275,8 +313,8 @@ impl Processor {
         };
         let click_us = pending.click_us;
         let viewed = self.book.viewed.entry(key).or_insert_with(|| {
-            let known = Some(&pending.user_id).filter(|user_id| !user_id.is_empty());
-            let pair = known.map(|user_id| pair(user_id, &pending.served.campaign_id));
+            let person = pending.subject.person();
+            let pair = person.map(|person| pair(person, &pending.served.campaign_id));
             if let Some(pair) = pair {
                 self.touches.entry(pair).or_default().push(key);
             }
@@ -308,7 +346,7 @@ impl Processor {
         };
         if pending.request.is_none() {
             let about = About {
-                user_id: &pending.user_id,
+                subject: &pending.subject,
                 age_band: pending.age_band,
                 context: pending.served.context.get_or_insert_default(),
                 time_us: pending.served_us,
@@ -318,6 +356,9 @@ impl Processor {
         if let Some(request) = &pending.request {
             let ad = self.book.ads.facts(&pending.served.creative_id);
             self.aggregates.apply(&self.set, request, ad, counted);
+            let number = self.book.counters.count_event();
+            let facts = &mut self.outputs.facts;
+            facts.push_event(&self.set, number, counted, request, ad);
         }
     }
 
@@ -332,16 +373,20 @@ impl Processor {
         let Some(viewed) = self.book.viewed.get(&key) else {
             return;
         };
-        let event = viewed.about.decode();
+        let Gated { event, subject, .. } = Gated::new(viewed.about.decode());
         let Some(Payload::ImpressionServed(served)) = &event.payload else {
             return;
         };
         let none = Context::default();
         let context = served.context.as_ref().unwrap_or(&none);
-        let request = bind_request(&self.set, &self.book.ads, About::of(&event, context));
+        let about = About::of(&event, &subject, context);
+        let request = bind_request(&self.set, &self.book.ads, about);
         let ad = self.book.ads.facts(&served.creative_id);
         let counted = self.book.counted(source, value, time_us);
         self.aggregates.apply(&self.set, &request, ad, counted);
+        let number = self.book.counters.count_event();
+        let facts = &mut self.outputs.facts;
+        facts.push_event(&self.set, number, counted, &request, ad);
     }
 
     fn apply_waiting(&mut self, waiting: &Waiting) {
@@ -349,7 +394,7 @@ impl Processor {
         let Ok(event) = Event::decode(waiting.payload.as_slice()) else {
             return;
         };
-        if let Err(refusal) = self.apply_outcome(&event) {
+        if let Err(refusal) = self.apply_outcome(&Gated::new(event)) {
             let Waiting {
                 partition,
                 offset,
@@ -361,28 +406,49 @@ impl Processor {
     }
 }
 
-fn check_user(served_to: &str, event: &Event, impression_id: &str) -> Result<(), Refusal> {
-    if served_to == event.user_id {
-        return Ok(());
+/// One of whom it may not be known who it is cannot be told from another.
+fn check_user(served_to: &Subject, by: &Subject, impression_id: &str) -> Result<(), Refusal> {
+    match (served_to.person(), by.person()) {
+        (Some(served_to), Some(by)) if served_to != by => Err(Refusal::OtherUser {
+            impression_id: impression_id.to_owned(),
+            user_id: by.as_str().to_owned(),
+        }),
+        _ => Ok(()),
     }
-    Err(Refusal::OtherUser {
-        impression_id: impression_id.to_owned(),
-        user_id: event.user_id.clone(),
-    })
 }
 
-/// Evidence within the rule: enough pixels, occlusion taken off, for long enough.
-fn is_viewable(evidence: &ImpressionViewed, rule: &ViewabilityConfig) -> bool {
-    let visible_share = evidence.viewport_share * (1.0 - evidence.occluded_share);
-    visible_share >= rule.min_visible_share && evidence.duration_ms >= rule.min_duration_ms
+/// What a person cannot have done: a click at once, or a view for longer than the ad was there.
+fn check_pace(served_us: i64, event: &Event, windows: &Windows) -> Result<(), Refusal> {
+    match &event.payload {
+        Some(Payload::Click(_)) => {
+            // By the platform's clocks, not the client's.
+            let after_us = event.ingest_time_us - served_us;
+            let least_us = windows.min_click_us;
+            if (0..least_us).contains(&after_us) {
+                return Err(Refusal::TooFast { after_us, least_us });
+            }
+        }
+        Some(Payload::ImpressionViewed(evidence)) => {
+            let (duration_ms, after_us) = (evidence.duration_ms, event.event_time_us - served_us);
+            if i64::from(duration_ms) * 1_000 > after_us + windows.skew_us {
+                return Err(Refusal::ImpossibleDuration {
+                    duration_ms,
+                    after_us,
+                });
+            }
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// What [`Processor::count_written`] needs to know of an impression.
 pub(super) fn about(pending: &mut Pending) -> Encoded<Event> {
+    let person = pending.subject.person();
     // Lent to the message while it is encoded, and not copied.
     let mut event = Event {
         event_time_us: pending.served_us,
-        user_id: std::mem::take(&mut pending.user_id),
+        user_id: person.map_or_else(String::new, |person| person.as_str().to_owned()),
         age_band: pending.age_band,
         ..Event::default()
     };
@@ -393,7 +459,6 @@ pub(super) fn about(pending: &mut Pending) -> Encoded<Event> {
     };
     event.payload = Some(Payload::ImpressionServed(served));
     let encoded = Encoded::new(&event);
-    pending.user_id = event.user_id;
     if let Some(Payload::ImpressionServed(served)) = event.payload {
         pending.served.creative_id = served.creative_id;
         pending.served.context = served.context;

@@ -6,25 +6,34 @@
 //! together.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use features::{Aggregates, FeatureBatch, FeatureSet, RequestFacts, SourceEvent, facts, hash};
-use wire::events::{AgeBand, Context, Event, UserActivity, event::Payload};
+use prost::Message;
+use wire::{
+    events::{AgeBand, Context, Event, UserActivity, event::Payload},
+    gate::{self, Subject},
+};
 
 use super::{
     ads::{Ads, What},
-    book::{Book, DAY_US, Mend, Pending, Waiting},
-    config::{PipelineConfig, ViewabilityConfig, Windows},
+    attribution::AttributionModel,
+    audit::Audit,
+    book::{Book, Mend, Pending, Waiting},
+    config::{GuardsConfig, PipelineConfig, ViewabilityConfig, Windows},
     counters::Counters,
     dead_letter::DeadLetter,
     deduplication::{Deduplicator, HashedMap},
     refusal::Refusal,
+    sessions::InSession,
     source::SourceRecord,
     timer::{Kind, Timers},
     validation,
 };
+use crate::{calendar::DAY_US, facts::DailyFacts};
 
 /// The processor's whole state and its outputs since they were last taken.
 #[derive(Debug)]
@@ -32,6 +41,8 @@ pub struct Processor {
     pub(super) set: FeatureSet,
     pub(super) windows: Windows,
     pub(super) viewability: ViewabilityConfig,
+    pub(super) attribution: AttributionModel,
+    guards: GuardsConfig,
     max_picture_pixels: u64,
     pub(super) book: Book,
     pub(super) aggregates: Aggregates,
@@ -52,6 +63,10 @@ pub struct Outputs {
     pub(crate) dead_letters: Vec<DeadLetter>,
     /// Days whose labels are final, with the label changes since their rows were written.
     pub(crate) matured: BTreeMap<i32, BTreeMap<u64, Mend>>,
+    /// What was counted, and what features were wanted for.
+    pub(crate) facts: DailyFacts,
+    /// What was done with those who are restricted.
+    pub(crate) audit: Audit,
 }
 
 /// One row of the training table.
@@ -78,6 +93,35 @@ pub(super) enum Applied {
     Waits(u64),
 }
 
+/// An event behind the age gate: it names nobody itself.
+pub(super) struct Gated {
+    pub(super) event: Event,
+    pub(super) subject: Subject,
+    /// Whether the event named somebody.
+    named: bool,
+}
+
+impl Gated {
+    pub(super) fn new(mut event: Event) -> Self {
+        let named = !event.user_id.is_empty();
+        let subject = gate::admit(&mut event);
+        Self {
+            event,
+            subject,
+            named,
+        }
+    }
+
+    /// Bytes as they may be kept.
+    pub(super) fn bytes(payload: &[u8]) -> Cow<'_, [u8]> {
+        let event = Event::decode(payload).ok();
+        match event.as_ref().and_then(gate::stripped) {
+            Some(stripped) => Cow::Owned(stripped.encode_to_vec()),
+            None => Cow::Borrowed(payload),
+        }
+    }
+}
+
 impl Processor {
     /// A processor that has seen nothing.
     pub fn new(config: &PipelineConfig, set: FeatureSet) -> Self {
@@ -96,6 +140,7 @@ impl Processor {
             aggregates,
             seen,
         } = parts;
+        let set = set.with_every_fact();
         book.ads.restore(&set);
         let windows = config.windows();
         Self {
@@ -103,11 +148,13 @@ impl Processor {
             set,
             windows,
             viewability: config.viewability.clone(),
+            attribution: config.attribution.model,
+            guards: config.guards.clone(),
             max_picture_pixels: config.validation.max_picture_pixels,
             touches: book.touches(),
             timers: book.timers(&windows),
             book,
-            aggregates: aggregates.with_horizon(windows.delay_us + windows.skew_us),
+            aggregates: aggregates.with_horizon(windows.horizon_us()),
             seen,
             outputs: Outputs::default(),
         }
@@ -125,7 +172,12 @@ impl Processor {
         let applied = match event {
             Ok(event) => {
                 let event_time_us = event.event_time_us;
-                self.accept(event).map(|applied| (applied, event_time_us))
+                let admitted = self.admit(event);
+                let accepted = admitted.and_then(|gated| match gated {
+                    Some(gated) => self.accept(gated),
+                    None => Ok(Applied::Done),
+                });
+                accepted.map(|applied| (applied, event_time_us))
             }
             Err(error) => Err(Refusal::Malformed(error)),
         };
@@ -136,7 +188,7 @@ impl Processor {
                     partition: partition.to_string(),
                     offset,
                     event_time_us,
-                    payload,
+                    payload: Gated::bytes(&payload).into_owned(),
                 };
                 let deadline_us = waiting.deadline_us(&self.windows);
                 self.timers.push(deadline_us, Kind::Waiting, impression);
@@ -200,12 +252,15 @@ impl Processor {
         refusal: &Refusal,
     ) {
         self.book.counters.dead(refusal.code());
-        let letter = DeadLetter::new(partition, offset, payload, refusal);
+        let letter = DeadLetter::new(partition, offset, &Gated::bytes(payload), refusal);
         self.outputs.dead_letters.push(letter);
     }
 
-    fn accept(&mut self, event: Event) -> Result<Applied, Refusal> {
+    /// The door: a valid event, behind the age gate; none if it was sent before.
+    fn admit(&mut self, event: Event) -> Result<Option<Gated>, Refusal> {
         validation::check(&event, self.windows.skew_us)?;
+        let gated = Gated::new(event);
+        let event = &gated.event;
         // One event from the future would move the watermark past everything that is real.
         let ahead_us = event.ingest_time_us - wall_clock_us();
         if ahead_us > self.windows.skew_us {
@@ -219,13 +274,29 @@ impl Processor {
         }
         if !self.seen.insert(&event.event_id, event.event_time_us) {
             self.book.counters.duplicates += 1;
-            return Ok(Applied::Done);
+            return Ok(None);
+        }
+        if let Some(person) = gated.subject.person() {
+            self.book.guards.check(person, event, &self.guards)?;
         }
         self.book.counters.late += u64::from(behind_us > 0);
         self.book.max_ingest_us = self.book.max_ingest_us.max(event.ingest_time_us);
         self.advance(event.event_time_us);
+        Ok(Some(gated))
+    }
+
+    /// An event's way through the door alone, without effect: whether it comes through. For measuring.
+    ///
+    /// # Errors
+    /// [`Refusal`] says why it does not.
+    pub fn pass(&mut self, event: Event) -> Result<bool, Refusal> {
+        self.admit(event).map(|gated| gated.is_some())
+    }
+
+    fn accept(&mut self, gated: Gated) -> Result<Applied, Refusal> {
+        let event = &gated.event;
         let event_id = event.event_id.clone();
-        let dispatched = self.dispatch(event);
+        let dispatched = self.dispatch(gated);
         if let Err(Refusal::UnknownCreative { .. } | Refusal::UnknownCampaign { .. }) = &dispatched
         {
             // What was missing may come, and then this event again.
@@ -234,13 +305,14 @@ impl Processor {
         dispatched
     }
 
-    fn dispatch(&mut self, mut event: Event) -> Result<Applied, Refusal> {
-        let payload = event.payload.take();
+    fn dispatch(&mut self, mut gated: Gated) -> Result<Applied, Refusal> {
+        let payload = gated.event.payload.take();
         let Some((what, id)) = payload.as_ref().and_then(What::of) else {
-            let age = AgeBand::try_from(event.age_band).unwrap_or(AgeBand::Unspecified);
+            let age = AgeBand::try_from(gated.event.age_band).unwrap_or(AgeBand::Unspecified);
             self.book.counters.age_unspecified += u64::from(age == AgeBand::Unspecified);
-            return self.dispatch_of_user(event, payload);
+            return self.dispatch_of_user(gated, payload);
         };
+        let event = gated.event;
         let (set, ads) = (&self.set, &mut self.book.ads);
         if ads.is_stale(what, &id, event.event_time_us) {
             self.book.counters.catalogue_changes_stale += 1;
@@ -264,39 +336,61 @@ impl Processor {
 
     fn dispatch_of_user(
         &mut self,
-        mut event: Event,
+        mut gated: Gated,
         payload: Option<Payload>,
     ) -> Result<Applied, Refusal> {
+        self.audit(&gated, payload.as_ref());
         match payload {
-            Some(Payload::ImpressionServed(served)) => self.serve(event, served),
+            Some(Payload::ImpressionServed(served)) => self.serve(gated, served),
             Some(Payload::UserActivity(activity)) => {
-                self.count_activity(&event, activity);
+                self.count_activity(&gated, activity);
                 Ok(Applied::Done)
             }
             Some(Payload::Conversion(conversion)) => {
-                self.wait_for_watermark(&event, &conversion);
+                self.wait_for_watermark(&gated, &conversion);
                 Ok(Applied::Done)
             }
             outcome => {
-                event.payload = outcome;
-                self.apply_outcome(&event)
+                gated.event.payload = outcome;
+                self.apply_outcome(&gated)
             }
         }
     }
 
-    fn count_activity(&mut self, event: &Event, activity: UserActivity) {
+    fn audit(&mut self, gated: &Gated, payload: Option<&Payload>) {
+        if let Some(restricted) = gated.subject.restricted() {
+            let audit = &mut self.outputs.audit;
+            audit.restricted(restricted, payload, gated.named);
+        }
+    }
+
+    fn count_activity(&mut self, gated: &Gated, activity: UserActivity) {
         let context = Context {
             experience_id: activity.experience_id,
             genre: activity.genre,
             ..Context::default()
         };
-        let request = bind_request(&self.set, &self.book.ads, About::of(event, &context));
+        let (event, subject) = (&gated.event, &gated.subject);
+        let about = About::of(event, subject, &context);
+        let request = bind_request(&self.set, &self.book.ads, about);
+        self.see_session(gated, false);
         let value = f64::from(activity.dwell_seconds);
         let counted = self
             .book
             .counted(SourceEvent::Activity, value, event.event_time_us);
         self.aggregates.apply(&self.set, &request, None, counted);
+        let number = self.book.counters.count_event();
+        let facts = &mut self.outputs.facts;
+        facts.push_event(&self.set, number, counted, &request, None);
         self.book.counters.activities += 1;
+    }
+
+    /// Where an event stands in its person's session.
+    pub(super) fn see_session(&mut self, gated: &Gated, impression: bool) -> InSession {
+        let gap_us = self.windows.session_gap_us;
+        let (person, time_us) = (gated.subject.person(), gated.event.event_time_us);
+        let sessions = &mut self.book.sessions;
+        sessions.see(person, time_us, gap_us, impression)
     }
 
     pub(super) fn watermark_us(&self) -> i64 {
@@ -316,6 +410,9 @@ impl Processor {
             // A day of grace, for impressions behind the watermark.
             self.aggregates.expire(until_us - DAY_US, hours);
             self.seen.expire(until_us - self.windows.deduplication_us);
+            self.book.guards.expire(until_us - DAY_US);
+            let gap_us = self.windows.session_gap_us;
+            self.book.sessions.expire(until_us - DAY_US - gap_us);
         }
     }
 }
@@ -323,16 +420,16 @@ impl Processor {
 /// What the log says of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct About<'a> {
-    pub(super) user_id: &'a str,
+    pub(super) subject: &'a Subject,
     pub(super) age_band: i32,
     pub(super) context: &'a Context,
     pub(super) time_us: i64,
 }
 
 impl<'a> About<'a> {
-    pub(super) fn of(event: &'a Event, context: &'a Context) -> Self {
+    pub(super) fn of(event: &'a Event, subject: &'a Subject, context: &'a Context) -> Self {
         Self {
-            user_id: &event.user_id,
+            subject,
             age_band: event.age_band,
             context,
             time_us: event.event_time_us,
@@ -340,21 +437,17 @@ impl<'a> About<'a> {
     }
 }
 
-/// Facts of a request as the log tells them. Consent is part of the context's attributes
-/// (`consent` = `false` withdraws it), since only Marquee's own servers know it, and those send
-/// their feature values along.
+/// Facts of a request as the log tells them.
 pub(super) fn bind_request(set: &FeatureSet, ads: &Ads, about: About<'_>) -> RequestFacts {
     let About {
-        user_id,
+        subject,
         age_band,
         context,
         time_us,
     } = about;
     let age = AgeBand::try_from(age_band).unwrap_or(AgeBand::Unknown);
-    let refused = |value: &String| value == "false";
-    let consent = !context.attributes.get("consent").is_some_and(refused);
     let scene = ads.scene(&context.scene_id);
-    let facts = facts::request_facts(user_id, age, consent, context, scene, time_us);
+    let facts = facts::request_facts(subject, age, context, scene, time_us);
     set.bind_request(&facts)
 }
 

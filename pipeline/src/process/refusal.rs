@@ -133,6 +133,40 @@ pub enum Refusal {
         /// Who viewed or clicked.
         user_id: String,
     },
+    /// More than one person does.
+    #[error("user `{user_id}` has {found} {what}, wanted at most {most} (`guards.{key}`): a bot's")]
+    TooMany {
+        /// What was counted.
+        what: &'static str,
+        /// Who.
+        user_id: String,
+        /// How many with this one.
+        found: u32,
+        /// How many are allowed.
+        most: u32,
+        /// The setting.
+        key: &'static str,
+    },
+    /// A click that no person makes.
+    #[error(
+        "the click came {after_us} µs after serving, wanted at least {least_us} (`guards.min_click_ms`): no person is so fast"
+    )]
+    TooFast {
+        /// How long after.
+        after_us: i64,
+        /// How long at least.
+        least_us: i64,
+    },
+    /// Evidence of more time than there was.
+    #[error(
+        "`duration_ms` is {duration_ms}, and the evidence came {after_us} µs after serving: the ad cannot have been in view so long"
+    )]
+    ImpossibleDuration {
+        /// The evidence.
+        duration_ms: u32,
+        /// How long there was.
+        after_us: i64,
+    },
     /// A view or click at a time that cannot follow from the impression.
     #[error("the {what} is {after_us} µs after {since}, wanted {least_us} to {most_us}")]
     OutsideWindow {
@@ -179,6 +213,9 @@ impl Refusal {
             Self::RepeatedImpression { .. } => "repeated_impression",
             Self::OtherUser { .. } => "other_user",
             Self::OutsideWindow { .. } => "outside_window",
+            Self::TooMany { .. } => "too_many",
+            Self::TooFast { .. } => "too_fast",
+            Self::ImpossibleDuration { .. } => "impossible_duration",
             Self::Unattributed { .. } => "unattributed",
         }
     }

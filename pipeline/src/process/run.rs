@@ -20,16 +20,18 @@ use wire::{
 };
 
 use super::{
+    audit::{self, AuditError},
     config::{PipelineConfig, SettingError},
     counters::EventsReport,
     dead_letter::DeadLetterWriter,
     fault::Fault,
     processor::Processor,
     progress::Progress,
-    source::MergedLog,
+    source::{MergedLog, ReadAhead},
     state::{self, StateError, StateHeader},
     table::{TableError, TrainingTable},
 };
+use crate::facts::{FactFiles, FactFilesError};
 
 /// States of this many batches are kept.
 const KEPT_STATES: u64 = 2;
@@ -52,6 +54,12 @@ pub enum ProcessError {
     /// The training table.
     #[error("in the training table")]
     Table(#[from] TableError),
+    /// Facts beside the table.
+    #[error("keeping facts")]
+    Facts(#[from] FactFilesError),
+    /// The audit log.
+    #[error("in the audit log")]
+    Audit(#[from] AuditError),
     /// Pictures of the catalogue.
     #[error("writing new pictures")]
     Pictures(#[from] CatalogueError),
@@ -115,7 +123,8 @@ pub fn run(
 ) -> Result<EventsReport, ProcessError> {
     config.check()?;
     let mut run = Run::open(config, layout, fault)?;
-    let mut log = MergedLog::open(&layout.log(), &run.header.position)?;
+    let log = MergedLog::open(&layout.log(), &run.header.position)?;
+    let mut log = ReadAhead::of(log);
     loop {
         let read = run.read_batch(&mut log, progress)?;
         let at_the_end = read == Read::ToTheEnd;
@@ -168,10 +177,11 @@ impl<'a> Run<'a> {
         let started = Instant::now();
         let set = FeatureSet::load(&config.features)?;
         let lock = lock(&layout.state(&config.table))?;
-        let table = TrainingTable::open(&layout.table(&config.table), set.schema())?;
+        let table = TrainingTable::open(&layout.table(&config.table), &set)?;
         let committed = table.committed_batch()?;
         table.remove_leftovers(committed)?;
         remove_leftovers(layout, &config.table, committed)?;
+        FactFiles::at(&layout.facts(&config.table)).remove_leftovers(committed)?;
         let (header, processor) = if committed == 0 {
             let header = StateHeader {
                 feature_digest: set.digest().to_owned(),
@@ -209,7 +219,7 @@ impl<'a> Run<'a> {
 
     fn read_batch(
         &mut self,
-        log: &mut MergedLog,
+        log: &mut ReadAhead,
         progress: &Progress,
     ) -> Result<Read, ProcessError> {
         let most_bytes = self.config.batch_mib << 20;
@@ -256,11 +266,23 @@ impl<'a> Run<'a> {
         write_pictures(&self.layout.state(&self.config.table), batch, &pictures)?;
         self.fault.point("pictures");
 
-        let staged = self.table.stage(batch, &outputs.rows, &outputs.matured)?;
+        let (rows, matured) = (&outputs.rows, &outputs.matured);
+        let staged = self
+            .table
+            .stage(batch, rows, matured, &self.config.sampling)?;
         self.fault.point("rows");
 
+        let facts = FactFiles::at(&self.layout.facts(&self.config.table));
+        facts.write(batch, outputs.facts)?;
+        self.fault.point("facts");
+
+        let as_of_us = self.processor.as_of_us();
+        let folder_of_audit = self.layout.audit(&self.config.table);
+        audit::write(&folder_of_audit, batch, as_of_us, outputs.audit)?;
+        self.fault.point("audit");
+
         self.header.batch = batch;
-        self.header.as_of_us = self.processor.as_of_us();
+        self.header.as_of_us = as_of_us;
         let spent = self.started.elapsed();
         self.header.seconds += (spent - self.accounted).as_secs_f64();
         self.accounted = spent;
@@ -326,7 +348,8 @@ fn write_pictures(state: &Path, batch: u64, pictures: &Pictures) -> Result<(), P
     Ok(())
 }
 
-fn lock(folder: &Path) -> Result<File, ProcessError> {
+/// Lets one process alone work on a state.
+pub(crate) fn lock(folder: &Path) -> Result<File, ProcessError> {
     fs::create_dir_all(folder).map_err(ProcessError::io(folder))?;
     let path = folder.join("processor.lock");
     let file = File::create(&path).map_err(ProcessError::io(&path))?;
@@ -348,9 +371,11 @@ fn remove_leftovers(layout: &Layout, table: &str, committed: u64) -> Result<(), 
             remove(&path)?;
         }
     }
-    for path in entries(&layout.dead_letters(table))? {
-        if batch_of(&path).is_some_and(|batch| batch > committed) {
-            remove(&path)?;
+    for folder in [layout.dead_letters(table), layout.audit(table)] {
+        for path in entries(&folder)? {
+            if batch_of(&path).is_some_and(|batch| batch > committed) {
+                remove(&path)?;
+            }
         }
     }
     for path in entries(&pictures_folder(&state))? {

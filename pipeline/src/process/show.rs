@@ -248,10 +248,10 @@ fn summary(event: &Value) -> String {
 /// `YYYY-MM-DD hh:mm:ss` in UTC.
 pub(crate) fn time_text(time_us: i64) -> String {
     let seconds = time_us.div_euclid(1_000_000);
-    let day = super::book::day(time_us);
+    let day = crate::calendar::day_of(time_us);
     let of_day = seconds.rem_euclid(86_400);
     let (hour, minute, second) = (of_day / 3_600, of_day / 60 % 60, of_day % 60);
-    let day = super::table::day_name(day);
+    let day = crate::calendar::day_name(day);
     format!("{day} {hour:02}:{minute:02}:{second:02}")
 }
 

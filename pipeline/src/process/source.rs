@@ -1,6 +1,16 @@
 //! All partitions of the log as one stream, in the order of arrival.
 
-use std::{cmp::Reverse, collections::BinaryHeap, path::Path, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    panic::resume_unwind,
+    path::Path,
+    sync::{
+        Arc,
+        mpsc::{Receiver, sync_channel},
+    },
+    thread::{self, JoinHandle},
+};
 
 use prost::Message;
 use wire::{
@@ -110,6 +120,80 @@ impl MergedLog {
     }
 }
 
+/// Records that travel together from the thread that reads to the one that processes.
+const CHUNK_RECORDS: usize = 512;
+/// A chunk ends after this much, for records may be large.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Chunks that may wait.
+const CHUNKS: usize = 8;
+
+/// Reads, checks and decodes on a thread of its own, some records ahead.
+#[derive(Debug)]
+pub struct ReadAhead {
+    chunks: Receiver<Result<Vec<SourceRecord>, LogError>>,
+    chunk: std::vec::IntoIter<SourceRecord>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl ReadAhead {
+    /// The rest of a log.
+    pub fn of(mut log: MergedLog) -> Self {
+        let (sender, chunks) = sync_channel(CHUNKS);
+        let reader = thread::spawn(move || {
+            loop {
+                let (chunk, end) = match next_chunk(&mut log) {
+                    Ok((chunk, end)) => (Ok(chunk), end),
+                    Err(error) => (Err(error), true),
+                };
+                // Nobody may want it any more.
+                if sender.send(chunk).is_err() || end {
+                    return;
+                }
+            }
+        });
+        Self {
+            chunks,
+            chunk: Vec::new().into_iter(),
+            reader: Some(reader),
+        }
+    }
+
+    /// As [`MergedLog::next_record`].
+    ///
+    /// # Errors
+    /// As there; records of the same chunk may be lost before it, which the next start reads again.
+    pub fn next_record(&mut self) -> Result<Option<SourceRecord>, LogError> {
+        loop {
+            if let Some(record) = self.chunk.next() {
+                return Ok(Some(record));
+            }
+            match self.chunks.recv() {
+                Ok(chunk) => self.chunk = chunk?.into_iter(),
+                Err(_) => {
+                    // It has said all, or fell, which is no end of the log.
+                    if let Some(Err(panic)) = self.reader.take().map(JoinHandle::join) {
+                        resume_unwind(panic);
+                    }
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
+/// Some records, and whether they are the last.
+fn next_chunk(log: &mut MergedLog) -> Result<(Vec<SourceRecord>, bool), LogError> {
+    let (mut chunk, mut bytes) = (Vec::with_capacity(CHUNK_RECORDS), 0);
+    while chunk.len() < CHUNK_RECORDS && bytes < CHUNK_BYTES {
+        let Some(record) = log.next_record()? else {
+            return Ok((chunk, true));
+        };
+        bytes += record.payload.len();
+        chunk.push(record);
+    }
+    Ok((chunk, false))
+}
+
 #[cfg(test)]
 mod tests {
     use wire::log::SegmentWriter;
@@ -160,6 +244,27 @@ mod tests {
             position.insert(record.partition.to_string(), record.offset + 1);
             assert_eq!(ids(root.path(), &position), all[taken..]);
         }
+    }
+
+    #[test]
+    fn reading_ahead_gives_the_same_records() {
+        let root = tempfile::tempdir().unwrap();
+        let times: Vec<i64> = (0..3 * CHUNK_RECORDS as i64).collect();
+        write(root.path(), "a", &times);
+        write(root.path(), "b", &[7, 8]);
+        let open = || MergedLog::open(root.path(), &Position::new()).unwrap();
+        let (mut log, mut ahead) = (open(), ReadAhead::of(open()));
+        while let Some(wanted) = log.next_record().unwrap() {
+            let found = ahead.next_record().unwrap().unwrap();
+            assert_eq!(
+                (found.partition, found.offset),
+                (wanted.partition, wanted.offset)
+            );
+            assert_eq!(found.event, wanted.event);
+        }
+        assert!(ahead.next_record().unwrap().is_none());
+        // One that is not read to its end does not wait for it.
+        drop(ReadAhead::of(open()));
     }
 
     #[test]

@@ -6,9 +6,10 @@
 
 mod columns;
 mod mature;
+mod sampling;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
@@ -25,7 +26,7 @@ use deltalake_core::{
     operations::create::CreateBuilder,
     protocol::{DeltaOperation, SaveMode},
 };
-use features::Schema;
+use features::{FeatureSet, FeatureSpec, Schema};
 use futures::{StreamExt as _, TryStreamExt as _};
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
@@ -36,14 +37,18 @@ use parquet::{
 use tokio::runtime::Runtime;
 use url::Url;
 
-use super::{book::Mend, processor::Row};
+use super::{book::Mend, config::SamplingConfig, processor::Row};
+use crate::calendar::{day_name, parse_day};
 
+pub(crate) use columns::id_field;
 pub use columns::{DAY, MATURED, PENDING, dense_name, sparse_name};
 
 /// Who commits batches.
 pub const APPLICATION: &str = "marquee-events";
 /// Key of the feature schema (JSON) in the table's configuration.
 pub const SCHEMA_KEY: &str = "marquee.schema";
+/// Key of the feature spec (JSON) in the table's configuration.
+pub const SPEC_KEY: &str = "marquee.spec";
 
 /// Why the table could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +109,12 @@ pub enum TableError {
         /// Digest in use.
         wanted: String,
     },
+    /// The table does not say what its columns mean.
+    #[error("table {} has no `{SPEC_KEY}`: it was made before tables had one; process the log into another `table`", path.display())]
+    NoSpec {
+        /// The table.
+        path: PathBuf,
+    },
     /// The path is not one that Delta Lake can name.
     #[error("`{}` is not a place for a table", path.display())]
     BadPath {
@@ -131,24 +142,84 @@ pub(crate) struct TrainingTable {
 #[derive(Debug, Default)]
 pub(crate) struct Staged(Vec<Action>);
 
+impl Staged {
+    /// Puts the files of another one to these.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+}
+
 impl TrainingTable {
     /// Opens the table, or makes it.
-    pub(crate) fn open(path: &Path, schema: &Schema) -> Result<Self, TableError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .map_err(|source| TableError::Runtime { source })?;
-        let table = runtime.block_on(open_or_create(path, schema))?;
-        let opened = Self {
+    pub(crate) fn open(path: &Path, set: &FeatureSet) -> Result<Self, TableError> {
+        let runtime = runtime()?;
+        let table = runtime.block_on(open_or_create(path, set))?;
+        let opened = Self::new(runtime, table, path, set.schema());
+        opened.check_schema()?;
+        Ok(opened)
+    }
+
+    /// Opens a table that is there, with the spec that it was made with.
+    pub(crate) fn existing(path: &Path) -> Result<(Self, FeatureSpec), TableError> {
+        let runtime = runtime()?;
+        let table = runtime.block_on(open_existing(path))?;
+        let snapshot = table.snapshot().map_err(delta_error("reading", path))?;
+        let text = snapshot.metadata().configuration().get(SPEC_KEY);
+        let spec = text.and_then(|text| serde_json::from_str::<FeatureSpec>(text).ok());
+        let spec = spec.ok_or_else(|| TableError::NoSpec {
+            path: path.to_owned(),
+        })?;
+        let set = FeatureSet::compile(spec.clone());
+        let opened = Self::new(runtime, table, path, set.schema());
+        opened.check_schema()?;
+        Ok((opened, spec))
+    }
+
+    fn new(runtime: Runtime, table: DeltaTable, path: &Path, schema: &Schema) -> Self {
+        Self {
             runtime,
             table,
             path: path.to_owned(),
             schema: schema.clone(),
             file_schema: columns::file_schema(schema),
-        };
-        opened.check_schema()?;
-        Ok(opened)
+        }
+    }
+
+    /// The columns of its files.
+    pub(crate) fn file_schema(&self) -> &SchemaRef {
+        &self.file_schema
+    }
+
+    /// The days that have rows.
+    pub(crate) fn days(&self) -> Result<BTreeSet<i32>, TableError> {
+        let log_store = self.table.log_store();
+        let views = self.runtime.block_on(async {
+            let snapshot = self.table.snapshot()?.snapshot();
+            let views = snapshot.file_views(&*log_store, None);
+            views.try_collect::<Vec<_>>().await
+        });
+        let views = views.map_err(self.failed("listing files of"))?;
+        let days = views.iter().filter_map(|view| {
+            let values = view.partition_values_map();
+            parse_day(values.get(DAY)?.as_deref()?)
+        });
+        Ok(days.collect())
+    }
+
+    /// The rows of a day.
+    pub(crate) fn rows(&self, day: i32) -> Result<Vec<RecordBatch>, TableError> {
+        Ok(self.read_day(day)?.0)
+    }
+
+    /// Writes rows of a day as a data file of a batch, durably.
+    pub(crate) fn stage_rows(
+        &self,
+        batch: u64,
+        day: i32,
+        rows: &RecordBatch,
+    ) -> Result<Staged, TableError> {
+        let add = self.write_file(&file_name(day, batch), day, rows)?;
+        Ok(Staged(vec![Action::Add(add)]))
     }
 
     /// The last batch that was committed; 0 if none was.
@@ -187,6 +258,7 @@ impl TrainingTable {
         batch: u64,
         rows: &[Row],
         matured: &BTreeMap<i32, BTreeMap<u64, Mend>>,
+        sampling: &SamplingConfig,
     ) -> Result<Staged, TableError> {
         let mut by_day: BTreeMap<i32, Vec<&Row>> = BTreeMap::new();
         for row in rows {
@@ -213,6 +285,7 @@ impl TrainingTable {
                 all.push(data);
                 data = mature::mature(&all, &self.file_schema, mends).map_err(&arrow_failed)?;
             }
+            let data = sampling::sample(data, sampling).map_err(&arrow_failed)?;
             if data.num_rows() > 0 {
                 let add = self.write_file(&file, day, &data)?;
                 staged.0.push(Action::Add(add));
@@ -321,7 +394,15 @@ impl TrainingTable {
     }
 }
 
-async fn open_or_create(path: &Path, schema: &Schema) -> Result<DeltaTable, TableError> {
+fn runtime() -> Result<Runtime, TableError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    runtime.map_err(|source| TableError::Runtime { source })
+}
+
+async fn open_or_create(path: &Path, set: &FeatureSet) -> Result<DeltaTable, TableError> {
     let url = table_url(path)?;
     let builder = DeltaTableBuilder::from_url(url.clone());
     let mut table = builder
@@ -332,12 +413,16 @@ async fn open_or_create(path: &Path, schema: &Schema) -> Result<DeltaTable, Tabl
         table.load().await.map_err(delta_error("opening", path))?;
         return Ok(table);
     }
-    let text = serde_json::to_string(schema).expect("a schema is plain data");
+    let schema = serde_json::to_string(set.schema()).expect("a schema is plain data");
+    let spec = serde_json::to_string(set.spec()).expect("a spec is plain data");
     CreateBuilder::new()
         .with_location(url)
-        .with_columns(columns::delta_fields(schema))
+        .with_columns(columns::delta_fields(set.schema()))
         .with_partition_columns([DAY])
-        .with_configuration([(SCHEMA_KEY.to_owned(), Some(text))])
+        .with_configuration([
+            (SCHEMA_KEY.to_owned(), Some(schema)),
+            (SPEC_KEY.to_owned(), Some(spec)),
+        ])
         .with_raise_if_key_not_exists(false)
         .await
         .map_err(delta_error("making", path))
@@ -392,25 +477,6 @@ fn batch_of(file: &StorePath) -> Option<u64> {
     name.strip_suffix(".parquet")?.parse().ok()
 }
 
-/// `YYYY-MM-DD` of a number of days since the Unix epoch.
-/// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
-pub(crate) fn day_name(day: i32) -> String {
-    let z = i64::from(day) + 719_468;
-    let era = z.div_euclid(146_097);
-    let of_era = z.rem_euclid(146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}")
-}
-
 fn sync(path: &Path) -> Result<(), TableError> {
     let synced = File::open(path).and_then(|file| file.sync_all());
     synced.map_err(|source| TableError::Sync {
@@ -456,17 +522,6 @@ fn arrow_error(file: &str) -> impl Fn(ArrowError) -> TableError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn days_have_their_calendar_names() {
-        let check = |day, expected: &str| assert_eq!(day_name(day), expected);
-        check(0, "1970-01-01");
-        check(58, "1970-02-28");
-        check(59, "1970-03-01");
-        check(10_195, "1997-11-30");
-        check(11_016, "2000-02-29");
-        check(20_600, "2026-05-27");
-    }
 
     #[test]
     fn file_names_tell_their_batch() {

@@ -1,6 +1,7 @@
 //! The processor on small histories.
 
 mod attribution;
+mod guards;
 mod properties;
 mod refusals;
 
@@ -78,7 +79,7 @@ fn labels(row: &Row) -> (&str, bool, u32, bool) {
     (
         &it.served.impression_id,
         it.click_us.is_some(),
-        it.conversions,
+        it.conversion_credit as u32,
         row.matured,
     )
 }

@@ -1,28 +1,30 @@
 //! What happens when the watermark passes a deadline.
 
 use features::SourceEvent;
-use wire::events::{Conversion, Event};
+use wire::events::Conversion;
 
 use super::{
+    attribution::{Credit, Touch},
     book::{Mend, PendingConversion, Viewed, Waiting, day_deadline_us, pair},
     impressions::about,
-    processor::{Processor, Row, key},
+    processor::{Gated, Processor, Row, key},
     refusal::Refusal,
     timer::{Kind, Timer},
 };
 
 impl Processor {
     /// Keeps a conversion until the clicks and views before it have come.
-    pub(super) fn wait_for_watermark(&mut self, event: &Event, conversion: &Conversion) {
-        if event.user_id.is_empty() {
+    pub(super) fn wait_for_watermark(&mut self, gated: &Gated, conversion: &Conversion) {
+        let event = &gated.event;
+        let Some(person) = gated.subject.person() else {
             // Nobody knows whose click or view it could follow from.
             self.book.counters.conversions_unattributed += 1;
             return;
-        }
+        };
         let key = key(&event.event_id);
         let pending = PendingConversion {
             event_time_us: event.event_time_us,
-            pair: pair(&event.user_id, &conversion.campaign_id),
+            pair: pair(person, &conversion.campaign_id),
             value_micros: conversion.value_micros,
         };
         self.book.conversions.insert(key, pending);
@@ -40,7 +42,8 @@ impl Processor {
         }
     }
 
-    /// Attributes a conversion to the last click in its window, or else the last view.
+    /// Credits a conversion to clicks in its window, or else to views. Features count it once: for the
+    /// impression with most credit, the last one of these.
     fn attribute(&mut self, conversion: u64) {
         let Some(conversion) = self.book.conversions.remove(&conversion) else {
             return;
@@ -50,38 +53,63 @@ impl Processor {
             pair,
             value_micros,
         } = conversion;
-        let Some((touched, _)) = self.last_touch(pair, event_time_us) else {
+        let touches = self.touches_before(pair, event_time_us);
+        let half_life_us = self.windows.half_life_us;
+        let credits = self
+            .attribution
+            .credit(touches, event_time_us, half_life_us, value_micros);
+        let most = credits.iter().max_by(|a, b| a.share.total_cmp(&b.share));
+        let Some(counted) = most.map(|most| most.impression) else {
             self.book.counters.conversions_unattributed += 1;
             return;
         };
         self.book.counters.conversions += 1;
+        credits.into_iter().for_each(|credit| self.credit(credit));
         let value = value_micros as f64 / 1e6;
-        if let Some(pending) = self.book.impressions.get_mut(&touched) {
-            pending.conversions += 1;
-            pending.conversion_micros = pending.conversion_micros.saturating_add(value_micros);
-            self.count_pending(touched, SourceEvent::Conversion, value, event_time_us);
+        if self.book.impressions.contains_key(&counted) {
+            self.count_pending(counted, SourceEvent::Conversion, value, event_time_us);
         } else {
-            let day = self.book.viewed[&touched].day;
-            let mend = self.mend(day, touched);
-            mend.conversions += 1;
-            mend.conversion_micros = mend.conversion_micros.saturating_add(value_micros);
-            self.count_written(touched, SourceEvent::Conversion, value, event_time_us);
+            self.count_written(counted, SourceEvent::Conversion, value, event_time_us);
         }
     }
 
-    /// The impression of the last click before `time_us`, or else of the last view; and when.
-    fn last_touch(&self, pair: u64, time_us: i64) -> Option<(u64, i64)> {
+    fn credit(&mut self, credit: Credit) {
+        let Credit {
+            impression,
+            share,
+            value_micros,
+        } = credit;
+        if let Some(pending) = self.book.impressions.get_mut(&impression) {
+            pending.conversion_credit += share;
+            pending.conversion_micros = pending.conversion_micros.saturating_add(value_micros);
+        } else if let Some(day) = self.book.viewed.get(&impression).map(|viewed| viewed.day) {
+            let mend = self.mend(day, impression);
+            mend.conversion_credit += share;
+            mend.conversion_micros = mend.conversion_micros.saturating_add(value_micros);
+        }
+    }
+
+    /// The clicks on a campaign's ads in the window before `time_us`, or else their views.
+    fn touches_before(&self, pair: u64, time_us: i64) -> Vec<Touch> {
         let within = |at_us: &i64| (0..=self.windows.conversion_us).contains(&(time_us - at_us));
-        let impressions = self.touches.get(&pair)?;
-        let touches = |at: fn(&Viewed) -> Option<i64>| {
-            let times = impressions
-                .iter()
-                .filter_map(move |key| Some((*key, at(self.book.viewed.get(key)?)?)));
-            times
-                .filter(|(_, at_us)| within(at_us))
-                .max_by_key(|(key, at_us)| (*at_us, *key))
+        let Some(impressions) = self.touches.get(&pair) else {
+            return Vec::new();
         };
-        touches(|viewed| viewed.click_us).or_else(|| touches(|viewed| Some(viewed.viewed_us)))
+        let touches = |at: fn(&Viewed) -> Option<i64>| {
+            let times = impressions.iter().filter_map(|key| {
+                let at_us = at(self.book.viewed.get(key)?).filter(within)?;
+                Some(Touch {
+                    at_us,
+                    impression: *key,
+                })
+            });
+            times.collect::<Vec<_>>()
+        };
+        let clicks = touches(|viewed| viewed.click_us);
+        match clicks.is_empty() {
+            true => touches(|viewed| Some(viewed.viewed_us)),
+            false => clicks,
+        }
     }
 
     /// Label changes of a written row; its day stays open for them.
@@ -183,7 +211,7 @@ impl Processor {
 
 fn unattributed(waiting: &Waiting) -> Refusal {
     use prost::Message;
-    use wire::events::event::Payload;
+    use wire::events::{Event, event::Payload};
 
     let event = Event::decode(waiting.payload.as_slice()).unwrap_or_default();
     let (what, impression_id) = match event.payload {

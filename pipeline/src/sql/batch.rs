@@ -9,7 +9,7 @@ use std::{
 use datafusion::{
     arrow::{
         array::{AsArray, RecordBatch},
-        datatypes::UInt64Type,
+        datatypes::{SchemaRef, UInt64Type},
     },
     common::DataFusionError,
     dataframe::{DataFrame, DataFrameWriteOptions},
@@ -19,6 +19,7 @@ use datafusion::{
 use features::FeatureSet;
 
 use super::{Engine, View, functions, script};
+use crate::facts::{FactEvents, FactRequests};
 
 /// Why features could not be computed.
 #[derive(Debug, thiserror::Error)]
@@ -44,10 +45,10 @@ pub enum BatchError {
 /// Where a batch finds its tables and keeps what it makes on the way.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
-    /// `fact_events` as Parquet: a file, or a folder of them.
-    pub events: &'a Path,
+    /// `fact_events` as Parquet: files, or folders of them. A column that a file lacks is null.
+    pub events: &'a [PathBuf],
     /// `fact_requests` likewise.
-    pub requests: &'a Path,
+    pub requests: &'a [PathBuf],
     /// A folder for what is made on the way, and for what does not fit into memory.
     pub scratch: &'a Path,
     /// Bytes that joins, groups and orders may take; what is more goes to `scratch`.
@@ -81,12 +82,10 @@ impl Batch<'_> {
     /// The query for the features of all requests, with all that it needs made.
     async fn features(&self, set: &FeatureSet) -> Result<DataFrame, BatchError> {
         let context = self.context()?;
-        for (name, path) in [
-            ("fact_events", self.events),
-            ("fact_requests", self.requests),
-        ] {
-            register(&context, name, path).await?;
-        }
+        let schema = FactEvents::new(set).finish().schema();
+        register_facts(&context, "fact_events", self.events, &schema).await?;
+        let schema = FactRequests::new(set).finish().schema();
+        register_facts(&context, "fact_requests", self.requests, &schema).await?;
         let script = script(set, Engine::DataFusion);
         for View { name, query, keep } in &script.views {
             let failed = |source| BatchError::Query {
@@ -141,6 +140,28 @@ async fn write_file(rows: DataFrame, path: &Path) -> Result<u64, DataFusionError
         .await?;
     let count = |counts: &RecordBatch| counts.column(0).as_primitive::<UInt64Type>().value(0);
     Ok(counts.iter().map(count).sum())
+}
+
+/// Registers facts with the columns that a set looks at, whatever else their files hold.
+async fn register_facts(
+    context: &SessionContext,
+    name: &str,
+    paths: &[PathBuf],
+    schema: &SchemaRef,
+) -> Result<(), BatchError> {
+    let rows = if paths.is_empty() {
+        context.read_batch(RecordBatch::new_empty(Arc::clone(schema)))
+    } else {
+        let options = ParquetReadOptions::default().schema(schema);
+        let texts = paths.iter().map(|path| path.to_string_lossy().into_owned());
+        let read = context.read_parquet(texts.collect::<Vec<_>>(), options);
+        read.await
+    };
+    let registered = rows.and_then(|rows| context.register_table(name, rows.into_view()));
+    registered.map(drop).map_err(|source| BatchError::Table {
+        path: paths.first().cloned().unwrap_or_else(|| name.into()),
+        source,
+    })
 }
 
 async fn register(context: &SessionContext, name: &str, path: &Path) -> Result<(), BatchError> {

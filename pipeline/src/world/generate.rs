@@ -321,6 +321,7 @@ pub fn play(
         viewport_share: evidence.0,
         occluded_share: evidence.1,
         duration_ms: evidence.2,
+        ..ImpressionViewed::default()
     });
     let mut events = vec![envelope(
         world,
@@ -450,6 +451,7 @@ impl<'a> Mail<'a> {
                 viewport_share: share,
                 occluded_share: 0.0,
                 duration_ms: 2_000,
+                ..ImpressionViewed::default()
             }))
         };
         let kind = match self.random.random_range(0..5) {

@@ -32,9 +32,8 @@ pub fn assemble(scope: &Scope<'_>, until: Instant) -> Staged<Assembled> {
     let scene = scope.bundle.ads.scenes.get(&context.scene_id);
     let facts = scope.bundle.features.as_ref().map(|features| {
         features.bind_request(&request_facts(
-            &request.user_id,
+            &request.subject,
             request.age_band,
-            request.consent,
             &context,
             scene,
             request.time_us,

@@ -30,6 +30,7 @@ use wire::{
     ads::{GetAdsRequest, GetAdsResponse, Placement, ad_service_client::AdServiceClient},
     catalogue::{Campaign, Catalogue, Creative, Experience, Scene, Targeting},
     events::{AgeBand, Context, Event},
+    gate::Subject,
     log::SegmentReader,
 };
 
@@ -203,7 +204,8 @@ impl World {
         let scene = catalogue.scenes.get(&context.scene_id);
         let age_band = AgeBand::AgeBand13plus;
         let hour_ago = NOW_US - 3_600_000_000;
-        let facts = request_facts("u1", age_band, true, &context, scene, hour_ago);
+        let subject = Subject::admit("u1".to_owned(), age_band, true);
+        let facts = request_facts(&subject, age_band, &context, scene, hour_ago);
         let bound = set.bind_request(&facts);
         let mut aggregates = Aggregates::default();
         for creative in catalogue.creatives.values().step_by(3) {

@@ -12,7 +12,7 @@ use super::{
     HEADER_BYTES, LogError, MAX_RECORD_BYTES, SEGMENT_BYTES, reader::Segment, segment_path,
     segments,
 };
-use crate::events::Event;
+use crate::{events::Event, gate};
 
 /// The one writer of a partition; the lock lasts as long as the value.
 #[derive(Debug)]
@@ -87,12 +87,15 @@ impl SegmentWriter {
         Ok(self.next_offset - 1)
     }
 
-    /// Appends an event.
+    /// Appends an event, without what names one of whom nothing personal may be kept ([`gate`]).
     ///
     /// # Errors
     /// As [`Self::append`].
     pub fn append_event(&mut self, event: &Event) -> Result<u64, LogError> {
-        self.append(&event.encode_to_vec())
+        match gate::stripped(event) {
+            Some(stripped) => self.append(&stripped.encode_to_vec()),
+            None => self.append(&event.encode_to_vec()),
+        }
     }
 
     /// Hands everything appended so far to readers, without waiting for the disk.

@@ -10,7 +10,7 @@ use arrow::{
 };
 use deltalake_core::kernel::{ArrayType, DataType, StructField};
 use features::{FeatureBatch, Schema};
-use wire::events::AgeBand;
+use wire::{events::AgeBand, gate::UserId};
 
 use super::super::{book::Pending, processor::Row};
 
@@ -24,10 +24,12 @@ pub const MATURED: &str = "matured";
 
 type Text = fn(&Pending) -> &str;
 
-const TEXTS: [(&str, Text); 11] = [
+const TEXTS: [(&str, Text); 12] = [
     ("impression_id", |it| &it.served.impression_id),
     ("request_id", |it| &it.served.request_id),
-    ("user_id", |it| &it.user_id),
+    ("user_id", |it| {
+        it.subject.person().map_or("", UserId::as_str)
+    }),
     ("creative_id", |it| &it.served.creative_id),
     ("campaign_id", |it| &it.served.campaign_id),
     ("category", |it| &it.category),
@@ -36,6 +38,7 @@ const TEXTS: [(&str, Text); 11] = [
     ("genre", |it| it.context(|c| &c.genre)),
     ("format", |it| it.context(|c| &c.format)),
     ("device", |it| it.context(|c| &c.device)),
+    ("view_rule", |it| it.view_rule.name()),
 ];
 
 impl Pending {
@@ -55,6 +58,8 @@ pub(super) fn delta_fields(schema: &Schema) -> Vec<StructField> {
         column("age_band", DataType::STRING),
         column("event_time_us", DataType::LONG),
         column("slot", DataType::INTEGER),
+        column("session_id", DataType::LONG),
+        column("session_impression", DataType::INTEGER),
         column("click", DataType::FLOAT),
         column("conversion", DataType::FLOAT),
         column("conversion_value", DataType::FLOAT),
@@ -90,7 +95,8 @@ pub(super) fn file_schema(schema: &Schema) -> SchemaRef {
     Arc::new(ArrowSchema::new(arrow.collect::<Vec<_>>()))
 }
 
-fn id_field() -> Arc<Field> {
+/// The ids of a list.
+pub(crate) fn id_field() -> Arc<Field> {
     Arc::new(Field::new("element", ArrowType::Int64, false))
 }
 
@@ -126,12 +132,17 @@ pub(super) fn to_batch(
         .collect();
     let times = rows.iter().map(|row| row.impression.served_us);
     let slots = rows.iter().map(|row| slot(&row.impression));
+    let sessions = rows.iter().map(|row| row.impression.session);
+    let session_ids = sessions.clone().map(|session| session.id.cast_signed());
+    let places = sessions.map(|session| i32::try_from(session.impression).unwrap_or(i32::MAX));
     columns.extend([
         texts(&|row| age_band(&row.impression)),
         Arc::new(Int64Array::from_iter_values(times)),
         Arc::new(Int32Array::from_iter_values(slots)),
+        Arc::new(Int64Array::from_iter_values(session_ids)),
+        Arc::new(Int32Array::from_iter_values(places)),
         of(&|row| f32::from(u8::from(row.impression.click_us.is_some()))),
-        of(&|row| f32::from(u8::from(row.impression.conversions > 0))),
+        of(&|row| row.impression.conversion_credit.min(1.0) as f32),
         of(&|row| (row.impression.conversion_micros as f64 / 1e6) as f32),
         texts(&|row| if row.matured { MATURED } else { PENDING }),
         of(&|_| 1.0),

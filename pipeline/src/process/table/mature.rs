@@ -58,7 +58,7 @@ fn mend(rows: &RecordBatch, mends: &BTreeMap<u64, Mend>) -> Result<RecordBatch, 
         value.max(f32::from(u8::from(mend.clicked)))
     })?;
     change("conversion", |value, mend| {
-        value.max(f32::from(u8::from(mend.conversions > 0)))
+        (f64::from(value) + mend.conversion_credit).min(1.0) as f32
     })?;
     change("conversion_value", |value, mend| {
         (f64::from(value) + mend.conversion_micros as f64 / 1e6) as f32

@@ -149,7 +149,10 @@ fn a_late_click_mends_the_row_when_its_day_matures() {
     let of_day: Vec<_> = matured.values().flatten().collect();
     let (_, mend) = of_day[0];
     assert!(mend.clicked);
-    assert_eq!((mend.conversions, mend.conversion_micros), (1, 7_000_000));
+    assert_eq!(
+        (mend.conversion_credit, mend.conversion_micros),
+        (1.0, 7_000_000)
+    );
     assert_eq!(processor.counters().clicks_late, 1);
     assert_eq!(processor.counters().late, 1);
     assert_eq!(processor.counters().days_matured, 1);
@@ -192,19 +195,19 @@ fn views_and_clicks_without_an_impression_wait_and_are_then_refused() {
     assert_eq!(processor.counters().events_dead, 2);
 }
 
-fn conversions_of(events: &[Event]) -> Vec<(String, u32)> {
+fn conversions_of(events: &[Event]) -> Vec<(String, f64)> {
     let (_, outputs) = run(events);
     let rows = outputs
         .rows
         .iter()
-        .filter(|row| row.impression.conversions > 0);
+        .filter(|row| row.impression.conversion_credit > 0.0);
     let mut rows: Vec<_> = rows
         .map(|row| {
             let it = &row.impression;
-            (it.served.impression_id.clone(), it.conversions)
+            (it.served.impression_id.clone(), it.conversion_credit)
         })
         .collect();
-    rows.sort();
+    rows.sort_by(|a, b| a.0.cmp(&b.0));
     rows
 }
 
@@ -220,17 +223,17 @@ fn a_conversion_goes_to_the_last_click_and_else_to_the_last_view() {
     let converted = conversion("c1", 1, T + MINUTE_US);
     let mut events = clicked.to_vec();
     events.push(converted.clone());
-    assert_eq!(conversions_of(&events), [("a".to_owned(), 1)]);
+    assert_eq!(conversions_of(&events), [("a".to_owned(), 1.0)]);
 
     // Without the click, the later view wins.
     events.remove(2);
-    assert_eq!(conversions_of(&events), [("b".to_owned(), 1)]);
+    assert_eq!(conversions_of(&events), [("b".to_owned(), 1.0)]);
 
     // A click that happened before and arrives after the conversion still wins.
     let mut events = clicked.to_vec();
     let click = events.remove(2);
     events.extend([converted, click]);
-    assert_eq!(conversions_of(&events), [("a".to_owned(), 1)]);
+    assert_eq!(conversions_of(&events), [("a".to_owned(), 1.0)]);
 }
 
 #[test]
@@ -240,7 +243,7 @@ fn conversions_of_others_or_outside_the_window_are_nobodys() {
         let mut events = seen.to_vec();
         events.push(conversion);
         let (processor, outputs) = run(&events);
-        assert_eq!(outputs.rows[0].impression.conversions, 0);
+        assert_eq!(outputs.rows[0].impression.conversion_credit, 0.0);
         assert_eq!(processor.counters().conversions_unattributed, 1);
         assert_eq!(reasons(&outputs), [""; 0]);
     };
@@ -405,7 +408,7 @@ fn a_conversion_within_its_window_counts_when_it_arrives_late() {
     assert_eq!(processor.counters().conversions, 1);
     let matured = processor.take_outputs().matured;
     let of_day: Vec<_> = matured.values().flatten().collect();
-    assert_eq!(of_day[0].1.conversions, 1);
+    assert_eq!(of_day[0].1.conversion_credit, 1.0);
 }
 
 #[test]

@@ -8,8 +8,15 @@
 //! Times are microseconds since the Unix epoch; `known_us` is when the platform learnt of an event. A
 //! missing fact is null. `personal` says whether personal features are allowed, `has_ad` whether the
 //! event belongs to an ad.
+//!
+//! The pipeline keeps them beside the training table ([`FactFiles`]), with every fact that the spec
+//! knows and not only those that its features use: a feature that is thought of later can be computed
+//! for what has been (`crate::backfill`).
 
-use std::{collections::BTreeSet, sync::Arc};
+mod daily;
+mod files;
+
+use std::sync::Arc;
 
 use arrow::{
     array::{
@@ -18,21 +25,29 @@ use arrow::{
     },
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
+pub(crate) use daily::DailyFacts;
 use features::{
     AdFacts, Counted, FeatureSet, RequestFacts, expression::BoundFact, facts::FactType,
 };
+pub use files::{FactFile, FactFiles, FactFilesError, FactTable};
 
 /// Column of a fact in both tables.
 pub fn column(fact: &str) -> String {
     format!("f_{fact}")
 }
 
+/// A column for a fact.
+#[derive(Debug)]
+struct FactColumn<B> {
+    name: String,
+    /// Of the fact, in [`FeatureSet::fact_names`].
+    index: usize,
+    values: B,
+}
+
 /// Builds `fact_events`.
 #[derive(Debug)]
-pub struct FactEvents<'a> {
-    set: &'a FeatureSet,
-    /// Indexes of the facts that events have.
-    facts: Vec<usize>,
+pub struct FactEvents {
     ids: StringBuilder,
     sources: StringBuilder,
     event_times: Int64Builder,
@@ -40,24 +55,15 @@ pub struct FactEvents<'a> {
     amounts: Float64Builder,
     personal: BooleanBuilder,
     has_ad: BooleanBuilder,
-    texts: Vec<StringBuilder>,
+    /// Entities are named by texts, and texts are what they remember.
+    facts: Vec<FactColumn<StringBuilder>>,
 }
 
-impl<'a> FactEvents<'a> {
+impl FactEvents {
     /// No events of a set.
-    pub fn new(set: &'a FeatureSet) -> Self {
-        let features = set.spec().features.iter();
-        let features = features.filter(|feature| feature.aggregation.is_some());
-        let named: BTreeSet<&String> = features
-            .flat_map(|feature| feature.key.iter().chain(&feature.value))
-            .collect();
-        let names = set.fact_names().iter().enumerate();
-        let facts: Vec<usize> = names
-            .filter(|(_, name)| named.contains(name))
-            .map(|(index, _)| index)
-            .collect();
+    pub fn new(set: &FeatureSet) -> Self {
+        let facts = kinds(set).filter(|(_, _, kind)| *kind == FactType::Text);
         Self {
-            set,
             ids: StringBuilder::new(),
             sources: StringBuilder::new(),
             event_times: Int64Builder::new(),
@@ -65,8 +71,13 @@ impl<'a> FactEvents<'a> {
             amounts: Float64Builder::new(),
             personal: BooleanBuilder::new(),
             has_ad: BooleanBuilder::new(),
-            texts: facts.iter().map(|_| StringBuilder::new()).collect(),
-            facts,
+            facts: facts
+                .map(|(index, name, _)| FactColumn {
+                    name: column(name),
+                    index,
+                    values: StringBuilder::new(),
+                })
+                .collect(),
         }
     }
 
@@ -85,8 +96,8 @@ impl<'a> FactEvents<'a> {
         self.amounts.append_value(event.value);
         self.personal.append_value(request.personal_allowed());
         self.has_ad.append_value(ad.is_some());
-        for (index, texts) in self.facts.iter().zip(&mut self.texts) {
-            texts.append_option(text(self.set.fact(request, ad, *index)));
+        for FactColumn { index, values, .. } in &mut self.facts {
+            values.append_option(text(request.fact(ad, *index)));
         }
     }
 
@@ -104,9 +115,8 @@ impl<'a> FactEvents<'a> {
             ("personal".to_owned(), Arc::new(self.personal.finish())),
             ("has_ad".to_owned(), Arc::new(self.has_ad.finish())),
         ];
-        for (index, mut texts) in self.facts.into_iter().zip(self.texts) {
-            let name = column(&self.set.fact_names()[index]);
-            columns.push((name, Arc::new(texts.finish())));
+        for mut fact in self.facts {
+            columns.push((fact.name, Arc::new(fact.values.finish())));
         }
         record_batch(columns)
     }
@@ -114,12 +124,11 @@ impl<'a> FactEvents<'a> {
 
 /// Builds `fact_requests`.
 #[derive(Debug)]
-pub struct FactRequests<'a> {
-    set: &'a FeatureSet,
+pub struct FactRequests {
     ids: StringBuilder,
     times: Int64Builder,
     personal: BooleanBuilder,
-    facts: Vec<FactBuilder>,
+    facts: Vec<FactColumn<FactBuilder>>,
 }
 
 #[derive(Debug)]
@@ -170,20 +179,19 @@ impl FactBuilder {
     }
 }
 
-impl<'a> FactRequests<'a> {
+impl FactRequests {
     /// No requests of a set.
-    pub fn new(set: &'a FeatureSet) -> Self {
-        // A compiled set knows the types of its facts.
-        let kind = |name: &String| set.spec().fact_type(name).unwrap_or(FactType::Text);
+    pub fn new(set: &FeatureSet) -> Self {
         Self {
-            set,
             ids: StringBuilder::new(),
             times: Int64Builder::new(),
             personal: BooleanBuilder::new(),
-            facts: set
-                .fact_names()
-                .iter()
-                .map(|name| FactBuilder::new(kind(name)))
+            facts: kinds(set)
+                .map(|(index, name, kind)| FactColumn {
+                    name: column(name),
+                    index,
+                    values: FactBuilder::new(kind),
+                })
                 .collect(),
         }
     }
@@ -193,8 +201,8 @@ impl<'a> FactRequests<'a> {
         self.ids.append_value(request_id);
         self.times.append_value(time_us);
         self.personal.append_value(request.personal_allowed());
-        for (index, facts) in self.facts.iter_mut().enumerate() {
-            facts.push(self.set.fact(request, Some(ad), index));
+        for FactColumn { index, values, .. } in &mut self.facts {
+            values.push(request.fact(Some(ad), *index));
         }
     }
 
@@ -205,11 +213,21 @@ impl<'a> FactRequests<'a> {
             ("time_us".to_owned(), Arc::new(self.times.finish())),
             ("personal".to_owned(), Arc::new(self.personal.finish())),
         ];
-        for (name, facts) in self.set.fact_names().iter().zip(self.facts) {
-            columns.push((column(name), facts.finish()));
+        for fact in self.facts {
+            columns.push((fact.name, fact.values.finish()));
         }
         record_batch(columns)
     }
+}
+
+/// Index, name and type of each fact that a set binds.
+fn kinds(set: &FeatureSet) -> impl Iterator<Item = (usize, &String, FactType)> {
+    let names = set.fact_names().iter().enumerate();
+    // A compiled set knows the types of its facts.
+    names.map(|(index, name)| {
+        let kind = set.spec().fact_type(name).unwrap_or(FactType::Text);
+        (index, name, kind)
+    })
 }
 
 fn text(fact: &BoundFact) -> Option<&str> {
