@@ -163,7 +163,7 @@ pub fn stripped(event: &Event) -> Option<Event> {
         _ => None,
     };
     let attributes = context.is_some_and(|context| !context.attributes.is_empty());
-    if (event.user_id.is_empty() && !attributes) || (grown && !attributes) {
+    if !attributes && (grown || event.user_id.is_empty()) {
         return None;
     }
     let mut stripped = event.clone();
