@@ -2,8 +2,8 @@
 //!
 //! The tests lie in `tests/`; here is what they share: a way to run `marquee` as a person would,
 //! on a data folder of its own, and to look at how it ended. The programs must have been built
-//! before (`cargo build --release --workspace --bins`, as `launch/test` does): a test of one
-//! crate cannot ask Cargo for the binaries of another.
+//! before, by the same profile (as `launch/test` does): a test of one crate cannot ask Cargo for
+//! the binaries of another.
 
 use std::{
     env,
@@ -237,7 +237,7 @@ fn marquee() -> PathBuf {
     let path = built.join("marquee");
     assert!(
         path.is_file(),
-        "{} is not built: run `cargo build --release --workspace --bins` first",
+        "{} is not built: run `cargo build --workspace --bins` first, by the profile of this test",
         path.display()
     );
     path
