@@ -26,6 +26,7 @@ use crate::{
     process::{
         self, AtEnd, EventsReport, PipelineConfig, ProcessError, Progress, audit, fault, show,
     },
+    skew::{self, Skew},
     sql::{self, Engine},
 };
 
@@ -62,6 +63,9 @@ pub enum FeaturesVerb {
     Join(JoinArgs),
     /// Compute features for days past, and give them to a table of the new spec (docs/features.md)
     Backfill(BackfillArgs),
+    /// Compare what servers logged with what is computed again, and today with other days; above a limit
+    /// of the spec it ends with exit code 3. Writes reports/skew.html, .json and .prom
+    Skew(SkewArgs),
     /// Write reports/features.html: every feature, what it is made of, and which models take it
     Catalogue(CommonArgs),
     /// Publish the processed state: online store, feature spec and catalogue
@@ -207,6 +211,28 @@ pub struct BackfillArgs {
     common: CommonArgs,
 }
 
+/// `marquee features skew`
+#[derive(Debug, Args)]
+pub struct SkewArgs {
+    /// The first day of what was served, YYYY-MM-DD; all by default
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    from: Option<i32>,
+    /// The last day
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    to: Option<i32>,
+    /// Compare distributions with those of all impressions from this day on, not of the same rows
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    baseline_from: Option<i32>,
+    /// The last day to compare with
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    baseline_to: Option<i32>,
+    /// What queries may take; what is more goes to the disk
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory_mib: usize,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
 fn day(text: &str) -> Result<i32, String> {
     parse_day(text).ok_or_else(|| "wanted a day such as 2026-11-26".to_owned())
 }
@@ -255,6 +281,7 @@ impl FeaturesVerb {
             Self::Compute(args) => &args.common,
             Self::Join(args) => &args.common,
             Self::Backfill(args) => &args.common,
+            Self::Skew(args) => &args.common,
         }
     }
 
@@ -271,6 +298,7 @@ impl FeaturesVerb {
             Self::Compute(args) => compute(&args),
             Self::Join(args) => join(&args),
             Self::Backfill(args) => backfill(&args),
+            Self::Skew(args) => compare_sides(&args),
             Self::Catalogue(common) => catalogue(&common),
             Self::Materialize(common) => materialize(&common),
         }
@@ -649,6 +677,51 @@ fn migrate(
         done.removed.len()
     );
     Ok(())
+}
+
+fn compare_sides(args: &SkewArgs) -> anyhow::Result<()> {
+    let common = &args.common;
+    let loaded = cli::load_config::<PipelineConfig>(common, Some(PIPELINE_CONFIG))?;
+    if common.print(&loaded) {
+        return Ok(());
+    }
+    let layout = Layout::new(common);
+    let range =
+        |from: Option<i32>, to: Option<i32>| from.unwrap_or(i32::MIN)..=to.unwrap_or(i32::MAX);
+    let drift = args.baseline_from.is_some() || args.baseline_to.is_some();
+    let skew = Skew {
+        layout: &layout,
+        config: &loaded.config,
+        days: range(args.from, args.to),
+        baseline: drift.then(|| range(args.baseline_from, args.baseline_to)),
+        memory_bytes: args.memory_mib << 20,
+        threads: threads(),
+    };
+    let bar = day_bar(common, 0);
+    let report = skew.run(|days, _| {
+        bar.set_length(days as u64);
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    let page = layout.reports().join("skew.html");
+    let failed = || format!("writing {}", page.display());
+    cli::write_text(&page, &skew::render(&report)).with_context(failed)?;
+    cli::write_json(&page.with_extension("json"), &report).with_context(failed)?;
+    cli::write_text(&page.with_extension("prom"), &report.gauges()).with_context(failed)?;
+    if common.json {
+        out!("{}", serde_json::to_string(&report)?);
+    } else {
+        out!("{}", feature_verbs::skew_table(&report));
+        out!("{}", page.display());
+    }
+    let names: Vec<&str> = report.exceeded().map(|it| it.feature.as_str()).collect();
+    match names.is_empty() {
+        true => Ok(()),
+        false => {
+            let reason = format!("above the limits of the spec: {}", names.join(", "));
+            Err(GateRefused { reason }.into())
+        }
+    }
 }
 
 fn day_bar(common: &CommonArgs, days: usize) -> indicatif::ProgressBar {

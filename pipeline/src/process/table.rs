@@ -40,8 +40,8 @@ use url::Url;
 use super::{book::Mend, config::SamplingConfig, processor::Row};
 use crate::calendar::{day_name, parse_day};
 
-pub(crate) use columns::id_field;
 pub use columns::{DAY, MATURED, PENDING, dense_name, sparse_name};
+pub(crate) use columns::{FEATURES_FROM, SERVING, id_field};
 
 /// Who commits batches.
 pub const APPLICATION: &str = "marquee-events";
