@@ -24,6 +24,7 @@ use crate::{
         state::{self, StateHeader},
         table::{APPLICATION, open_existing},
     },
+    quality::QualityReport,
     skew::SkewReport,
 };
 
@@ -104,7 +105,7 @@ pub fn materialize(config: &PipelineConfig, layout: &Layout) -> anyhow::Result<M
     })
 }
 
-fn now_us() -> i64 {
+pub(crate) fn now_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     // A clock before 1970 is no clock.
     since.map_or(0, |since| since.as_micros() as i64)
@@ -284,6 +285,23 @@ pub fn table(spec: &FeatureSpec) -> Table {
             from,
             if feature.child_safe { "yes" } else { "no" }.to_owned(),
             feature.version.to_string(),
+        ]);
+    }
+    table
+}
+
+/// A table of quality rules for people.
+pub fn quality_table(report: &QualityReport) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    table.set_header(["rule", "column", "found", "wanted", "holds"]);
+    for it in &report.findings {
+        table.add_row([
+            it.rule.clone(),
+            it.column.clone().unwrap_or_default(),
+            format!("{:.4}", it.found),
+            it.wanted.clone(),
+            if it.holds { "yes" } else { "NO" }.to_owned(),
         ]);
     }
     table

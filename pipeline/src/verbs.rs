@@ -26,6 +26,7 @@ use crate::{
     process::{
         self, AtEnd, EventsReport, PipelineConfig, ProcessError, Progress, audit, fault, show,
     },
+    quality::{Finding, QualityRules},
     skew::{self, Skew},
     sql::{self, Engine},
 };
@@ -41,6 +42,9 @@ pub enum EventsVerb {
     Process(ProcessArgs),
     /// Print events of the log
     Show(ShowArgs),
+    /// Check the training table against its quality rules; a version that fails (exit code 3) is not
+    /// trained on, the last good one is
+    Check(CommonArgs),
     /// Prove what was done with events of children and others of whom nothing may be kept
     Audit(CommonArgs),
 }
@@ -253,7 +257,7 @@ impl EventsVerb {
         match self {
             Self::Process(args) => &args.common,
             Self::Show(args) => &args.common,
-            Self::Audit(common) => common,
+            Self::Check(common) | Self::Audit(common) => common,
         }
     }
 
@@ -265,6 +269,7 @@ impl EventsVerb {
         match self {
             Self::Process(args) => process(&args),
             Self::Show(args) => show(args),
+            Self::Check(common) => check(&common),
             Self::Audit(common) => audit(&common),
         }
     }
@@ -395,6 +400,39 @@ fn show(args: ShowArgs) -> anyhow::Result<()> {
         out!("{}", show::table(&records));
     }
     Ok(())
+}
+
+fn check(common: &CommonArgs) -> anyhow::Result<()> {
+    let loaded = cli::load_config::<PipelineConfig>(common, Some(PIPELINE_CONFIG))?;
+    if common.print(&loaded) {
+        return Ok(());
+    }
+    let layout = Layout::new(common);
+    let table = layout.table(&loaded.config.table);
+    let rules = QualityRules::load(&loaded.config.quality)?;
+    let report = rules.check(&table, feature_verbs::now_us())?;
+    let path = layout.reports().join("quality.json");
+    cli::write_json(&path, &report).with_context(|| format!("writing {}", path.display()))?;
+    if common.json {
+        out!("{}", serde_json::to_string(&report)?);
+    } else {
+        out!("{}", feature_verbs::quality_table(&report));
+    }
+    let broken: Vec<String> = report.broken().map(Finding::told).collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    let instead = match report.good {
+        Some(good) => format!("version {good} stays the one to train on"),
+        None => "no version has passed, and none is trained on".to_owned(),
+    };
+    let reason = format!(
+        "version {} of {}: {}; {instead}",
+        report.version,
+        table.display(),
+        broken.join("; ")
+    );
+    Err(GateRefused { reason }.into())
 }
 
 fn audit(common: &CommonArgs) -> anyhow::Result<()> {

@@ -190,6 +190,11 @@ impl TrainingTable {
         &self.file_schema
     }
 
+    /// The version that is open.
+    pub(crate) fn version(&self) -> u64 {
+        self.table.version().unwrap_or_default()
+    }
+
     /// The days that have rows.
     pub(crate) fn days(&self) -> Result<BTreeSet<i32>, TableError> {
         let log_store = self.table.log_store();

@@ -73,7 +73,13 @@ mod tests {
         let texts = |of: &dyn Fn(usize) -> String| -> ArrayRef {
             Arc::new(StringArray::from_iter_values((0..ROWS).map(of)))
         };
-        let state = |row: usize| if row % 7 == 0 { "pending" } else { MATURED };
+        let state = |row: usize| {
+            if row.is_multiple_of(7) {
+                "pending"
+            } else {
+                MATURED
+            }
+        };
         let columns = [
             ("impression_id", texts(&|row| format!("i{row}"))),
             ("click", numbers(&|row| f32::from(u8::from(row % 10 == 0)))),
