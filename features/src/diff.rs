@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::spec::{Feature, FeatureSpec};
 
 /// Keys that say how a feature is kept, and not what it means.
-const KEEPING: [&str; 5] = ["owner", "description", "freshness", "ttl", "tier"];
+const KEEPING: [&str; 6] = ["owner", "description", "freshness", "ttl", "tier", "skew"];
 
 /// One feature's change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

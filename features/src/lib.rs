@@ -10,7 +10,7 @@
 //! Light on purpose: no query engine, no tensor library, no socket.
 //!
 //! Read in this order: [`spec`], [`expression`], [`facts`], [`aggregates`], [`FeatureSet`],
-//! [`FeatureBatch`], [`online`].
+//! [`FeatureBatch`], [`online`], [`skew`].
 
 pub mod aggregates;
 mod batch;
@@ -20,6 +20,7 @@ pub mod facts;
 pub mod hash;
 pub mod online;
 mod set;
+pub mod skew;
 pub mod spec;
 pub mod style;
 

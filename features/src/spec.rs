@@ -16,6 +16,7 @@ use crate::{
     aggregates::{MAX_RECENT, SourceEvent},
     expression::{Expression, ExpressionError, ResultType, parse},
     facts::{AD_FACTS, FactType, REQUEST_FACTS},
+    skew::SkewLimits,
 };
 
 /// Why a feature spec was refused.
@@ -118,6 +119,14 @@ pub enum Problem {
         "a feature made of `user_id` is nothing for children: say `child_safe = false`, or leave the person out"
     )]
     ChildSafe,
+    /// A limit that nothing, or everything, exceeds.
+    #[error("limit `{name}` is {found}, wanted a number from 0")]
+    Limit {
+        /// The limit.
+        name: &'static str,
+        /// Its value.
+        found: f64,
+    },
     /// A range that is empty, or a default outside it.
     #[error("range [{low}, {high}] must rise and hold the default {default}")]
     Range {
@@ -279,6 +288,9 @@ pub struct Feature {
     /// For people.
     #[serde(default)]
     pub description: String,
+    /// How far what was served may be from what is computed again, and today's values from others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skew: Option<SkewLimits>,
 }
 
 fn default_last() -> usize {
@@ -353,7 +365,7 @@ impl FeatureSpec {
         Ok(spec)
     }
 
-    /// Digest of what the spec means: comments, descriptions and owners do not change it.
+    /// Digest of what the spec means: comments, descriptions, owners and limits do not change it.
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -400,6 +412,7 @@ impl FeatureSpec {
             let meaning = Feature {
                 owner: String::new(),
                 description: String::new(),
+                skew: None,
                 ..feature.clone()
             };
             // A struct of plain fields always serialises.
@@ -432,6 +445,16 @@ impl FeatureSpec {
         };
         if feature.child_safe && named.iter().any(|fact| fact == "user_id") {
             return Err(Problem::ChildSafe);
+        }
+        let limits = feature.skew_limits();
+        let named = [
+            ("psi", limits.psi),
+            ("kl", limits.kl),
+            ("missing", limits.missing),
+            ("differing", limits.differing.unwrap_or(0.0)),
+        ];
+        if let Some((name, found)) = named.into_iter().find(|(_, limit)| !(*limit >= 0.0)) {
+            return Err(Problem::Limit { name, found });
         }
         if let Some([low, high]) = feature.range
             && !(low < high && (low..=high).contains(&feature.default))
@@ -543,6 +566,7 @@ impl Problem {
             Self::Key { key, .. } => key,
             Self::Kind { .. } => "kind",
             Self::ChildSafe => "child_safe",
+            Self::Limit { .. } => "skew",
             Self::Range { .. } => "range",
         }
     }
@@ -681,6 +705,14 @@ version = 1
             "range",
             expected,
         );
+        let expected = "limit `psi` is -1, wanted a number from 0";
+        check(
+            "version = 1",
+            "version = 1\nskew = { psi = -1.0 }",
+            15,
+            "skew",
+            expected,
+        );
         let expected = "`last` is 65, wanted 1 to 64";
         check(
             "version = 1",
@@ -734,6 +766,8 @@ version = 1
             good,
             digest(&GOOD.replace("owner = \"ads\"", "owner = \"x\" # moved"))
         );
+        let limits = "version = 1\nskew = { psi = 0.5 }";
+        assert_eq!(good, digest(&GOOD.replace("version = 1", limits)));
         assert_ne!(good, digest(&GOOD.replace("24h\"\nkey", "48h\"\nkey")));
     }
 }

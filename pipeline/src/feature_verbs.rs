@@ -1,4 +1,4 @@
-//! `marquee features lint|show|materialize`.
+//! `marquee features lint|show|skew|materialize`.
 //!
 //! Materialising publishes what the pipeline has committed: the aggregates to the online store,
 //! the feature spec and the catalogue to the registry. Nothing is computed anew.
@@ -18,10 +18,14 @@ use registry::{Artifact, Digest, Draft, Kind, Registry};
 use serde::Serialize;
 use wire::catalogue::{Catalogue, Pictures};
 
-use crate::process::{
-    self, PipelineConfig,
-    state::{self, StateHeader},
-    table::{APPLICATION, open_existing},
+use crate::{
+    process::{
+        self, PipelineConfig,
+        state::{self, StateHeader},
+        table::{APPLICATION, open_existing},
+    },
+    quality::QualityReport,
+    skew::SkewReport,
 };
 
 /// What was published.
@@ -101,7 +105,7 @@ pub fn materialize(config: &PipelineConfig, layout: &Layout) -> anyhow::Result<M
     })
 }
 
-fn now_us() -> i64 {
+pub(crate) fn now_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     // A clock before 1970 is no clock.
     since.map_or(0, |since| since.as_micros() as i64)
@@ -281,6 +285,49 @@ pub fn table(spec: &FeatureSpec) -> Table {
             from,
             if feature.child_safe { "yes" } else { "no" }.to_owned(),
             feature.version.to_string(),
+        ]);
+    }
+    table
+}
+
+/// A table of quality rules for people.
+pub fn quality_table(report: &QualityReport) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    table.set_header(["rule", "column", "found", "wanted", "holds"]);
+    for it in &report.findings {
+        table.add_row([
+            it.rule.clone(),
+            it.column.clone().unwrap_or_default(),
+            format!("{:.4}", it.found),
+            it.wanted.clone(),
+            if it.holds { "yes" } else { "NO" }.to_owned(),
+        ]);
+    }
+    table
+}
+
+/// A table of features' two sides for people.
+pub fn skew_table(report: &SkewReport) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    table.set_header([
+        "feature",
+        "PSI",
+        "KL",
+        "missing offline, online",
+        "rows that differ",
+        "above",
+    ]);
+    for it in &report.features {
+        let [offline, online] = it.distribution.missing;
+        table.add_row([
+            it.feature.clone(),
+            format!("{:.4}", it.distribution.psi),
+            format!("{:.4}", it.distribution.kl),
+            format!("{offline:.4}, {online:.4}"),
+            format!("{} of {}", it.served.differing, it.served.rows),
+            it.exceeded.iter().map(name).collect::<Vec<_>>().join(", "),
         ]);
     }
     table

@@ -17,6 +17,8 @@ pub mod facts;
 pub mod feature_verbs;
 pub mod import;
 pub mod process;
+pub mod quality;
+pub mod skew;
 pub mod sql;
 pub mod verbs;
 pub mod world;

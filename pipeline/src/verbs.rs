@@ -26,6 +26,8 @@ use crate::{
     process::{
         self, AtEnd, EventsReport, PipelineConfig, ProcessError, Progress, audit, fault, show,
     },
+    quality::{Finding, QualityRules},
+    skew::{self, Skew},
     sql::{self, Engine},
 };
 
@@ -40,6 +42,9 @@ pub enum EventsVerb {
     Process(ProcessArgs),
     /// Print events of the log
     Show(ShowArgs),
+    /// Check the training table against its quality rules; a version that fails (exit code 3) is not
+    /// trained on, the last good one is
+    Check(CommonArgs),
     /// Prove what was done with events of children and others of whom nothing may be kept
     Audit(CommonArgs),
 }
@@ -62,6 +67,9 @@ pub enum FeaturesVerb {
     Join(JoinArgs),
     /// Compute features for days past, and give them to a table of the new spec (docs/features.md)
     Backfill(BackfillArgs),
+    /// Compare what servers logged with what is computed again, and today with other days; above a limit
+    /// of the spec it ends with exit code 3. Writes reports/skew.html, .json and .prom
+    Skew(SkewArgs),
     /// Write reports/features.html: every feature, what it is made of, and which models take it
     Catalogue(CommonArgs),
     /// Publish the processed state: online store, feature spec and catalogue
@@ -207,6 +215,28 @@ pub struct BackfillArgs {
     common: CommonArgs,
 }
 
+/// `marquee features skew`
+#[derive(Debug, Args)]
+pub struct SkewArgs {
+    /// The first day of what was served, YYYY-MM-DD; all by default
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    from: Option<i32>,
+    /// The last day
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    to: Option<i32>,
+    /// Compare distributions with those of all impressions from this day on, not of the same rows
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    baseline_from: Option<i32>,
+    /// The last day to compare with
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    baseline_to: Option<i32>,
+    /// What queries may take; what is more goes to the disk
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory_mib: usize,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
 fn day(text: &str) -> Result<i32, String> {
     parse_day(text).ok_or_else(|| "wanted a day such as 2026-11-26".to_owned())
 }
@@ -227,7 +257,7 @@ impl EventsVerb {
         match self {
             Self::Process(args) => &args.common,
             Self::Show(args) => &args.common,
-            Self::Audit(common) => common,
+            Self::Check(common) | Self::Audit(common) => common,
         }
     }
 
@@ -239,6 +269,7 @@ impl EventsVerb {
         match self {
             Self::Process(args) => process(&args),
             Self::Show(args) => show(args),
+            Self::Check(common) => check(&common),
             Self::Audit(common) => audit(&common),
         }
     }
@@ -255,6 +286,7 @@ impl FeaturesVerb {
             Self::Compute(args) => &args.common,
             Self::Join(args) => &args.common,
             Self::Backfill(args) => &args.common,
+            Self::Skew(args) => &args.common,
         }
     }
 
@@ -271,6 +303,7 @@ impl FeaturesVerb {
             Self::Compute(args) => compute(&args),
             Self::Join(args) => join(&args),
             Self::Backfill(args) => backfill(&args),
+            Self::Skew(args) => compare_sides(&args),
             Self::Catalogue(common) => catalogue(&common),
             Self::Materialize(common) => materialize(&common),
         }
@@ -367,6 +400,39 @@ fn show(args: ShowArgs) -> anyhow::Result<()> {
         out!("{}", show::table(&records));
     }
     Ok(())
+}
+
+fn check(common: &CommonArgs) -> anyhow::Result<()> {
+    let loaded = cli::load_config::<PipelineConfig>(common, Some(PIPELINE_CONFIG))?;
+    if common.print(&loaded) {
+        return Ok(());
+    }
+    let layout = Layout::new(common);
+    let table = layout.table(&loaded.config.table);
+    let rules = QualityRules::load(&loaded.config.quality)?;
+    let report = rules.check(&table, feature_verbs::now_us())?;
+    let path = layout.reports().join("quality.json");
+    cli::write_json(&path, &report).with_context(|| format!("writing {}", path.display()))?;
+    if common.json {
+        out!("{}", serde_json::to_string(&report)?);
+    } else {
+        out!("{}", feature_verbs::quality_table(&report));
+    }
+    let broken: Vec<String> = report.broken().map(Finding::told).collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    let instead = match report.good {
+        Some(good) => format!("version {good} stays the one to train on"),
+        None => "no version has passed, and none is trained on".to_owned(),
+    };
+    let reason = format!(
+        "version {} of {}: {}; {instead}",
+        report.version,
+        table.display(),
+        broken.join("; ")
+    );
+    Err(GateRefused { reason }.into())
 }
 
 fn audit(common: &CommonArgs) -> anyhow::Result<()> {
@@ -649,6 +715,51 @@ fn migrate(
         done.removed.len()
     );
     Ok(())
+}
+
+fn compare_sides(args: &SkewArgs) -> anyhow::Result<()> {
+    let common = &args.common;
+    let loaded = cli::load_config::<PipelineConfig>(common, Some(PIPELINE_CONFIG))?;
+    if common.print(&loaded) {
+        return Ok(());
+    }
+    let layout = Layout::new(common);
+    let range =
+        |from: Option<i32>, to: Option<i32>| from.unwrap_or(i32::MIN)..=to.unwrap_or(i32::MAX);
+    let drift = args.baseline_from.is_some() || args.baseline_to.is_some();
+    let skew = Skew {
+        layout: &layout,
+        config: &loaded.config,
+        days: range(args.from, args.to),
+        baseline: drift.then(|| range(args.baseline_from, args.baseline_to)),
+        memory_bytes: args.memory_mib << 20,
+        threads: threads(),
+    };
+    let bar = day_bar(common, 0);
+    let report = skew.run(|days, _| {
+        bar.set_length(days as u64);
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    let page = layout.reports().join("skew.html");
+    let failed = || format!("writing {}", page.display());
+    cli::write_text(&page, &skew::render(&report)).with_context(failed)?;
+    cli::write_json(&page.with_extension("json"), &report).with_context(failed)?;
+    cli::write_text(&page.with_extension("prom"), &report.gauges()).with_context(failed)?;
+    if common.json {
+        out!("{}", serde_json::to_string(&report)?);
+    } else {
+        out!("{}", feature_verbs::skew_table(&report));
+        out!("{}", page.display());
+    }
+    let names: Vec<&str> = report.exceeded().map(|it| it.feature.as_str()).collect();
+    match names.is_empty() {
+        true => Ok(()),
+        false => {
+            let reason = format!("above the limits of the spec: {}", names.join(", "));
+            Err(GateRefused { reason }.into())
+        }
+    }
 }
 
 fn day_bar(common: &CommonArgs, days: usize) -> indicatif::ProgressBar {

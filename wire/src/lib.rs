@@ -1,19 +1,20 @@
 //! The contracts between Marquee's programs, and nothing else.
 //!
-//! Three things cross a process boundary here: **events** (Protobuf, `proto/marquee/events`),
-//! the **ad service** (Protobuf and gRPC, `proto/marquee/ads`), and the **catalogue** of
+//! Four things cross a process boundary here: **events** (Protobuf, `proto/marquee/events`),
+//! the **ad service** (Protobuf and gRPC, `proto/marquee/ads`), the **catalogue** of
 //! campaigns, creatives and scenes that the pipeline makes from events and that the embedder and
-//! the server read. Events travel through the **log**: append-only segments on disk here, Kafka
+//! the server read; and which version of a training table is **good** enough to train on. Events travel through the **log**: append-only segments on disk here, Kafka
 //! at scale.
 //!
 //! This crate knows no feature, no model and no query engine. The client and server code of the
 //! ad service stands behind the feature `grpc`, so that the light crates stay light.
 //!
-//! Read in this order: [`events`], [`gate`], [`log`], [`catalogue`], [`ads`].
+//! Read in this order: [`events`], [`gate`], [`log`], [`catalogue`], [`ads`], [`quality`].
 
 pub mod catalogue;
 pub mod gate;
 pub mod log;
+pub mod quality;
 
 pub use marquee::{ads::v1 as ads, events::v1 as events};
 

@@ -51,13 +51,13 @@ fn lists(found: &ArrayRef) -> ArrayRef {
 }
 
 /// A feature's values of one day, by impression.
-pub(super) struct DayColumn {
+pub(crate) struct DayColumn {
     places: HashMap<String, u32>,
     values: ArrayRef,
 }
 
 impl DayColumn {
-    pub(super) fn read(values: &Values, feature: &Feature, day: i32) -> Result<Self, ValuesError> {
+    pub(crate) fn read(values: &Values, feature: &Feature, day: i32) -> Result<Self, ValuesError> {
         let batches: Result<Vec<_>, _> = values.read(feature, day)?.collect();
         let concat = |batches: Vec<RecordBatch>| match batches.first() {
             Some(first) => concat_batches(&first.schema(), &batches),
@@ -76,8 +76,13 @@ impl DayColumn {
         })
     }
 
+    /// The values of all impressions.
+    pub(crate) fn all(&self) -> &ArrayRef {
+        &self.values
+    }
+
     /// The values of some impressions in their order, or how many of these have none.
-    pub(super) fn take<'a>(
+    pub(crate) fn take<'a>(
         &self,
         impressions: impl Iterator<Item = &'a str>,
     ) -> Result<ArrayRef, u64> {

@@ -60,6 +60,8 @@ pub(crate) struct Pending {
     /// The event without candidates; its snapshot holds the features, from wherever they came.
     #[serde(with = "super::protobuf")]
     pub(crate) served: ImpressionServed,
+    /// Whether the features are those that the server logged.
+    pub(crate) logged: bool,
     pub(crate) session: InSession,
     pub(crate) view_us: Option<i64>,
     /// The rule by which it was seen first.

@@ -16,6 +16,8 @@ pub struct PipelineConfig {
     /// The feature spec. A table and its state belong to one spec: another one needs another
     /// `table` or another `--root`.
     pub features: PathBuf,
+    /// What rows must look like to be trained on: for `marquee events check`.
+    pub quality: PathBuf,
     /// Name of the training table under the data folder.
     pub table: String,
     /// Events per commit: larger commits cost less per event and lose more work in a crash.
@@ -44,6 +46,7 @@ impl Default for PipelineConfig {
     fn default() -> Self {
         Self {
             features: PathBuf::from("configs/features.toml"),
+            quality: PathBuf::from("wire/proto/marquee/events/v1/quality.toml"),
             table: "impressions".to_owned(),
             batch_events: 100_000,
             batch_mib: 256,

@@ -36,6 +36,15 @@ impl Outcome {
     }
 }
 
+/// What came of an impression's features.
+struct Taken {
+    /// The ad's.
+    category: String,
+    request: RequestFacts,
+    /// Whether the server sent them.
+    logged: bool,
+}
+
 impl Processor {
     /// Takes an impression in, with its features as of now, and what has waited for it.
     pub(super) fn serve(
@@ -49,22 +58,23 @@ impl Processor {
                 impression_id: served.impression_id,
             });
         }
-        let (category, request) = self.take_features(&gated, &mut served)?;
+        let taken = self.take_features(&gated, &mut served)?;
         let session = self.see_session(&gated, true);
         served.candidates = Vec::new();
         let pending = Pending {
             subject: gated.subject,
             age_band: gated.event.age_band,
             served_us: gated.event.event_time_us,
-            category,
+            category: taken.category,
             served,
+            logged: taken.logged,
             session,
             view_us: None,
             view_rule: ViewRule::default(),
             click_us: None,
             conversion_credit: 0.0,
             conversion_micros: 0,
-            request: Some(request),
+            request: Some(taken.request),
         };
         let deadline_us = pending.deadline_us(&self.windows);
         self.timers.push(deadline_us, Kind::Impression, key);
@@ -78,13 +88,12 @@ impl Processor {
 
     /// Sees to it that the snapshot holds the features of this spec: as sent, or else computed
     /// from what was known at its time; an impression so far behind that this cannot be told any
-    /// more has defaults where events would be counted. Gives the ad's category and the request's
-    /// facts, and keeps the facts of both.
+    /// more has defaults where events would be counted. Keeps the facts of request and ad.
     fn take_features(
         &mut self,
         gated: &Gated,
         served: &mut ImpressionServed,
-    ) -> Result<(String, RequestFacts), Refusal> {
+    ) -> Result<Taken, Refusal> {
         let Gated { event, subject, .. } = gated;
         self.clear_scratch();
         let (creative, ad) = self.book.ads.creative(&served.creative_id)?;
@@ -97,9 +106,11 @@ impl Processor {
         );
         let time_us = event.event_time_us;
         let counters = &mut self.book.counters;
-        if let Some(snapshot) = &mut served.snapshot
-            && snapshot.spec_digest == self.set.digest()
-        {
+        let digest = self.set.digest();
+        let sent = served.snapshot.as_mut();
+        let sent = sent.filter(|snapshot| snapshot.spec_digest == digest);
+        let logged = sent.is_some();
+        if let Some(snapshot) = sent {
             let fits = self.scratch.push_snapshot(snapshot);
             fits.map_err(Refusal::BadSnapshot)?;
             single_values(self.set.schema(), &self.scratch).map_err(Refusal::BadSnapshot)?;
@@ -121,7 +132,11 @@ impl Processor {
         let (set, id) = (&self.set, &served.impression_id);
         let facts = &mut self.outputs.facts;
         facts.push_request(set, id, time_us, &request, ad);
-        Ok((category, request))
+        Ok(Taken {
+            category,
+            request,
+            logged,
+        })
     }
 
     fn clear_scratch(&mut self) {

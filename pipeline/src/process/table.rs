@@ -40,8 +40,8 @@ use url::Url;
 use super::{book::Mend, config::SamplingConfig, processor::Row};
 use crate::calendar::{day_name, parse_day};
 
-pub(crate) use columns::id_field;
 pub use columns::{DAY, MATURED, PENDING, dense_name, sparse_name};
+pub(crate) use columns::{FEATURES_FROM, SERVING, id_field};
 
 /// Who commits batches.
 pub const APPLICATION: &str = "marquee-events";
@@ -188,6 +188,11 @@ impl TrainingTable {
     /// The columns of its files.
     pub(crate) fn file_schema(&self) -> &SchemaRef {
         &self.file_schema
+    }
+
+    /// The version that is open.
+    pub(crate) fn version(&self) -> u64 {
+        self.table.version().unwrap_or_default()
     }
 
     /// The days that have rows.

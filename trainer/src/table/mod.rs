@@ -14,10 +14,11 @@ use std::{
     sync::Arc,
 };
 
-use deltalake_core::{DeltaTable, DeltaTableError, open_table};
+use deltalake_core::{DeltaTable, DeltaTableError, open_table, open_table_with_version};
 use features::Schema;
 use parquet::errors::ParquetError;
 use url::Url;
+use wire::quality::{QualityError, TableQuality};
 
 pub(crate) use self::slice::DAY_US;
 pub use self::{
@@ -51,6 +52,22 @@ pub enum TableError {
     NoSchema {
         /// The table's folder.
         path: PathBuf,
+    },
+    /// What the quality gate left cannot be read.
+    #[error("in the outcome of the quality gate of table {}", path.display())]
+    Quality {
+        /// The table's folder.
+        path: PathBuf,
+        /// What is wrong.
+        source: QualityError,
+    },
+    /// The quality gate refused every version.
+    #[error("table {} is refused by its quality gate, and no version before has passed: {}; mend the events and run `marquee events check` again", path.display(), failed.join("; "))]
+    Refused {
+        /// The table's folder.
+        path: PathBuf,
+        /// What failed.
+        failed: Vec<String>,
     },
     /// The schema is not one.
     #[error("feature schema of Delta table {}", path.display())]
@@ -117,7 +134,7 @@ pub struct TrainingTable {
 }
 
 impl TrainingTable {
-    /// Opens the newest version.
+    /// Opens the newest version that the quality gate passed; the newest one if there was no gate.
     ///
     /// # Errors
     /// [`TableError`] that names the folder and the mend.
@@ -134,7 +151,21 @@ impl TrainingTable {
             path: path.to_owned(),
             source: Box::new(source),
         };
-        let table = open_table(url).await.map_err(delta)?;
+        let quality = TableQuality::load(path).map_err(|source| TableError::Quality {
+            path: path.to_owned(),
+            source,
+        })?;
+        let table = match quality {
+            None => open_table(url).await,
+            Some(TableQuality {
+                good: Some(good), ..
+            }) => open_table_with_version(url, good).await,
+            Some(TableQuality { failed, .. }) => {
+                let path = path.to_owned();
+                return Err(TableError::Refused { path, failed });
+            }
+        };
+        let table = table.map_err(delta)?;
         let configuration = table.snapshot().map_err(delta)?.metadata().configuration();
         let text = configuration
             .get(SCHEMA_KEY)
@@ -183,5 +214,57 @@ fn local_path(uri: &str) -> PathBuf {
     match Url::parse(uri).ok().and_then(|url| url.to_file_path().ok()) {
         Some(path) => path,
         None => PathBuf::from(uri),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{testing::schema, *};
+
+    /// A Delta table of three versions, without rows.
+    fn table() -> tempfile::TempDir {
+        let table = tempfile::tempdir().unwrap();
+        let log = table.path().join("_delta_log");
+        fs::create_dir(&log).unwrap();
+        let metadata = serde_json::json!({ "metaData": {
+            "id": "00000000-0000-0000-0000-000000000001",
+            "format": { "provider": "parquet", "options": {} },
+            "schemaString": "{\"type\":\"struct\",\"fields\":[]}",
+            "partitionColumns": [],
+            "configuration": { SCHEMA_KEY: serde_json::to_string(&schema()).unwrap() },
+        }});
+        let protocol = r#"{"protocol":{"minReaderVersion":1,"minWriterVersion":2}}"#;
+        let first = format!("{protocol}\n{metadata}\n");
+        let later = r#"{"commitInfo":{"operation":"WRITE"}}"#;
+        for (version, text) in [first.as_str(), later, later].iter().enumerate() {
+            fs::write(log.join(format!("{version:020}.json")), text).unwrap();
+        }
+        table
+    }
+
+    #[tokio::test]
+    async fn the_version_that_passed_the_gate_is_read_and_else_the_newest() {
+        let table = table();
+        let open = || TrainingTable::open(table.path());
+        assert_eq!(open().await.unwrap().version(), 2);
+
+        let outcome = |good| TableQuality {
+            good,
+            checked: 2,
+            failed: vec!["share of nulls of click is 1, wanted at most 0".to_owned()],
+        };
+        outcome(Some(1)).save(table.path()).unwrap();
+        let opened = open().await.unwrap();
+        assert_eq!(opened.version(), 1);
+        assert_eq!(opened.schema(), &schema());
+
+        outcome(None).save(table.path()).unwrap();
+        let error = open().await.unwrap_err();
+        assert!(matches!(error, TableError::Refused { .. }), "{error}");
+        let told = error.to_string();
+        assert!(told.contains("share of nulls of click"), "{told}");
+        assert!(told.contains("marquee events check"), "{told}");
     }
 }

@@ -24,7 +24,14 @@ pub const MATURED: &str = "matured";
 
 type Text = fn(&Pending) -> &str;
 
-const TEXTS: [(&str, Text); 12] = [
+/// Column that says where a row's features come from: [`SERVING`] or [`PIPELINE`].
+pub(crate) const FEATURES_FROM: &str = "features_from";
+/// The server logged them.
+pub(crate) const SERVING: &str = "serving";
+/// They were computed when the impression arrived.
+const PIPELINE: &str = "pipeline";
+
+const TEXTS: [(&str, Text); 13] = [
     ("impression_id", |it| &it.served.impression_id),
     ("request_id", |it| &it.served.request_id),
     ("user_id", |it| {
@@ -39,6 +46,10 @@ const TEXTS: [(&str, Text); 12] = [
     ("format", |it| it.context(|c| &c.format)),
     ("device", |it| it.context(|c| &c.device)),
     ("view_rule", |it| it.view_rule.name()),
+    (
+        FEATURES_FROM,
+        |it| if it.logged { SERVING } else { PIPELINE },
+    ),
 ];
 
 impl Pending {
