@@ -453,7 +453,10 @@ impl FeatureSpec {
             ("missing", limits.missing),
             ("differing", limits.differing.unwrap_or(0.0)),
         ];
-        if let Some((name, found)) = named.into_iter().find(|(_, limit)| !(0.0..).contains(limit)) {
+        if let Some((name, found)) = named
+            .into_iter()
+            .find(|(_, limit)| !(0.0..).contains(limit))
+        {
             return Err(Problem::Limit { name, found });
         }
         if let Some([low, high]) = feature.range

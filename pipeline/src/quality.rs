@@ -144,7 +144,7 @@ impl Finding {
             "{}{} is {}, wanted {}{}",
             self.rule,
             of.unwrap_or_default(),
-            self.found,
+            (self.found * 1e4).round() / 1e4,
             self.wanted,
             example.unwrap_or_default()
         )

@@ -231,7 +231,9 @@ mod tests {
         let metadata = serde_json::json!({ "metaData": {
             "id": "00000000-0000-0000-0000-000000000001",
             "format": { "provider": "parquet", "options": {} },
-            "schemaString": "{\"type\":\"struct\",\"fields\":[]}",
+            "schemaString": serde_json::json!({ "type": "struct", "fields": [
+                { "name": "click", "type": "float", "nullable": false, "metadata": {} },
+            ]}).to_string(),
             "partitionColumns": [],
             "configuration": { SCHEMA_KEY: serde_json::to_string(&schema()).unwrap() },
         }});
