@@ -7,6 +7,7 @@
 use std::{
     collections::HashSet,
     fs, io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
@@ -220,7 +221,8 @@ impl QualityRules {
         findings.extend(self.volume.as_ref().and_then(|rules| volume(rules, &rows)));
         findings.extend(self.freshness.as_ref().map(|rules| {
             let hours = (now_us - newest_us) as f64 / HOUR_US;
-            finding("age in hours", hours, ..=rules.most_hours)
+            let most = rules.most_hours;
+            at_most("age in hours", hours, most, format!("at most {most}"))
         }));
 
         let version = table.version();
@@ -266,28 +268,24 @@ fn volume(rules: &VolumeRules, rows: &[(i32, u64)]) -> Option<Finding> {
         &format!("volume of {}", day_name(*day)),
         ratio,
         rules.least..=rules.most,
+        format!("{} to {}", rules.least, rules.most),
     ))
 }
 
-fn finding(
-    rule: &str,
-    found: f64,
-    wanted: impl std::ops::RangeBounds<f64> + std::fmt::Debug,
-) -> Finding {
-    use std::ops::Bound;
-    let told = match (wanted.start_bound(), wanted.end_bound()) {
-        (Bound::Included(low), Bound::Included(high)) => format!("{low} to {high}"),
-        (_, Bound::Included(high)) => format!("at most {high}"),
-        _ => format!("{wanted:?}"),
-    };
+fn finding(rule: &str, found: f64, range: RangeInclusive<f64>, wanted: String) -> Finding {
     Finding {
         rule: rule.to_owned(),
         column: None,
         found,
-        wanted: told,
-        holds: wanted.contains(&found),
+        wanted,
+        holds: range.contains(&found),
         example: None,
     }
+}
+
+/// See [`finding`].
+fn at_most(rule: &str, found: f64, most: f64, wanted: String) -> Finding {
+    finding(rule, found, f64::NEG_INFINITY..=most, wanted)
 }
 
 fn named<'a>(
@@ -389,29 +387,26 @@ impl<'a> OfColumn<'a> {
 
     fn findings(&self) -> Vec<Finding> {
         let [null, outside, repeated] = &self.examples;
-        let of = |made: Finding, wanted: String, example: &Option<String>| Finding {
+        let of = |made: Finding, example: &Option<String>| Finding {
             column: Some(self.rules.name.clone()),
-            wanted,
             example: example.clone().filter(|_| !made.holds),
             ..made
         };
         let mut findings = Vec::new();
         if let Some(most) = self.rules.nulls {
             let share = self.nulls as f64 / self.rows.max(1) as f64;
-            let made = finding("share of nulls", share, ..=most);
-            findings.push(of(made, format!("at most {most}"), null));
+            let made = at_most("share of nulls", share, most, format!("at most {most}"));
+            findings.push(of(made, null));
         }
         if let Some([low, high]) = self.rules.range {
-            let made = finding("rows outside the range", self.outside as f64, ..=0.0);
-            findings.push(of(
-                made,
-                format!("every row within {low} to {high}"),
-                outside,
-            ));
+            let wanted = format!("every row within {low} to {high}");
+            let made = at_most("rows outside the range", self.outside as f64, 0.0, wanted);
+            findings.push(of(made, outside));
         }
         if self.rules.unique {
-            let made = finding("repeated values", self.repeated as f64, ..=0.0);
-            findings.push(of(made, "none".to_owned(), repeated));
+            let wanted = "none".to_owned();
+            let made = at_most("repeated values", self.repeated as f64, 0.0, wanted);
+            findings.push(of(made, repeated));
         }
         findings
     }

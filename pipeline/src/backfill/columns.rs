@@ -18,10 +18,8 @@ use crate::{process::table::id_field, sql};
 
 /// A feature's column of what the query gave, with the types of the training table.
 pub(super) fn values(rows: &RecordBatch, feature: &Feature) -> Result<RecordBatch, ArrowError> {
-    let missing = |name: &str| ArrowError::SchemaError(format!("no column {name}"));
-    let column = |name: &str| rows.column_by_name(name).ok_or_else(|| missing(name));
-    let ids = cast(column("request_id")?, &DataType::Utf8)?;
-    let found = column(&sql::column(feature))?;
+    let ids = cast(named(rows, "request_id")?, &DataType::Utf8)?;
+    let found = named(rows, &sql::column(feature))?;
     let value = match (feature.kind, found.data_type()) {
         (Kind::Dense, _) => cast(found, &DataType::Float32)?,
         (Kind::Sparse, DataType::List(_)) => lists(found),
@@ -32,6 +30,21 @@ pub(super) fn values(rows: &RecordBatch, feature: &Feature) -> Result<RecordBatc
         Field::new("value", value.data_type().clone(), false),
     ]);
     RecordBatch::try_new(Arc::new(schema), vec![ids, value])
+}
+
+pub(crate) fn named<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, ArrowError> {
+    let missing = || ArrowError::SchemaError(format!("no column {name}"));
+    rows.column_by_name(name).ok_or_else(missing)
+}
+
+/// A row's ids, of a column of ids or of lists of them.
+pub(crate) fn ids_of(values: &ArrayRef, row: usize) -> Vec<u64> {
+    let ids = match values.as_list_opt::<i32>() {
+        Some(lists) => lists.value(row),
+        None => values.slice(row, 1),
+    };
+    let ids = ids.as_primitive::<Int64Type>().values();
+    ids.iter().map(|id| id.cast_unsigned()).collect()
 }
 
 /// No list is an empty one.
@@ -52,7 +65,7 @@ fn lists(found: &ArrayRef) -> ArrayRef {
 
 /// A feature's values of one day, by impression.
 pub(crate) struct DayColumn {
-    places: HashMap<String, u32>,
+    ids: StringArray,
     values: ArrayRef,
 }
 
@@ -68,10 +81,8 @@ impl DayColumn {
             path: values.record_path(feature, day).with_extension("parquet"),
             source: ParquetError::from(source),
         })?;
-        let ids: &StringArray = rows.column(0).as_string();
-        let places = ids.iter().flatten().zip(0..);
         Ok(Self {
-            places: places.map(|(id, at)| (id.to_owned(), at)).collect(),
+            ids: rows.column(0).as_string().clone(),
             values: Arc::clone(rows.column(1)),
         })
     }
@@ -86,7 +97,8 @@ impl DayColumn {
         &self,
         impressions: impl Iterator<Item = &'a str>,
     ) -> Result<ArrayRef, u64> {
-        let places = impressions.map(|id| self.places.get(id).copied());
+        let known: HashMap<&str, u32> = self.ids.iter().flatten().zip(0..).collect();
+        let places = impressions.map(|id| known.get(id).copied());
         let places: Vec<Option<u32>> = places.collect();
         let missing = places.iter().filter(|place| place.is_none()).count();
         if missing > 0 {

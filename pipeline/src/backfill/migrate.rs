@@ -16,9 +16,9 @@ use std::{
 };
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, RecordBatch, StringArray},
+    array::{ArrayRef, AsArray, RecordBatch, StringArray},
     compute::concat_batches,
-    datatypes::{Float32Type, Int64Type},
+    datatypes::Float32Type,
     error::ArrowError,
 };
 use cli::Layout;
@@ -29,7 +29,9 @@ use features::{
 };
 use serde::Serialize;
 
-use super::{Backfill, BackfillError, DayDone, Values, ValuesError, columns::DayColumn, replay};
+use super::{
+    Backfill, BackfillError, DayColumn, DayDone, Values, ValuesError, ids_of, named, replay,
+};
 use crate::{
     calendar::{DAY_US, day_name, day_of},
     facts::{FactFiles, FactFilesError, FactTable},
@@ -391,12 +393,7 @@ impl Made<'_> {
                 .find(|it| sql::column(it) == *field.name());
             columns.push(match made {
                 Some(feature) => self.column(feature, day, ids.iter().flatten())?,
-                None => rows.column_by_name(field.name()).cloned().ok_or_else(|| {
-                    failed(ArrowError::SchemaError(format!(
-                        "no column {}",
-                        field.name()
-                    )))
-                })?,
+                None => named(&rows, field.name()).map_err(failed)?.clone(),
             });
         }
         RecordBatch::try_new(new.file_schema().clone(), columns).map_err(failed)
@@ -460,13 +457,4 @@ fn converted(
     }
     converted.num_rows = 1;
     converted
-}
-
-fn ids_of(values: &ArrayRef, at: usize) -> Vec<u64> {
-    let ids = match values.as_list_opt::<i32>() {
-        Some(lists) => lists.value(at),
-        None => values.slice(at, 1),
-    };
-    let ids = ids.as_primitive::<Int64Type>().values();
-    ids.iter().map(|id| id.cast_unsigned()).collect()
 }

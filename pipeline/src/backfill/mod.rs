@@ -25,7 +25,7 @@ use parquet::{arrow::arrow_reader::ParquetRecordBatchReaderBuilder, errors::Parq
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use columns::DayColumn;
+pub(crate) use columns::{DayColumn, ids_of, named};
 pub use values::{Record, Values, ValuesError};
 
 use crate::{

@@ -9,27 +9,29 @@
 mod columns;
 mod page;
 
-use std::{collections::BTreeSet, fmt::Write, ops::RangeInclusive, path::PathBuf};
+use std::{collections::BTreeSet, ops::RangeInclusive, path::PathBuf};
 
-use arrow::error::ArrowError;
+use arrow::{array::RecordBatch, error::ArrowError};
 use cli::Layout;
 use features::{
-    FeatureSet, FeatureSpec, SpecError,
-    skew::{self, Column, Comparison, Differing, Exceeded, SkewLimits},
+    FeatureSpec, SpecError,
+    skew::{self, Comparison, Differing, Exceeded, SkewLimits},
     spec::Feature,
 };
+use prometheus::{GaugeVec, Opts, Registry, TextEncoder};
 use serde::Serialize;
 
 pub use page::render;
 
 use crate::{
-    backfill::{Backfill, BackfillError, DayColumn, DayDone, Values, ValuesError},
+    backfill::{Backfill, BackfillError, DayColumn, DayDone, Values, ValuesError, named},
     calendar::day_name,
     facts::FactFiles,
     process::{
         PipelineConfig,
         table::{TableError, TrainingTable},
     },
+    sql,
 };
 
 /// Why nothing was compared.
@@ -170,18 +172,20 @@ impl SkewReport {
                 |it| it.exceeded.len() as f64,
             ),
         ];
-        let mut text = String::new();
+        let registry = Registry::new();
         for (name, help, value) in gauges {
-            let name = format!("marquee_feature_{name}");
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
-            for feature in &self.features {
-                // A feature's name has nothing to escape, nor has a table's.
-                let (of, table) = (&feature.feature, &self.table);
-                let value = value(feature);
-                let _ = writeln!(text, "{name}{{feature=\"{of}\",table=\"{table}\"}} {value}");
+            let opts = Opts::new(format!("marquee_feature_{name}"), help);
+            let gauge =
+                GaugeVec::new(opts, &["feature", "table"]).expect("names of the right form");
+            for it in &self.features {
+                let labels = [it.feature.as_str(), self.table.as_str()];
+                gauge.with_label_values(&labels).set(value(it));
             }
+            let registered = registry.register(Box::new(gauge));
+            registered.expect("each name stands there once");
         }
-        text
+        let text = TextEncoder::new().encode_to_string(&registry.gather());
+        text.expect("gauges of features")
     }
 }
 
@@ -206,8 +210,7 @@ pub struct Skew<'a> {
 struct Served {
     day: i32,
     impressions: Vec<String>,
-    /// In the order of the spec's features.
-    columns: Vec<Column>,
+    rows: RecordBatch,
 }
 
 impl Skew<'_> {
@@ -218,7 +221,7 @@ impl Skew<'_> {
     /// [`SkewError`].
     pub fn run(&self, mut done: impl FnMut(usize, &DayDone)) -> Result<SkewReport, SkewError> {
         let spec = FeatureSpec::load(&self.config.features)?;
-        let (table, found) = self.table()?;
+        let (table, found) = TrainingTable::existing(&self.path())?;
         if found.digest() != spec.digest() {
             return Err(SkewError::OtherFeatures {
                 path: self.path(),
@@ -226,7 +229,7 @@ impl Skew<'_> {
                 wanted: spec.digest().to_owned(),
             });
         }
-        let served = self.served(&table, &spec)?;
+        let served = self.served(&table)?;
         let (Some(first), Some(last)) = (served.first(), served.last()) else {
             return Err(SkewError::NothingServed { path: self.path() });
         };
@@ -262,8 +265,8 @@ impl Skew<'_> {
             done(computed.len(), &backfill.day(*day)?);
         }
         let mut features = Vec::new();
-        for (at, feature) in spec.features.iter().enumerate() {
-            features.push(compare(feature, at, &served, baseline.as_deref(), &values)?);
+        for feature in &spec.features {
+            features.push(compare(feature, &served, baseline.as_deref(), &values)?);
         }
         Ok(SkewReport {
             table: self.config.table.clone(),
@@ -280,12 +283,7 @@ impl Skew<'_> {
         self.layout.table(&self.config.table)
     }
 
-    fn table(&self) -> Result<(TrainingTable, FeatureSpec), SkewError> {
-        Ok(TrainingTable::existing(&self.path())?)
-    }
-
-    fn served(&self, table: &TrainingTable, spec: &FeatureSpec) -> Result<Vec<Served>, SkewError> {
-        let set = FeatureSet::compile(spec.clone());
+    fn served(&self, table: &TrainingTable) -> Result<Vec<Served>, SkewError> {
         let mut served = Vec::new();
         for day in table.days()? {
             if !self.days.contains(&day) {
@@ -298,7 +296,7 @@ impl Skew<'_> {
                 served.push(Served {
                     day,
                     impressions: columns::impressions(&rows).map_err(failed)?,
-                    columns: columns::features(&rows, set.spec()).map_err(failed)?,
+                    rows,
                 });
             }
         }
@@ -306,10 +304,8 @@ impl Skew<'_> {
     }
 }
 
-/// Compares a feature, which is the `at`th of the spec.
 fn compare(
     feature: &Feature,
-    at: usize,
     served: &[Served],
     baseline: Option<&[i32]>,
     values: &Values,
@@ -322,7 +318,9 @@ fn compare(
         let computed = computed.take(rows.impressions.iter().map(String::as_str));
         let computed = computed.map_err(|rows| SkewError::NoFacts { day, rows })?;
         columns::append(&mut again, &computed);
-        columns::extend(&mut online, &rows.columns[at]);
+        let logged = named(&rows.rows, &sql::column(feature));
+        let logged = logged.map_err(|source| SkewError::Arrow { day, source })?;
+        columns::append(&mut online, logged);
     }
     let distribution = match baseline {
         None => skew::compare(feature, &again, &online),
