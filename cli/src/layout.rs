@@ -44,6 +44,11 @@ impl Layout {
         self.root.join("dead_letters").join(table)
     }
 
+    /// The events of a table as they came.
+    pub fn archive(&self, table: &str) -> PathBuf {
+        self.root.join("archive").join(table)
+    }
+
     /// What was done with events of restricted people on their way to a table.
     pub fn audit(&self, table: &str) -> PathBuf {
         self.root.join("audit").join(table)

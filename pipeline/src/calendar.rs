@@ -1,7 +1,10 @@
 //! Days, by which tables and files are partitioned.
 
+/// Microseconds of an hour.
+pub(crate) const HOUR_US: i64 = 3_600_000_000;
+
 /// Microseconds of a day.
-pub(crate) const DAY_US: i64 = 24 * 3_600_000_000;
+pub(crate) const DAY_US: i64 = 24 * HOUR_US;
 
 /// Days since the Unix epoch of a time between 1970 and 2200, in microseconds.
 pub(crate) fn day_of(time_us: i64) -> i32 {

@@ -14,6 +14,7 @@
 //! [`state`], [`table`], [`run`].
 
 mod ads;
+pub mod archive;
 mod attribution;
 pub mod audit;
 pub(crate) mod book;
@@ -48,8 +49,9 @@ use std::{fs::File, io, path::Path};
 
 pub use attribution::AttributionModel;
 pub use config::{
-    AttributionConfig, DeduplicationConfig, GuardsConfig, PipelineConfig, SamplingConfig,
-    SessionsConfig, SettingError, ValidationConfig, ViewabilityConfig, WatermarkConfig,
+    ArchiveConfig, AttributionConfig, DeduplicationConfig, GuardsConfig, PipelineConfig,
+    SamplingConfig, SessionsConfig, SettingError, ValidationConfig, ViewabilityConfig,
+    WatermarkConfig,
 };
 pub use counters::{Counters, EventsReport};
 pub use dead_letter::{DeadLetter, file_of_batch as dead_letter_file};

@@ -25,7 +25,7 @@ use support::{DAY_US, config, log_events, rows};
 use wire::{
     events::{AgeBand, Context, Event, FeatureSnapshot, event::Payload},
     gate::Subject,
-    log::SegmentWriter,
+    log::{LogWriter, SegmentWriter},
 };
 
 /// In every id and text that must not get out.
@@ -207,6 +207,7 @@ fn no_file_holds_what_names_a_restricted_person() {
     }
     // Every way that there is was looked at.
     let ways = [
+        "archive",
         "audit",
         "dead_letters",
         "facts",

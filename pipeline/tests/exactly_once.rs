@@ -13,7 +13,11 @@ use std::{
 use arrow::array::{AsArray, RecordBatch, StringArray};
 use cli::Layout;
 use features::FeatureSet;
-use pipeline::process::{DeadLetter, EventsReport, fault, state};
+use pipeline::process::{
+    DeadLetter, EventsReport,
+    archive::{Archive, Archived},
+    fault, state,
+};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use support::{config, features, log_events, rows, write_log};
 
@@ -68,6 +72,7 @@ struct Outcome {
     counters: pipeline::process::Counters,
     batches: u64,
     dead_letters: Vec<DeadLetter>,
+    archived: Vec<Archived>,
     rows: RecordBatch,
     aggregates: Vec<u8>,
     /// Relative paths of what lies around, states aside.
@@ -85,6 +90,7 @@ impl Outcome {
         assert_eq!(processor.counters(), &report.counters);
         Self {
             dead_letters: dead_letters(layout),
+            archived: archived(layout, report.batches),
             rows: rows(&layout.table("impressions")),
             aggregates: processor.aggregates().to_bytes(),
             counters: report.counters,
@@ -92,6 +98,12 @@ impl Outcome {
             files: files(&layout.root),
         }
     }
+}
+
+fn archived(layout: &Layout, committed: u64) -> Vec<Archived> {
+    let archive = Archive::at(&layout.archive("impressions"));
+    let batches = archive.read(committed).unwrap();
+    batches.flat_map(Result::unwrap).collect()
 }
 
 fn dead_letters(layout: &Layout) -> Vec<DeadLetter> {
@@ -149,6 +161,7 @@ fn a_crash_at_any_durable_step_loses_nothing_and_counts_nothing_twice() {
     assert!(expected.counters.clicks_late > 0 && expected.counters.days_matured > 0);
     assert!(expected.counters.duplicates > 0 && expected.counters.conversions > 0);
     assert!(expected.dead_letters.len() > 10);
+    assert_eq!(expected.archived.len() as u64, expected.counters.events_in);
     let states = text(&expected.rows, "label_state");
     assert!(states.iter().any(|it| it == Some("matured")));
     assert!(states.iter().any(|it| it == Some("pending")));

@@ -17,7 +17,7 @@ use pipeline::{import::movielens::MovielensConfig, process::PipelineConfig};
 use registry::{Kind, Registry};
 use wire::{
     catalogue::{Catalogue, Pictures},
-    log::SegmentWriter,
+    log::{LogWriter, SegmentWriter},
 };
 
 const SPEC: &str = "features=pipeline/tests/features.toml";

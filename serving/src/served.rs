@@ -8,7 +8,7 @@
 //! What comes together is written together: while one write is under way the next ones gather.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -23,12 +23,12 @@ use tokio::{
 };
 use wire::{
     events::Event,
-    log::{LogError, SegmentWriter},
+    log::{Log, LogError, LogWriter, Transport},
 };
 
 use crate::metrics::Metrics;
 
-/// The partition of the log that servers write.
+/// In whose name servers write; in a log of segments, their partition.
 pub const PARTITION: &str = "serving";
 
 /// Most requests whose events go into one write.
@@ -40,7 +40,8 @@ const RETRY: Duration = Duration::from_millis(200);
 /// Tries after the server has stopped.
 const LAST_TRIES: usize = 10;
 
-/// What an answer waits for.
+/// What an answer waits for. A log on Kafka has no step between: all of its replicas in sync have what
+/// is `written`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Durability {
@@ -57,6 +58,8 @@ pub enum Durability {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
+    /// What keeps the log: `"segments"` in the data folder, or a table `[log.transport.kafka]`.
+    pub transport: Transport,
     /// What an answer waits for.
     pub durability: Durability,
     /// Requests whose events may wait to be written. Higher: longer hiccups of the disk pass
@@ -69,6 +72,7 @@ pub struct LogConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         Self {
+            transport: Transport::default(),
             durability: Durability::Written,
             queue: 1_024,
             sync_ms: 1_000,
@@ -134,11 +138,12 @@ impl EventLog {
         config: &LogConfig,
         metrics: Metrics,
     ) -> Result<(Self, LogThread), LogError> {
-        let writer = SegmentWriter::open(root, PARTITION)?;
+        let log = config.transport.open(root)?;
+        let writer = log.writer(PARTITION)?;
         let (sender, receiver) = mpsc::channel(config.queue);
         let stop = Arc::new(Notify::new());
         let owner = Owner {
-            root: root.to_owned(),
+            log,
             stop: stop.clone(),
             writer: Some(writer),
             config: config.clone(),
@@ -198,10 +203,10 @@ impl Durable {
 
 /// The thread that owns the log.
 struct Owner {
-    root: PathBuf,
+    log: Box<dyn Log>,
     stop: Arc<Notify>,
     /// Gone while the disk refuses.
-    writer: Option<SegmentWriter>,
+    writer: Option<Box<dyn LogWriter>>,
     config: LogConfig,
     metrics: Metrics,
 }
@@ -272,9 +277,7 @@ impl Owner {
     fn write(&mut self, batches: &[Batch], sync: bool) -> Result<(), LogError> {
         let writer = match &mut self.writer {
             Some(writer) => writer,
-            None => self
-                .writer
-                .insert(SegmentWriter::open(&self.root, PARTITION)?),
+            None => self.writer.insert(self.log.writer(PARTITION)?),
         };
         for event in batches.iter().flat_map(|batch| &batch.events) {
             match writer.append_event(event) {
@@ -326,6 +329,38 @@ mod tests {
             durable.wait().await.unwrap();
             assert_eq!(logged(root.path()), ["1-0", "1-1"]);
         }
+    }
+
+    #[cfg(feature = "kafka")]
+    #[tokio::test]
+    async fn a_log_on_kafka_has_what_is_written() {
+        use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
+        use wire::log::{KafkaConfig, Position};
+
+        let cluster: MockCluster<'static, DefaultProducerContext> = MockCluster::new(1).unwrap();
+        cluster.create_topic("events", 2, 1).unwrap();
+        let config = LogConfig {
+            transport: Transport::Kafka(KafkaConfig {
+                brokers: vec![cluster.bootstrap_servers()],
+                topic: "events".to_owned(),
+                ..KafkaConfig::default()
+            }),
+            ..LogConfig::default()
+        };
+        let nowhere = Path::new("");
+        let (log, thread) = EventLog::start(nowhere, &config, Metrics::default()).unwrap();
+        for request in 0..20 {
+            let durable = log.place().await.unwrap().leave(events(request));
+            durable.wait().await.unwrap();
+            let read = config
+                .transport
+                .open(nowhere)
+                .unwrap()
+                .read(&Position::new());
+            let read: usize = read.unwrap().into_iter().map(|it| it.1.count()).sum();
+            assert_eq!(read, 2 * (request + 1));
+        }
+        thread.finish().unwrap();
     }
 
     #[tokio::test]

@@ -139,19 +139,25 @@ impl Subject {
 ///
 /// An attribute `consent` of `false` withdraws consent, for logs of other ad servers.
 pub fn admit(event: &mut Event) -> Subject {
-    let age_band = AgeBand::try_from(event.age_band).unwrap_or(AgeBand::Unknown);
-    let context = context(event);
-    let consent = context.is_none_or(|context| {
-        let consent = context.attributes.get("consent");
-        consent.is_none_or(|consent| consent != "false")
-    });
-    let subject = Subject::admit(std::mem::take(&mut event.user_id), age_band, consent);
+    let user_id = std::mem::take(&mut event.user_id);
+    let subject = subject(event, user_id);
     if !subject.is_personal()
         && let Some(context) = self::context(event)
     {
         context.attributes.clear();
     }
     subject
+}
+
+fn subject(event: &Event, user_id: String) -> Subject {
+    let age_band = AgeBand::try_from(event.age_band).unwrap_or(AgeBand::Unknown);
+    let context = match &event.payload {
+        Some(Payload::ImpressionServed(served)) => served.context.as_ref(),
+        _ => None,
+    };
+    let consent = context.and_then(|context| context.attributes.get("consent"));
+    let consent = consent.is_none_or(|consent| consent != "false");
+    Subject::admit(user_id, age_band, consent)
 }
 
 /// An event as it may be stored: without what names one who is restricted. `None` if it may be stored as it
@@ -171,6 +177,19 @@ pub fn stripped(event: &Event) -> Option<Event> {
     match admit(&mut stripped) {
         Subject::Person(_) => None,
         Subject::Restricted(_) => Some(stripped),
+    }
+}
+
+/// Whether an event may be kept for long: it is about no person, or about one who came through the gate.
+/// Of anybody else it may be kept, [`stripped`], for as long as it is needed.
+pub fn may_keep(event: &Event) -> bool {
+    match &event.payload {
+        Some(
+            Payload::CampaignChanged(_)
+            | Payload::CreativeChanged(_)
+            | Payload::ExperienceChanged(_),
+        ) => true,
+        _ => subject(event, event.user_id.clone()).is_personal(),
     }
 }
 

@@ -1,22 +1,36 @@
-//! The embedded event log: append-only segments on disk, one folder per partition.
+//! The event log: partitions of records, behind one trait ([`Log`]) whatever keeps them.
 //!
-//! A partition has one writer, which holds its lock file, and any number of readers. A record is
+//! [`SegmentLog`] is the embedded one: append-only segments on disk, one folder per partition. A
+//! partition has one writer, which holds its lock file, and any number of readers. A record is
 //! `length u32 | crc32c u32 | payload`, little endian; its offset is its number in the partition.
 //! Segments are named by the offset of their first record, as in Kafka. A record that a crash
 //! left half written can only stand at the end of the last segment: readers stop before it, and
 //! the next writer cuts it off. Damage anywhere else is an error, never a silent gap.
+//!
+//! `KafkaLog`, behind the feature `kafka`, is a topic of a Kafka cluster. [`Transport`] is the
+//! setting that chooses between them.
 
+#[cfg(feature = "kafka")]
+mod kafka;
 mod reader;
+mod transport;
 mod writer;
 
 use std::{
     collections::BTreeMap,
+    fmt::Debug,
     fs, io,
     path::{Path, PathBuf},
 };
 
+#[cfg(feature = "kafka")]
+pub use kafka::KafkaLog;
+use prost::Message;
 pub use reader::{Record, SegmentReader};
+pub use transport::{KafkaConfig, Transport};
 pub use writer::SegmentWriter;
+
+use crate::{events::Event, gate};
 
 /// Bytes before each payload: length and checksum.
 const HEADER_BYTES: usize = 8;
@@ -31,6 +45,110 @@ const EXTENSION: &str = "seg";
 
 /// Partition to the offset of the next record to read.
 pub type Position = BTreeMap<String, u64>;
+
+/// Records of one partition in order, to the end that stood when they were asked for.
+pub trait Records: Iterator<Item = Result<Record, LogError>> + Debug + Send {}
+
+impl<T: Iterator<Item = Result<Record, LogError>> + Debug + Send> Records for T {}
+
+/// What keeps events.
+pub trait Log: Debug + Send + Sync {
+    /// Every partition's name and its records from `position` on, in an order that stays; a partition
+    /// that is not in `position` is read from its start.
+    ///
+    /// # Errors
+    /// [`LogError::Gap`] if records that `position` asks for are not there, or not any more;
+    /// otherwise what kept the log from being read.
+    fn read(&self, position: &Position) -> Result<Vec<(String, Box<dyn Records>)>, LogError>;
+
+    /// Opens the log for appending, in the name of `source`.
+    ///
+    /// # Errors
+    /// [`LogError::Locked`] if `source` may write once only and does; otherwise what kept the log
+    /// from being opened.
+    fn writer(&self, source: &str) -> Result<Box<dyn LogWriter>, LogError>;
+
+    /// Tells how far a reader's commits got, for those who watch its lag. Nothing is ever read back:
+    /// the position to go on from is committed together with what was made of the records.
+    fn tell_committed(&self, position: &Position);
+}
+
+/// Appends to a log.
+pub trait LogWriter: Debug + Send {
+    /// Appends one record, beside the others of the same `key` where the log has many partitions. It
+    /// is durable after the next [`Self::sync`].
+    ///
+    /// # Errors
+    /// [`LogError::TooLarge`]; anything else means that the writer must be opened anew, and that what
+    /// was appended since the last flush may or may not be there.
+    fn append_keyed(&mut self, key: &str, payload: &[u8]) -> Result<(), LogError>;
+
+    /// Hands everything appended so far to readers: a crash of this program loses nothing of it.
+    ///
+    /// # Errors
+    /// As [`Self::append_keyed`].
+    fn flush(&mut self) -> Result<(), LogError>;
+
+    /// Makes everything appended so far durable.
+    ///
+    /// # Errors
+    /// As [`Self::append_keyed`].
+    fn sync(&mut self) -> Result<(), LogError>;
+
+    /// Appends an event, without what names one of whom nothing personal may be kept ([`gate`]).
+    ///
+    /// # Errors
+    /// As [`Self::append_keyed`].
+    fn append_event(&mut self, event: &Event) -> Result<(), LogError> {
+        let stripped = gate::stripped(event);
+        let event = stripped.as_ref().unwrap_or(event);
+        self.append_keyed(&event.user_id, &event.encode_to_vec())
+    }
+}
+
+/// Append-only segments below a folder.
+#[derive(Debug, Clone)]
+pub struct SegmentLog {
+    root: PathBuf,
+}
+
+impl SegmentLog {
+    /// The log below `root`, which need not be there yet.
+    pub fn at(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+}
+
+impl Log for SegmentLog {
+    fn read(&self, position: &Position) -> Result<Vec<(String, Box<dyn Records>)>, LogError> {
+        let names = partitions(&self.root)?;
+        for (name, &wanted) in position.iter().filter(|(_, wanted)| **wanted > 0) {
+            if !names.contains(name) {
+                return Err(LogError::Gap {
+                    partition: self.root.join(name).display().to_string(),
+                    wanted,
+                    first: 0,
+                    end: 0,
+                });
+            }
+        }
+        let open = |name: String| {
+            let from = position.get(&name).copied().unwrap_or(0);
+            let reader = SegmentReader::open(&self.root, &name, from)?;
+            Ok((name, Box::new(reader) as Box<dyn Records>))
+        };
+        names.into_iter().map(open).collect()
+    }
+
+    fn writer(&self, source: &str) -> Result<Box<dyn LogWriter>, LogError> {
+        Ok(Box::new(SegmentWriter::open(&self.root, source)?))
+    }
+
+    /// Nobody watches: the files are there to be looked at.
+    fn tell_committed(&self, _position: &Position) {}
+}
 
 /// Why the log could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -54,10 +172,10 @@ pub enum LogError {
         what: String,
     },
     /// Offsets that should be there are not.
-    #[error("log partition {} has no record {wanted}: its segments go from {first} to {end}", path.display())]
+    #[error("log partition {partition} has no record {wanted}: it holds {first} to {end}")]
     Gap {
-        /// The partition folder.
-        path: PathBuf,
+        /// The partition's folder, or its topic and number.
+        partition: String,
         /// The offset asked for.
         wanted: u64,
         /// First offset held.
@@ -77,6 +195,31 @@ pub enum LogError {
         /// Size of the payload.
         bytes: usize,
     },
+    /// A Kafka cluster cannot be reached, or refused.
+    #[error("Kafka topic `{topic}` at {brokers}: {doing}: {why}")]
+    Kafka {
+        /// The configured brokers.
+        brokers: String,
+        /// The configured topic.
+        topic: String,
+        /// What was tried.
+        doing: String,
+        /// What was said.
+        why: String,
+    },
+    /// A setting of the log makes no sense.
+    #[error("`kafka.{key}`: {what}")]
+    Setting {
+        /// The key.
+        key: String,
+        /// What is wrong, and the mend.
+        what: String,
+    },
+    /// Kafka is configured and not compiled in.
+    #[error(
+        "the event log is configured to be on Kafka, but this program was built without Kafka: build it with `--features kafka`"
+    )]
+    NotBuilt,
     /// A partition name that would not be one folder.
     #[error("`{name}` is not a partition name: use lower-case letters, digits, `-` and `_`")]
     BadName {

@@ -11,7 +11,7 @@ use features::FeatureSet;
 use marquee_benches::print;
 use pipeline::process::{MergedLog, PipelineConfig, Processor, ReadAhead};
 use serde::Serialize;
-use wire::log::Position;
+use wire::log::{Position, SegmentLog};
 
 #[derive(Parser)]
 #[command(about = "Times the door of the event pipeline")]
@@ -45,7 +45,10 @@ fn main() -> anyhow::Result<()> {
     };
     let mut bytes = 0;
     let started = Instant::now();
-    let mut log = ReadAhead::of(MergedLog::open(&args.log, &Position::new())?);
+    let mut log = ReadAhead::of(MergedLog::open(
+        &SegmentLog::at(&args.log),
+        &Position::new(),
+    )?);
     while let Some(record) = log.next_record()? {
         counted.events += 1;
         bytes += record.payload.len();

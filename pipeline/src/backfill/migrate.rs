@@ -34,7 +34,8 @@ use super::{
 };
 use crate::{
     calendar::{DAY_US, day_name, day_of},
-    facts::{FactFiles, FactFilesError, FactTable},
+    facts::{FactFiles, FactTable},
+    files::FilesError,
     process::{
         PipelineConfig, ProcessError, Processor,
         audit::{self, AuditError},
@@ -103,7 +104,7 @@ pub enum MigrateError {
     Values(#[from] ValuesError),
     /// The facts.
     #[error("in the facts")]
-    Facts(#[from] FactFilesError),
+    Facts(#[from] FilesError),
     /// Events could not be counted again.
     #[error("making the aggregates")]
     Replay(#[from] replay::ReplayError),

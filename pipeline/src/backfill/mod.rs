@@ -30,7 +30,8 @@ pub use values::{Record, Values, ValuesError};
 
 use crate::{
     calendar::{DAY_US, day_name, day_of},
-    facts::{FactFile, FactFiles, FactFilesError, FactTable},
+    facts::{FactFile, FactFiles, FactTable},
+    files::FilesError,
     process::hex,
     sql::{self, Batch, BatchError},
 };
@@ -60,7 +61,7 @@ pub enum BackfillError {
     },
     /// The facts cannot be found.
     #[error("looking for facts")]
-    Facts(#[from] FactFilesError),
+    Facts(#[from] FilesError),
     /// Values cannot be kept or read.
     #[error("keeping values")]
     Values(#[from] ValuesError),

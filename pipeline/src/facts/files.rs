@@ -8,41 +8,16 @@
 //! A file means nothing until its batch is committed to the training table; then it never changes.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs,
     ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
-use arrow::array::RecordBatch;
-use parquet::{
-    arrow::ArrowWriter, basic::Compression, errors::ParquetError,
-    file::properties::WriterProperties,
-};
-
 use super::DailyFacts;
-use crate::calendar::{day_name, parse_day};
-
-/// Why facts could not be kept or found.
-#[derive(Debug, thiserror::Error)]
-pub enum FactFilesError {
-    /// The disk refused.
-    #[error("accessing {}", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Rows that could not be encoded.
-    #[error("writing facts to {}", path.display())]
-    Parquet {
-        /// The file.
-        path: PathBuf,
-        /// What Parquet said.
-        source: ParquetError,
-    },
-}
+use crate::{
+    calendar::{day_name, parse_day},
+    files::{FilesError, entries, failed, sync, write},
+};
 
 /// One of the two tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,20 +65,20 @@ impl FactFiles {
     /// The files of some days that batches up to `committed` wrote, by day and batch.
     ///
     /// # Errors
-    /// [`FactFilesError::Io`] if a folder cannot be listed.
+    /// [`FilesError::Io`] if a folder cannot be listed.
     pub fn list(
         &self,
         table: FactTable,
         days: &RangeInclusive<i32>,
         committed: u64,
-    ) -> Result<Vec<FactFile>, FactFilesError> {
+    ) -> Result<Vec<FactFile>, FilesError> {
         let mut files = self.all(table)?;
         files.retain(|file| days.contains(&file.day) && file.batch <= committed);
         Ok(files)
     }
 
     /// Writes what a batch leaves, durably.
-    pub(crate) fn write(&self, batch: u64, facts: DailyFacts) -> Result<(), FactFilesError> {
+    pub(crate) fn write(&self, batch: u64, facts: DailyFacts) -> Result<(), FilesError> {
         for (day, events) in facts.events {
             let path = self.path(FactTable::Events, day, batch);
             write(&path, &events.finish())?;
@@ -116,7 +91,7 @@ impl FactFiles {
     }
 
     /// Removes what batches left that were never committed.
-    pub(crate) fn remove_leftovers(&self, committed: u64) -> Result<(), FactFilesError> {
+    pub(crate) fn remove_leftovers(&self, committed: u64) -> Result<(), FilesError> {
         for table in [FactTable::Events, FactTable::Requests] {
             for file in self.all(table)? {
                 if file.batch > committed {
@@ -128,7 +103,7 @@ impl FactFiles {
     }
 
     /// Gives what batches up to `committed` wrote to another table.
-    pub(crate) fn copy(&self, to: &Self, committed: u64) -> Result<(), FactFilesError> {
+    pub(crate) fn copy(&self, to: &Self, committed: u64) -> Result<(), FilesError> {
         for table in [FactTable::Events, FactTable::Requests] {
             for file in self.list(table, &(i32::MIN..=i32::MAX), committed)? {
                 let path = to.path(table, file.day, file.batch);
@@ -153,7 +128,7 @@ impl FactFiles {
         day.join(format!("{batch:08}.parquet"))
     }
 
-    fn all(&self, table: FactTable) -> Result<Vec<FactFile>, FactFilesError> {
+    fn all(&self, table: FactTable) -> Result<Vec<FactFile>, FilesError> {
         let mut files = Vec::new();
         for folder in entries(&self.folder.join(table.folder()))? {
             let name = folder.file_name().and_then(|name| name.to_str());
@@ -172,51 +147,5 @@ impl FactFiles {
         }
         files.sort_by_key(|file| (file.day, file.batch));
         Ok(files)
-    }
-}
-
-/// Paths in a folder; a missing folder has none.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, FactFilesError> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(folder)(error)),
-    };
-    let paths = entries.map(|entry| entry.map(|it| it.path()));
-    paths.collect::<Result<_, _>>().map_err(failed(folder))
-}
-
-fn write(path: &Path, rows: &RecordBatch) -> Result<(), FactFilesError> {
-    let folder = path.parent().unwrap_or(path);
-    fs::create_dir_all(folder).map_err(failed(folder))?;
-    let file = File::create(path).map_err(failed(path))?;
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::SNAPPY)
-        .build();
-    let written =
-        ArrowWriter::try_new(&file, rows.schema(), Some(properties)).and_then(|mut writer| {
-            writer.write(rows)?;
-            writer.close()
-        });
-    written.map_err(|source| FactFilesError::Parquet {
-        path: path.to_owned(),
-        source,
-    })?;
-    file.sync_all().map_err(failed(path))?;
-    // The folder may be new in its own.
-    sync(folder)?;
-    folder.parent().map_or(Ok(()), sync)
-}
-
-fn sync(folder: &Path) -> Result<(), FactFilesError> {
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(failed(folder))
-}
-
-fn failed(path: &Path) -> impl Fn(io::Error) -> FactFilesError {
-    let path = path.to_owned();
-    move |source| FactFilesError::Io {
-        path: path.clone(),
-        source,
     }
 }

@@ -29,7 +29,7 @@ pub(crate) use daily::DailyFacts;
 use features::{
     AdFacts, Counted, FeatureSet, RequestFacts, expression::BoundFact, facts::FactType,
 };
-pub use files::{FactFile, FactFiles, FactFilesError, FactTable};
+pub use files::{FactFile, FactFiles, FactTable};
 
 /// Column of a fact in both tables.
 pub fn column(fact: &str) -> String {

@@ -17,7 +17,7 @@ use wire::{
         AgeBand, CampaignChanged, Click, Context, CreativeChanged, Event, ImpressionServed,
         ImpressionViewed, event::Payload,
     },
-    log::{LogError, SegmentReader, SegmentWriter},
+    log::{LogError, LogWriter, SegmentReader, SegmentWriter},
 };
 
 pub use files::{Dataset, ImportError, Movie, Person, Rating};

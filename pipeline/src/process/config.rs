@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use wire::log::Transport;
 
 use super::attribution::AttributionModel;
 
@@ -18,6 +19,8 @@ pub struct PipelineConfig {
     pub features: PathBuf,
     /// What rows must look like to be trained on: for `marquee events check`.
     pub quality: PathBuf,
+    /// What keeps the event log: `"segments"` in the data folder, or a table `[log.kafka]`.
+    pub log: Transport,
     /// Name of the training table under the data folder.
     pub table: String,
     /// Events per commit: larger commits cost less per event and lose more work in a crash.
@@ -40,6 +43,8 @@ pub struct PipelineConfig {
     pub sessions: SessionsConfig,
     /// How many rows are kept in which nothing happened.
     pub sampling: SamplingConfig,
+    /// Whether events are also kept as they came, and for how long.
+    pub archive: ArchiveConfig,
 }
 
 impl Default for PipelineConfig {
@@ -47,6 +52,7 @@ impl Default for PipelineConfig {
         Self {
             features: PathBuf::from("configs/features.toml"),
             quality: PathBuf::from("wire/proto/marquee/events/v1/quality.toml"),
+            log: Transport::default(),
             table: "impressions".to_owned(),
             batch_events: 100_000,
             batch_mib: 256,
@@ -58,6 +64,7 @@ impl Default for PipelineConfig {
             guards: GuardsConfig::default(),
             sessions: SessionsConfig::default(),
             sampling: SamplingConfig::default(),
+            archive: ArchiveConfig::default(),
         }
     }
 }
@@ -231,6 +238,29 @@ impl Default for SamplingConfig {
         Self {
             negative_rate: 1.0,
             seed: 0,
+        }
+    }
+}
+
+/// Whether events are also kept as they came, as Parquet by the hour of their arrival, and for how long.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ArchiveConfig {
+    /// Off where the log keeps everything itself, as segments do; a topic of Kafka forgets.
+    pub enabled: bool,
+    /// Whole hours are removed when they are so old; 0 keeps them for ever.
+    pub retention_days: u32,
+    /// The same of events of restricted people, and of what cannot be read and might be one: as long as
+    /// a table may have to be made again with labels that are not final yet.
+    pub restricted_hours: u32,
+}
+
+impl Default for ArchiveConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            retention_days: 0,
+            restricted_hours: 192,
         }
     }
 }

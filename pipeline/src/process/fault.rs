@@ -6,12 +6,13 @@ use std::{cell::Cell, str::FromStr};
 pub const VARIABLE: &str = "MARQUEE_CRASH_AT";
 
 /// The durable steps of a batch in order; a crash can be asked for right after each of them.
-pub const POINTS: [&str; 10] = [
+pub const POINTS: [&str; 11] = [
     "read",
     "dead-letters",
     "pictures",
     "rows",
     "facts",
+    "archive",
     "audit",
     "state-partial",
     "state",

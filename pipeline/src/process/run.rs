@@ -20,6 +20,7 @@ use wire::{
 };
 
 use super::{
+    archive::{Archive, Incoming},
     audit::{self, AuditError},
     config::{PipelineConfig, SettingError},
     counters::EventsReport,
@@ -31,7 +32,7 @@ use super::{
     state::{self, StateError, StateHeader},
     table::{TableError, TrainingTable},
 };
-use crate::facts::{FactFiles, FactFilesError};
+use crate::{facts::FactFiles, files::FilesError};
 
 /// States of this many batches are kept.
 const KEPT_STATES: u64 = 2;
@@ -54,9 +55,9 @@ pub enum ProcessError {
     /// The training table.
     #[error("in the training table")]
     Table(#[from] TableError),
-    /// Facts beside the table.
-    #[error("keeping facts")]
-    Facts(#[from] FactFilesError),
+    /// Facts and archive beside the table.
+    #[error("keeping what came")]
+    Files(#[from] FilesError),
     /// The audit log.
     #[error("in the audit log")]
     Audit(#[from] AuditError),
@@ -123,10 +124,10 @@ pub fn run(
 ) -> Result<EventsReport, ProcessError> {
     config.check()?;
     let mut run = Run::open(config, layout, fault)?;
-    let log = MergedLog::open(&layout.log(), &run.header.position)?;
-    let mut log = ReadAhead::of(log);
+    let log = config.log.open(&layout.log())?;
+    let mut records = ReadAhead::of(MergedLog::open(&*log, &run.header.position)?);
     loop {
-        let read = run.read_batch(&mut log, progress)?;
+        let read = run.read_batch(&mut records, progress)?;
         let at_the_end = read == Read::ToTheEnd;
         let closed = match at_end {
             AtEnd::Flush if at_the_end => run.processor.close(),
@@ -134,6 +135,7 @@ pub fn run(
         };
         if run.uncommitted > 0 || closed > 0 {
             run.commit()?;
+            log.tell_committed(&run.header.position);
         }
         if at_the_end {
             break;
@@ -159,6 +161,8 @@ struct Run<'a> {
     /// Of the batch that is being made, or of the last one.
     header: StateHeader,
     dead_letters: DeadLetterWriter,
+    /// What goes into the archive, if one is kept.
+    incoming: Option<Incoming>,
     /// Events since the last commit.
     uncommitted: u64,
     /// Events since the start.
@@ -182,6 +186,7 @@ impl<'a> Run<'a> {
         table.remove_leftovers(committed)?;
         remove_leftovers(layout, &config.table, committed)?;
         FactFiles::at(&layout.facts(&config.table)).remove_leftovers(committed)?;
+        Archive::at(&layout.archive(&config.table)).remove_leftovers(committed)?;
         let (header, processor) = if committed == 0 {
             let header = StateHeader {
                 feature_digest: set.digest().to_owned(),
@@ -203,6 +208,10 @@ impl<'a> Run<'a> {
         };
         Ok(Self {
             dead_letters: DeadLetterWriter::new(&layout.dead_letters(&config.table), committed + 1),
+            incoming: config
+                .archive
+                .enabled
+                .then(|| Incoming::after(header.as_of_us)),
             config,
             layout,
             fault,
@@ -219,7 +228,7 @@ impl<'a> Run<'a> {
 
     fn read_batch(
         &mut self,
-        log: &mut ReadAhead,
+        records: &mut ReadAhead,
         progress: &Progress,
     ) -> Result<Read, ProcessError> {
         let most_bytes = self.config.batch_mib << 20;
@@ -228,7 +237,7 @@ impl<'a> Run<'a> {
             if bytes >= most_bytes {
                 break;
             }
-            let Some(record) = log.next_record()? else {
+            let Some(record) = records.next_record()? else {
                 return Ok(Read::ToTheEnd);
             };
             bytes += record.payload.len();
@@ -240,6 +249,9 @@ impl<'a> Run<'a> {
                     let next = record.offset + 1;
                     self.header.position.insert(partition.to_owned(), next);
                 }
+            }
+            if let Some(incoming) = &mut self.incoming {
+                incoming.add(&record);
             }
             self.processor.apply(record);
             self.uncommitted += 1;
@@ -277,6 +289,13 @@ impl<'a> Run<'a> {
         self.fault.point("facts");
 
         let as_of_us = self.processor.as_of_us();
+        let archive = Archive::at(&self.layout.archive(&self.config.table));
+        if let Some(incoming) = &mut self.incoming {
+            let incoming = std::mem::replace(incoming, Incoming::after(as_of_us));
+            archive.write(batch, incoming)?;
+        }
+        self.fault.point("archive");
+
         let folder_of_audit = self.layout.audit(&self.config.table);
         audit::write(&folder_of_audit, batch, as_of_us, outputs.audit)?;
         self.fault.point("audit");
@@ -297,6 +316,7 @@ impl<'a> Run<'a> {
 
         self.dead_letters = DeadLetterWriter::new(&folder, batch + 1);
         self.uncommitted = 0;
+        archive.expire(&self.config.archive, as_of_us)?;
         if let Some(old) = batch.checked_sub(KEPT_STATES) {
             remove(&state::file_of_batch(
                 &self.layout.state(&self.config.table),

@@ -4,7 +4,6 @@ use std::{
     cmp::Reverse,
     collections::BinaryHeap,
     panic::resume_unwind,
-    path::Path,
     sync::{
         Arc,
         mpsc::{Receiver, sync_channel},
@@ -15,7 +14,7 @@ use std::{
 use prost::Message;
 use wire::{
     events::Event,
-    log::{self, LogError, Position, SegmentReader},
+    log::{Log, LogError, Position, Records},
 };
 
 /// One record of the log.
@@ -31,12 +30,12 @@ pub struct SourceRecord {
     pub event: Result<Event, prost::DecodeError>,
 }
 
-/// Merges partitions by ingest time; ties go by partition name. A partition's own order is never
+/// Merges partitions by ingest time; ties go by the log's order of partitions. A partition's own order is never
 /// changed, and what cannot be decoded comes as soon as it is its partition's turn, so that the
 /// order depends on nothing but the log and the position to start from.
 #[derive(Debug)]
 pub struct MergedLog {
-    readers: Vec<(Arc<str>, SegmentReader)>,
+    readers: Vec<(Arc<str>, Box<dyn Records>)>,
     heads: BinaryHeap<Reverse<Head>>,
     waiting: Vec<Option<SourceRecord>>,
 }
@@ -44,35 +43,21 @@ pub struct MergedLog {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Head {
     ingest_time_us: i64,
-    /// Partitions are sorted by name.
+    /// Its place in the log's order.
     partition: usize,
 }
 
 impl MergedLog {
-    /// Opens every partition below `root` at `position`; a partition not named there is read
-    /// from its start.
+    /// Opens every partition of `log` at `position`; one not named there is read from its start.
     ///
     /// # Errors
-    /// As [`SegmentReader::open`]; [`LogError::Gap`] for a partition that was read from before and
-    /// is not there any more.
-    pub fn open(root: &Path, position: &Position) -> Result<Self, LogError> {
-        let mut readers = Vec::new();
-        let names = log::partitions(root)?;
-        for (name, &wanted) in position.iter().filter(|(_, wanted)| **wanted > 0) {
-            if !names.contains(name) {
-                return Err(LogError::Gap {
-                    path: root.join(name),
-                    wanted,
-                    first: 0,
-                    end: 0,
-                });
-            }
-        }
-        for name in names {
-            let from = position.get(&name).copied().unwrap_or(0);
-            let reader = SegmentReader::open(root, &name, from)?;
-            readers.push((Arc::from(name), reader));
-        }
+    /// As [`Log::read`].
+    pub fn open(log: &dyn Log, position: &Position) -> Result<Self, LogError> {
+        let partitions = log.read(position)?;
+        let readers: Vec<_> = partitions
+            .into_iter()
+            .map(|(name, records)| (Arc::from(name), records))
+            .collect();
         let mut merged = Self {
             heads: BinaryHeap::new(),
             waiting: readers.iter().map(|_| None).collect(),
@@ -196,7 +181,9 @@ fn next_chunk(log: &mut MergedLog) -> Result<(Vec<SourceRecord>, bool), LogError
 
 #[cfg(test)]
 mod tests {
-    use wire::log::SegmentWriter;
+    use std::path::Path;
+
+    use wire::log::{LogWriter, SegmentLog, SegmentWriter};
 
     use super::*;
 
@@ -214,7 +201,7 @@ mod tests {
     }
 
     fn ids(root: &Path, position: &Position) -> Vec<String> {
-        let mut merged = MergedLog::open(root, position).unwrap();
+        let mut merged = MergedLog::open(&SegmentLog::at(root), position).unwrap();
         let mut ids = Vec::new();
         while let Some(record) = merged.next_record().unwrap() {
             ids.push(record.event.unwrap().event_id);
@@ -237,7 +224,7 @@ mod tests {
         write(root.path(), "a", &[2, 5, 3, 9]);
         write(root.path(), "b", &[1, 5, 5]);
         let all = ids(root.path(), &Position::new());
-        let mut merged = MergedLog::open(root.path(), &Position::new()).unwrap();
+        let mut merged = MergedLog::open(&SegmentLog::at(root.path()), &Position::new()).unwrap();
         let mut position = Position::new();
         for taken in 1..=all.len() {
             let record = merged.next_record().unwrap().unwrap();
@@ -252,7 +239,7 @@ mod tests {
         let times: Vec<i64> = (0..3 * CHUNK_RECORDS as i64).collect();
         write(root.path(), "a", &times);
         write(root.path(), "b", &[7, 8]);
-        let open = || MergedLog::open(root.path(), &Position::new()).unwrap();
+        let open = || MergedLog::open(&SegmentLog::at(root.path()), &Position::new()).unwrap();
         let (mut log, mut ahead) = (open(), ReadAhead::of(open()));
         while let Some(wanted) = log.next_record().unwrap() {
             let found = ahead.next_record().unwrap().unwrap();
@@ -272,7 +259,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         write(root.path(), "a", &[1]);
         let position = Position::from([("a".to_owned(), 1), ("gone".to_owned(), 7)]);
-        let error = MergedLog::open(root.path(), &position).unwrap_err();
+        let error = MergedLog::open(&SegmentLog::at(root.path()), &position).unwrap_err();
         assert!(matches!(error, LogError::Gap { wanted: 7, .. }), "{error}");
         assert!(error.to_string().contains("gone"), "{error}");
     }

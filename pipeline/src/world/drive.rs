@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 use wire::{
     ads::{GetAdsRequest, GetAdsResponse, Placement, ad_service_client::AdServiceClient},
     events::Event,
-    log::SegmentWriter,
+    log::{LogWriter, SegmentWriter},
 };
 
 use super::{

@@ -15,7 +15,7 @@ use wire::{
         self, AgeBand, CampaignChanged, Click, Conversion, CreativeChanged, Event,
         ExperienceChanged, ImpressionServed, ImpressionViewed, UserActivity, event::Payload,
     },
-    log::SegmentWriter,
+    log::{LogWriter, SegmentWriter},
 };
 
 use super::{

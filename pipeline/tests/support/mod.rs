@@ -17,9 +17,12 @@ use arrow::{
 use cli::Layout;
 use fixture::*;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use pipeline::process::PipelineConfig;
+use pipeline::process::{ArchiveConfig, PipelineConfig};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
-use wire::{events::Event, log::SegmentWriter};
+use wire::{
+    events::Event,
+    log::{LogWriter, SegmentWriter},
+};
 
 pub const DAY_US: i64 = 24 * HOUR_US;
 const USERS: usize = 7;
@@ -33,6 +36,10 @@ pub fn config() -> PipelineConfig {
     let mut config = PipelineConfig {
         features: features(),
         batch_events: 150,
+        archive: ArchiveConfig {
+            enabled: true,
+            ..ArchiveConfig::default()
+        },
         ..PipelineConfig::default()
     };
     config.attribution.conversion_window_hours = 12;

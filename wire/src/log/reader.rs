@@ -47,7 +47,7 @@ impl SegmentReader {
             failed: false,
         };
         let gap = |end| LogError::Gap {
-            path: folder.clone(),
+            partition: folder.display().to_string(),
             wanted: from,
             first,
             end,

@@ -6,13 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use prost::Message;
-
 use super::{
-    HEADER_BYTES, LogError, MAX_RECORD_BYTES, SEGMENT_BYTES, reader::Segment, segment_path,
-    segments,
+    HEADER_BYTES, LogError, LogWriter, MAX_RECORD_BYTES, SEGMENT_BYTES, reader::Segment,
+    segment_path, segments,
 };
-use crate::{events::Event, gate};
 
 /// The one writer of a partition; the lock lasts as long as the value.
 #[derive(Debug)]
@@ -62,7 +59,7 @@ impl SegmentWriter {
         })
     }
 
-    /// Appends one record and returns its offset. It is durable after the next [`Self::sync`].
+    /// Appends one record and returns its offset. It is durable after the next [`LogWriter::sync`].
     ///
     /// # Errors
     /// [`LogError::TooLarge`]; [`LogError::Io`], after which the writer must be opened anew.
@@ -87,39 +84,6 @@ impl SegmentWriter {
         Ok(self.next_offset - 1)
     }
 
-    /// Appends an event, without what names one of whom nothing personal may be kept ([`gate`]).
-    ///
-    /// # Errors
-    /// As [`Self::append`].
-    pub fn append_event(&mut self, event: &Event) -> Result<u64, LogError> {
-        match gate::stripped(event) {
-            Some(stripped) => self.append(&stripped.encode_to_vec()),
-            None => self.append(&event.encode_to_vec()),
-        }
-    }
-
-    /// Hands everything appended so far to readers, without waiting for the disk.
-    ///
-    /// # Errors
-    /// [`LogError::Io`].
-    pub fn flush(&mut self) -> Result<(), LogError> {
-        self.file
-            .flush()
-            .map_err(|error| LogError::io(&self.path, error))
-    }
-
-    /// Makes everything appended so far durable.
-    ///
-    /// # Errors
-    /// [`LogError::Io`].
-    pub fn sync(&mut self) -> Result<(), LogError> {
-        self.flush()?;
-        self.file
-            .get_ref()
-            .sync_data()
-            .map_err(|error| LogError::io(&self.path, error))
-    }
-
     /// The offset that the next record will get.
     pub fn next_offset(&self) -> u64 {
         self.next_offset
@@ -131,6 +95,28 @@ impl SegmentWriter {
         self.file = open_at(&self.path, 0)?;
         self.segment_bytes = 0;
         Ok(())
+    }
+}
+
+impl LogWriter for SegmentWriter {
+    /// The partition is the writer's: `key` has no say.
+    fn append_keyed(&mut self, _key: &str, payload: &[u8]) -> Result<(), LogError> {
+        self.append(payload).map(drop)
+    }
+
+    /// Does not wait for the disk.
+    fn flush(&mut self) -> Result<(), LogError> {
+        self.file
+            .flush()
+            .map_err(|error| LogError::io(&self.path, error))
+    }
+
+    fn sync(&mut self) -> Result<(), LogError> {
+        self.flush()?;
+        self.file
+            .get_ref()
+            .sync_data()
+            .map_err(|error| LogError::io(&self.path, error))
     }
 }
 
