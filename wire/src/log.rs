@@ -51,6 +51,9 @@ pub trait Records: Iterator<Item = Result<Record, LogError>> + Debug + Send {}
 
 impl<T: Iterator<Item = Result<Record, LogError>> + Debug + Send> Records for T {}
 
+/// The partitions of a log by name, in its order.
+pub type Partitions = Vec<(String, Box<dyn Records>)>;
+
 /// What keeps events.
 pub trait Log: Debug + Send + Sync {
     /// Every partition's name and its records from `position` on, in an order that stays; a partition
@@ -59,7 +62,7 @@ pub trait Log: Debug + Send + Sync {
     /// # Errors
     /// [`LogError::Gap`] if records that `position` asks for are not there, or not any more;
     /// otherwise what kept the log from being read.
-    fn read(&self, position: &Position) -> Result<Vec<(String, Box<dyn Records>)>, LogError>;
+    fn read(&self, position: &Position) -> Result<Partitions, LogError>;
 
     /// Opens the log for appending, in the name of `source`.
     ///
@@ -122,7 +125,7 @@ impl SegmentLog {
 }
 
 impl Log for SegmentLog {
-    fn read(&self, position: &Position) -> Result<Vec<(String, Box<dyn Records>)>, LogError> {
+    fn read(&self, position: &Position) -> Result<Partitions, LogError> {
         let names = partitions(&self.root)?;
         for (name, &wanted) in position.iter().filter(|(_, wanted)| **wanted > 0) {
             if !names.contains(name) {

@@ -1,12 +1,10 @@
 //! `marquee events show`: the log for people.
 
-use std::path::Path;
-
 use comfy_table::{Table, presets};
 use serde_json::{Map, Value, json};
 use wire::{
     events::{AgeBand, Event, event::Payload},
-    log::{self, LogError, SegmentReader},
+    log::{Log, LogError, Position},
 };
 
 use super::refusal::Refusal;
@@ -27,14 +25,26 @@ pub struct Selection {
 ///
 /// # Errors
 /// [`LogError`] if a partition is missing or damaged.
-pub fn select(root: &Path, selection: &Selection) -> Result<Vec<Value>, LogError> {
-    let partitions = match &selection.partition {
-        Some(partition) => vec![partition.clone()],
-        None => log::partitions(root)?,
-    };
+pub fn select(log: &dyn Log, selection: &Selection) -> Result<Vec<Value>, LogError> {
+    let wanted = |name: &str| selection.partition.as_ref().is_none_or(|it| it == name);
+    let mut position = Position::new();
+    if selection.from > 0 {
+        let names = log.read(&Position::new())?.into_iter().map(|it| it.0);
+        let names = names.filter(|name| wanted(name));
+        position.extend(names.map(|name| (name, selection.from)));
+    }
+    let mut partitions = log.read(&position)?;
+    partitions.retain(|(name, _)| wanted(name));
+    if let (Some(partition), true) = (&selection.partition, partitions.is_empty()) {
+        return Err(LogError::Gap {
+            partition: partition.clone(),
+            wanted: selection.from,
+            first: 0,
+            end: 0,
+        });
+    }
     let mut records = Vec::new();
-    for partition in partitions {
-        let reader = SegmentReader::open(root, &partition, selection.from)?;
+    for (partition, reader) in partitions {
         for record in reader.take(selection.limit) {
             let record = record?;
             records.push(to_json(&partition, record.offset, &record.payload));

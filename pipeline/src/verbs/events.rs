@@ -145,13 +145,18 @@ fn print_report(common: &CommonArgs, report: &EventsReport) -> anyhow::Result<()
 }
 
 fn show(args: ShowArgs) -> anyhow::Result<()> {
+    let loaded = cli::load_config::<PipelineConfig>(&args.common, Some(PIPELINE_CONFIG))?;
+    if args.common.print(&loaded) {
+        return Ok(());
+    }
     let layout = Layout::new(&args.common);
+    let log = loaded.config.log.open(&layout.log())?;
     let selection = show::Selection {
         partition: args.partition,
         from: args.from,
         limit: args.limit,
     };
-    let records = show::select(&layout.log(), &selection)?;
+    let records = show::select(&*log, &selection)?;
     if args.common.json {
         for record in records {
             out!("{record}");

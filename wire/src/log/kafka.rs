@@ -23,7 +23,9 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, Producer, ProducerContext},
 };
 
-use super::{KafkaConfig, Log, LogError, LogWriter, MAX_RECORD_BYTES, Position, Record, Records};
+use super::{
+    KafkaConfig, Log, LogError, LogWriter, MAX_RECORD_BYTES, Partitions, Position, Record, Records,
+};
 
 /// Settings that the log's promises hang on.
 const FIXED: [(&str, &str); 6] = [
@@ -177,7 +179,7 @@ fn kafka_error(config: &KafkaConfig, doing: &str, error: &dyn fmt::Display) -> L
 }
 
 impl Log for KafkaLog {
-    fn read(&self, position: &Position) -> Result<Vec<(String, Box<dyn Records>)>, LogError> {
+    fn read(&self, position: &Position) -> Result<Partitions, LogError> {
         let created = self.client(false).create::<BaseConsumer>();
         let consumer = Arc::new(created.map_err(|error| self.error("making a consumer", &error))?);
         let partitions = self.partitions(&consumer)?;
