@@ -19,6 +19,7 @@ use serde::Serialize;
 use wire::catalogue::{Catalogue, Pictures};
 
 use crate::{
+    files::{batch_of, entries},
     process::{
         self, PipelineConfig,
         state::{self, StateHeader},
@@ -145,8 +146,8 @@ fn live_pictures(state: &Path, batch: u64, catalogue: &Catalogue) -> anyhow::Res
         .filter(|digest| !digest.is_empty())
         .collect();
     let mut pictures = Pictures::default();
-    for folder in process::entries(&process::pictures_folder(state))? {
-        if process::batch_of(&folder).is_none_or(|of| of > batch) {
+    for folder in entries(&process::pictures_folder(state))? {
+        if batch_of(&folder).is_none_or(|of| of > batch) {
             continue;
         }
         let of_batch = Pictures::load(&folder)?;
@@ -210,7 +211,7 @@ fn publish_if_new(
     labels: BTreeMap<String, String>,
 ) -> anyhow::Result<Artifact> {
     let mut files = BTreeMap::new();
-    for path in process::entries(&dir)? {
+    for path in entries(&dir)? {
         let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         files.insert(name.into_owned(), Digest::of(&bytes));

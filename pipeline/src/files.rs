@@ -33,7 +33,7 @@ pub enum FilesError {
     },
 }
 
-/// Paths in a folder; a missing folder has none.
+/// Paths in a folder, sorted; a missing folder has none.
 pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>, FilesError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -41,7 +41,21 @@ pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>, FilesError> {
         Err(error) => return Err(failed(folder)(error)),
     };
     let paths = entries.map(|entry| entry.map(|it| it.path()));
-    paths.collect::<Result<_, _>>().map_err(failed(folder))
+    let paths: Result<Vec<_>, _> = paths.collect();
+    let mut paths = paths.map_err(failed(folder))?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// The batch that a file's name carries, if it is one of ours.
+pub(crate) fn batch_of(path: &Path) -> Option<u64> {
+    path.file_stem()?.to_str()?.parse().ok()
+}
+
+/// What a folder's name says of a key, as `13` of `hour=13`.
+pub(crate) fn value_of<'a>(folder: &'a Path, key: &str) -> Option<&'a str> {
+    let name = folder.file_name()?.to_str()?;
+    name.strip_prefix(key)?.strip_prefix('=')
 }
 
 /// Writes rows to a new file, durably.

@@ -63,7 +63,23 @@ pub use run::{AtEnd, ProcessError, run};
 pub use source::{MergedLog, ReadAhead, SourceRecord};
 
 pub(crate) use picture::hex;
-pub(crate) use run::{batch_of, entries, lock, pictures_folder};
+pub(crate) use run::{lock, pictures_folder};
+use wire::events::event::Payload;
+
+/// What an event is, in files for people.
+fn kind(payload: Option<&Payload>) -> &'static str {
+    match payload {
+        Some(Payload::ImpressionServed(_)) => "impression_served",
+        Some(Payload::ImpressionViewed(_)) => "impression_viewed",
+        Some(Payload::Click(_)) => "click",
+        Some(Payload::Conversion(_)) => "conversion",
+        Some(Payload::UserActivity(_)) => "user_activity",
+        Some(Payload::CreativeChanged(_)) => "creative_changed",
+        Some(Payload::CampaignChanged(_)) => "campaign_changed",
+        Some(Payload::ExperienceChanged(_)) => "experience_changed",
+        None => "other",
+    }
+}
 
 /// Makes a rename in a file's folder durable.
 fn sync_folder_of(path: &Path) -> io::Result<()> {

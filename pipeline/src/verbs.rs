@@ -6,6 +6,7 @@ mod import;
 mod schema;
 
 use clap::error::ErrorKind;
+use cli::CommonArgs;
 pub use events::EventsVerb;
 pub use features::FeaturesVerb;
 pub use import::ImportVerb;
@@ -22,5 +23,13 @@ fn as_usage(error: ProcessError) -> anyhow::Error {
             anyhow::Error::from(usage).context("in the pipeline's configuration")
         }
         other => other.into(),
+    }
+}
+
+/// A progress bar, unless programs read what is printed.
+fn bar(common: &CommonArgs, total: usize, unit: &'static str) -> indicatif::ProgressBar {
+    match common.json {
+        true => indicatif::ProgressBar::hidden(),
+        false => cli::progress(total as u64, unit),
     }
 }

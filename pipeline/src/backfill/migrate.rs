@@ -33,7 +33,7 @@ use super::{
     Backfill, BackfillError, DayColumn, DayDone, Values, ValuesError, ids_of, named, replay,
 };
 use crate::{
-    calendar::{DAY_US, day_name, day_of},
+    calendar::{DAY_US, HOUR_US, day_name, day_of},
     facts::{FactFiles, FactTable},
     files::FilesError,
     process::{
@@ -47,8 +47,6 @@ use crate::{
     },
     sql,
 };
-
-const HOUR_US: i64 = 3_600_000_000;
 
 /// Why no table of the new spec was made.
 #[derive(Debug, thiserror::Error)]

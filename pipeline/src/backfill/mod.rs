@@ -29,14 +29,12 @@ pub(crate) use columns::{DayColumn, ids_of, named};
 pub use values::{Record, Values, ValuesError};
 
 use crate::{
-    calendar::{DAY_US, day_name, day_of},
+    calendar::{DAY_US, HOUR_US, day_name, day_of},
     facts::{FactFile, FactFiles, FactTable},
     files::FilesError,
     process::hex,
     sql::{self, Batch, BatchError},
 };
-
-const HOUR_US: i64 = 3_600_000_000;
 
 /// Why features could not be backfilled. Days that were done stay so.
 #[derive(Debug, thiserror::Error)]

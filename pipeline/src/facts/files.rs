@@ -16,7 +16,7 @@ use std::{
 use super::DailyFacts;
 use crate::{
     calendar::{day_name, parse_day},
-    files::{FilesError, entries, failed, sync, write},
+    files::{FilesError, batch_of, entries, failed, sync, value_of, write},
 };
 
 /// One of the two tables.
@@ -131,16 +131,11 @@ impl FactFiles {
     fn all(&self, table: FactTable) -> Result<Vec<FactFile>, FilesError> {
         let mut files = Vec::new();
         for folder in entries(&self.folder.join(table.folder()))? {
-            let name = folder.file_name().and_then(|name| name.to_str());
-            let Some(day) = name
-                .and_then(|name| name.strip_prefix("day="))
-                .and_then(parse_day)
-            else {
+            let Some(day) = value_of(&folder, "day").and_then(parse_day) else {
                 continue;
             };
             for path in entries(&folder)? {
-                let stem = path.file_stem().and_then(|stem| stem.to_str());
-                if let Some(batch) = stem.and_then(|stem| stem.parse().ok()) {
+                if let Some(batch) = batch_of(&path) {
                     files.push(FactFile { day, batch, path });
                 }
             }

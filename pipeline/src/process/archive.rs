@@ -27,15 +27,15 @@ use arrow::{
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use prost::Message;
 use wire::{
-    events::{Event, event::Payload},
+    events::Event,
     gate,
     log::{Log, LogError, Position},
 };
 
-use super::{batch_of, config::ArchiveConfig, processor::Gated, source::SourceRecord};
+use super::{config::ArchiveConfig, kind, source::SourceRecord};
 use crate::{
     calendar::{DAY_US, HOUR_US, day_name, day_of, parse_day},
-    files::{FilesError, entries, failed, write},
+    files::{FilesError, batch_of, entries, failed, value_of, write},
 };
 
 /// How long events of a kind of people are kept.
@@ -115,7 +115,10 @@ impl Rows {
             .append_option(event.map(|event| event.event_id.as_str()));
         let kind = event.map_or("malformed", |event| kind(event.payload.as_ref()));
         self.kind.append_value(kind);
-        self.payload.append_value(Gated::bytes(&record.payload));
+        match event.and_then(gate::stripped) {
+            Some(stripped) => self.payload.append_value(stripped.encode_to_vec()),
+            None => self.payload.append_value(&record.payload),
+        }
     }
 
     fn finish(mut self) -> RecordBatch {
@@ -175,20 +178,6 @@ impl Rows {
     }
 }
 
-fn kind(payload: Option<&Payload>) -> &'static str {
-    match payload {
-        Some(Payload::ImpressionServed(_)) => "impression_served",
-        Some(Payload::ImpressionViewed(_)) => "impression_viewed",
-        Some(Payload::Click(_)) => "click",
-        Some(Payload::Conversion(_)) => "conversion",
-        Some(Payload::UserActivity(_)) => "user_activity",
-        Some(Payload::CreativeChanged(_)) => "creative_changed",
-        Some(Payload::CampaignChanged(_)) => "campaign_changed",
-        Some(Payload::ExperienceChanged(_)) => "experience_changed",
-        None => "none",
-    }
-}
-
 /// A file, by what its path says.
 #[derive(Debug)]
 struct ArchiveFile {
@@ -241,22 +230,29 @@ impl Archive {
 
     /// Removes what batches left that were never committed.
     pub(super) fn remove_leftovers(&self, committed: u64) -> Result<(), FilesError> {
-        for file in self.files()?.iter().filter(|file| file.batch > committed) {
+        for file in self
+            .files(|_, _| true)?
+            .iter()
+            .filter(|file| file.batch > committed)
+        {
             fs::remove_file(&file.path).map_err(failed(&file.path))?;
         }
         Ok(())
     }
 
-    /// Removes the hours that are too old at a time.
+    /// Removes the hours that are too old at a time. After every batch, and so it looks into no day that
+    /// is still kept whole.
     pub(super) fn expire(&self, config: &ArchiveConfig, now_us: i64) -> Result<(), FilesError> {
-        for file in self.files()? {
-            let keep_us = match file.class {
-                Class::Kept if config.retention_days == 0 => continue,
+        let expired = |class: Class, hour: i64| {
+            let keep_us = match class {
+                Class::Kept if config.retention_days == 0 => return false,
                 Class::Kept => i64::from(config.retention_days) * DAY_US,
                 Class::Restricted => i64::from(config.restricted_hours) * HOUR_US,
             };
-            let end_us = (file.hour + 1) * HOUR_US;
-            if end_us + keep_us <= now_us {
+            (hour + 1) * HOUR_US + keep_us <= now_us
+        };
+        for file in self.files(|class, day| expired(class, i64::from(day) * 24))? {
+            if expired(file.class, file.hour) {
                 fs::remove_file(&file.path).map_err(failed(&file.path))?;
                 // The folders go with their last file.
                 let folders = file.path.ancestors().skip(1).take(2);
@@ -269,32 +265,25 @@ impl Archive {
         Ok(())
     }
 
-    fn files(&self) -> Result<Vec<ArchiveFile>, FilesError> {
-        let of = |path: &Path, key: &str| {
-            let name = path.file_name()?.to_str()?;
-            name.strip_prefix(key).map(str::to_owned)
-        };
+    /// The files of those days of a class that are wanted.
+    fn files(&self, wanted: impl Fn(Class, i32) -> bool) -> Result<Vec<ArchiveFile>, FilesError> {
         let mut files = Vec::new();
         for class in Class::ALL {
             for date in entries(&self.folder.join(class.folder()))? {
-                let Some(day) = of(&date, "date=").and_then(|it| parse_day(&it)) else {
+                let day = value_of(&date, "date").and_then(parse_day);
+                let Some(day) = day.filter(|day| wanted(class, *day)) else {
                     continue;
                 };
                 for hour in entries(&date)? {
-                    let Some(of_day) = of(&hour, "hour=").and_then(|it| it.parse::<i64>().ok())
-                    else {
-                        continue;
-                    };
+                    let of_day = value_of(&hour, "hour").and_then(|it| it.parse::<i64>().ok());
+                    let Some(of_day) = of_day else { continue };
                     for path in entries(&hour)? {
-                        let Some(batch) = batch_of(&path) else {
-                            continue;
-                        };
-                        files.push(ArchiveFile {
+                        files.extend(batch_of(&path).map(|batch| ArchiveFile {
                             class,
                             hour: i64::from(day) * 24 + of_day,
                             batch,
                             path,
-                        });
+                        }));
                     }
                 }
             }
@@ -311,7 +300,7 @@ impl Archive {
         committed: u64,
     ) -> Result<impl Iterator<Item = Result<Vec<Archived>, FilesError>>, FilesError> {
         let mut batches: BTreeMap<u64, Vec<ArchiveFile>> = BTreeMap::new();
-        for file in self.files()? {
+        for file in self.files(|_, _| true)? {
             if file.batch <= committed {
                 batches.entry(file.batch).or_default().push(file);
             }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wire::{events::event::Payload, gate::Restricted};
 
-use super::picture::hex;
+use super::{kind, picture::hex};
 
 /// What restricted people's events led to since it was last taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,17 +60,6 @@ impl Audit {
         }
         self.ids_dropped += other.ids_dropped;
         self.values_withheld += other.values_withheld;
-    }
-}
-
-fn kind(payload: Option<&Payload>) -> &'static str {
-    match payload {
-        Some(Payload::ImpressionServed(_)) => "impression_served",
-        Some(Payload::ImpressionViewed(_)) => "impression_viewed",
-        Some(Payload::Click(_)) => "click",
-        Some(Payload::Conversion(_)) => "conversion",
-        Some(Payload::UserActivity(_)) => "user_activity",
-        _ => "other",
     }
 }
 

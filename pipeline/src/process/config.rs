@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use wire::log::Transport;
 
 use super::attribution::AttributionModel;
+use crate::calendar::HOUR_US;
 
 const SECOND_US: i64 = 1_000_000;
-const HOUR_US: i64 = 3_600 * SECOND_US;
 
 /// How events become rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -10,7 +10,8 @@ use std::{
 
 use features::hash::hash_text;
 
-const HOUR_US: i64 = 3_600_000_000;
+use crate::calendar::HOUR_US;
+
 const ENTRY_BYTES: usize = 12;
 
 /// A map whose keys are hashes already.

@@ -32,7 +32,10 @@ use super::{
     state::{self, StateError, StateHeader},
     table::{TableError, TrainingTable},
 };
-use crate::{facts::FactFiles, files::FilesError};
+use crate::{
+    facts::FactFiles,
+    files::{FilesError, batch_of, entries},
+};
 
 /// States of this many batches are kept.
 const KEPT_STATES: u64 = 2;
@@ -404,25 +407,6 @@ fn remove_leftovers(layout: &Layout, table: &str, committed: u64) -> Result<(), 
         }
     }
     Ok(())
-}
-
-/// Paths in a folder; a missing folder has none.
-pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>, ProcessError> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(ProcessError::io(folder)(error)),
-    };
-    let paths: Result<Vec<_>, _> = entries.map(|entry| entry.map(|it| it.path())).collect();
-    let mut paths = paths.map_err(ProcessError::io(folder))?;
-    paths.sort();
-    Ok(paths)
-}
-
-/// The batch that a file's name carries, if it is one of ours.
-pub(crate) fn batch_of(path: &Path) -> Option<u64> {
-    let stem = path.file_stem()?.to_str()?;
-    stem.parse().ok()
 }
 
 fn remove(path: &Path) -> Result<(), ProcessError> {

@@ -5,7 +5,10 @@
 //! find every value that was there, with the meaning it had. Beyond the wire, a number that was given up
 //! must be reserved, since nothing else keeps it from being given to something new.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use prost_types::{
     DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto,
@@ -248,65 +251,71 @@ fn fits(wrote: &FieldDescriptorProto, reads: &FieldDescriptorProto) -> bool {
     }
 }
 
+/// Numbers of one message or enum.
+struct Numbers<'a> {
+    used: Vec<(i32, &'a str)>,
+    reserved: Vec<RangeInclusive<i32>>,
+}
+
+impl<'a> Numbers<'a> {
+    fn of_message(message: &'a DescriptorProto) -> Self {
+        let used = message.field.iter().map(|it| (it.number(), it.name()));
+        // The end is not in the range.
+        let reserved = message.reserved_range.iter();
+        Self {
+            used: used.collect(),
+            reserved: reserved.map(|it| it.start()..=it.end() - 1).collect(),
+        }
+    }
+
+    fn of_enum(it: &'a EnumDescriptorProto) -> Self {
+        let used = it.value.iter().map(|it| (it.number(), it.name()));
+        // Of enums, the end is in the range.
+        let reserved = it.reserved_range.iter();
+        Self {
+            used: used.collect(),
+            reserved: reserved.map(|it| it.start()..=it.end()).collect(),
+        }
+    }
+
+    fn uses(&self, number: i32) -> bool {
+        self.used.iter().any(|(used, _)| *used == number)
+    }
+
+    fn reserves(&self, number: i32) -> bool {
+        self.reserved.iter().any(|range| range.contains(&number))
+    }
+}
+
 /// Numbers that are gone and free for anything, and reserved ones that are used.
 fn given_up(old: &Types<'_>, new: &Types<'_>) -> Vec<String> {
     let mut found = Vec::new();
-    for (name, before) in &old.messages {
-        let Some(after) = new.messages.get(name) else {
-            continue;
-        };
-        let reserved = |message: &DescriptorProto, number: i32| {
-            let mut ranges = message.reserved_range.iter();
-            // The end is not in the range.
-            ranges.any(|range| (range.start()..range.end()).contains(&number))
-        };
-        for gone in &before.field {
-            let number = gone.number();
-            if field(after, number).is_none() && !reserved(after, number) {
+    let mut compare = |what: &str, of: String, before: Numbers<'_>, after: Numbers<'_>| {
+        for (number, name) in &before.used {
+            if !after.uses(*number) && !after.reserves(*number) {
                 found.push(format!(
-                    "field {number} ({}) of {name} is gone and its number free: add `reserved {number};`",
-                    gone.name()
+                    "{what} {number} ({name}) of {of} is gone and its number free: add `reserved {number};`"
                 ));
             }
         }
-        for added in &after.field {
-            if reserved(before, added.number()) {
+        for (number, name) in &after.used {
+            if before.reserves(*number) {
                 found.push(format!(
-                    "field {} ({}) of {name} has a reserved number: take a new one",
-                    added.number(),
-                    added.name()
+                    "{what} {number} ({name}) of {of} has a reserved number: take a new one"
                 ));
             }
+        }
+    };
+    for (name, before) in &old.messages {
+        if let Some(after) = new.messages.get(name) {
+            let (before, after) = (Numbers::of_message(before), Numbers::of_message(after));
+            compare("field", name.clone(), before, after);
         }
     }
     for (name, before) in &old.enums {
-        let Some(after) = new.enums.get(name) else {
-            continue;
-        };
-        let reserved = |it: &EnumDescriptorProto, number: i32| {
-            let mut ranges = it.reserved_range.iter();
-            // Of enums, the end is in the range.
-            ranges.any(|range| (range.start()..=range.end()).contains(&number))
-        };
-        for gone in &before.value {
-            let number = gone.number();
-            let there = after.value.iter().any(|it| it.number() == number);
-            if !there && !reserved(after, number) {
-                found.push(format!(
-                    "value {number} ({}) of enum {name} is gone and its number free: add `reserved \
-                     {number};`",
-                    gone.name()
-                ));
-            }
-        }
-        for added in &after.value {
-            if reserved(before, added.number()) {
-                found.push(format!(
-                    "value {} ({}) of enum {name} has a reserved number: take a new one",
-                    added.number(),
-                    added.name()
-                ));
-            }
+        if let Some(after) = new.enums.get(name) {
+            let (before, after) = (Numbers::of_enum(before), Numbers::of_enum(after));
+            compare("value", format!("enum {name}"), before, after);
         }
     }
     found

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use prost_types::FileDescriptorProto;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -32,6 +33,18 @@ impl LocalRegistry {
 
     fn file(&self, subject: &str, version: u32) -> PathBuf {
         self.root.join(subject).join(format!("{version}.proto"))
+    }
+
+    fn parsed(
+        &self,
+        subject: &str,
+        versions: &[Schema],
+    ) -> Result<Vec<FileDescriptorProto>, SchemaError> {
+        let parse = |schema: &Schema| {
+            let what = self.file(subject, schema.version).display().to_string();
+            compatibility::parse(&what, &schema.text)
+        };
+        versions.iter().map(parse).collect()
     }
 
     fn check_subject(&self, subject: &str) -> Result<(), SchemaError> {
@@ -100,29 +113,25 @@ impl SchemaRegistry for LocalRegistry {
 
     fn breaks(&self, subject: &str, text: &str) -> Result<Vec<String>, SchemaError> {
         let new = compatibility::parse("the new schema", text)?;
-        let mut before = Vec::new();
-        for schema in self.versions(subject)? {
-            let what = self.file(subject, schema.version).display().to_string();
-            before.push(compatibility::parse(&what, &schema.text)?);
-        }
+        let before = self.parsed(subject, &self.versions(subject)?)?;
         Ok(compatibility::breaks(self.level(subject)?, &before, &new))
     }
 
     fn register(&self, subject: &str, text: &str) -> Result<Schema, SchemaError> {
         let new = compatibility::parse("the new schema", text)?;
         let versions = self.versions(subject)?;
-        for schema in &versions {
-            if compatibility::parse("a registered schema", &schema.text)? == new {
-                return Ok(schema.clone());
-            }
+        let before = self.parsed(subject, &versions)?;
+        if let Some(at) = before.iter().position(|known| *known == new) {
+            return Ok(versions[at].clone());
         }
         let version = versions.last().map_or(1, |last| last.version + 1);
-        let breaks = self.breaks(subject, text)?;
+        let level = self.level(subject)?;
+        let breaks = compatibility::breaks(level, &before, &new);
         if !breaks.is_empty() {
             return Err(SchemaError::Incompatible {
                 subject: subject.to_owned(),
                 version,
-                level: self.level(subject)?,
+                level,
                 breaks,
             });
         }

@@ -31,10 +31,10 @@ use self::{
     expression::{Sql, SqlKind, Translation, aggregate, aggregate_column},
     groups::Group,
 };
-use crate::facts::{FactEvents, FactRequests};
-
-/// Microseconds of an hour.
-const HOUR_US: i64 = 3_600_000_000;
+use crate::{
+    calendar::HOUR_US,
+    facts::{FactEvents, FactRequests},
+};
 
 /// A column of a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use cli::{CommonArgs, GateRefused, Layout, out};
 
-use super::{PIPELINE_CONFIG, as_usage, schema::SchemaVerb};
+use super::{PIPELINE_CONFIG, as_usage, bar, schema::SchemaVerb};
 use crate::{
     feature_verbs,
     process::{
@@ -208,10 +208,7 @@ fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
     }
     let layout = Layout::new(common);
     let log = loaded.config.log.open(&layout.log())?;
-    let bar = match common.json {
-        true => indicatif::ProgressBar::hidden(),
-        false => cli::progress(0, "events"),
-    };
+    let bar = bar(common, 0, "events");
     let events = archive::restore(&Archive::at(&args.from), &*log, |events| {
         bar.set_length(events);
         bar.set_position(events);

@@ -15,7 +15,7 @@ use features::{
 };
 use registry::Registry;
 
-use super::{PIPELINE_CONFIG, as_usage};
+use super::{PIPELINE_CONFIG, as_usage, bar};
 use crate::{
     asof::{AsOfJoin, Side},
     backfill::{Backfill, DayDone, Values, migrate::Migration},
@@ -415,7 +415,7 @@ fn backfill_days(
         );
         return Err(Usage(problem).into());
     }
-    let bar = day_bar(&args.common, days.len());
+    let bar = bar(&args.common, days.len(), "days");
     let mut done = Vec::new();
     for day in days {
         done.push(backfill.day(day)?);
@@ -467,7 +467,7 @@ fn migrate(
         memory_bytes: args.memory_mib << 20,
         threads: threads(),
     };
-    let bar = day_bar(&args.common, 0);
+    let bar = bar(&args.common, 0, "days");
     let done = migration.run(|days, _| {
         bar.set_length(days as u64);
         bar.inc(1);
@@ -508,7 +508,7 @@ fn compare_sides(args: &SkewArgs) -> anyhow::Result<()> {
         memory_bytes: args.memory_mib << 20,
         threads: threads(),
     };
-    let bar = day_bar(common, 0);
+    let bar = bar(common, 0, "days");
     let report = skew.run(|days, _| {
         bar.set_length(days as u64);
         bar.inc(1);
@@ -532,13 +532,6 @@ fn compare_sides(args: &SkewArgs) -> anyhow::Result<()> {
             let reason = format!("above the limits of the spec: {}", names.join(", "));
             Err(GateRefused { reason }.into())
         }
-    }
-}
-
-fn day_bar(common: &CommonArgs, days: usize) -> indicatif::ProgressBar {
-    match common.json {
-        true => indicatif::ProgressBar::hidden(),
-        false => cli::progress(days as u64, "days"),
     }
 }
 

@@ -27,18 +27,19 @@ use super::{
     KafkaConfig, Log, LogError, LogWriter, MAX_RECORD_BYTES, Partitions, Position, Record, Records,
 };
 
-/// Settings that the log's promises hang on.
-const FIXED: [(&str, &str); 6] = [
+/// Settings of readers that the log's promises hang on.
+const OF_CONSUMERS: [(&str, &str); 4] = [
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
     ("enable.partition.eof", "true"),
     ("auto.offset.reset", "error"),
-    ("enable.idempotence", "true"),
-    ("acks", "all"),
 ];
 
-/// Which of [`FIXED`] are a producer's.
-const OF_PRODUCERS: [&str; 2] = ["enable.idempotence", "acks"];
+/// The same of writers.
+const OF_PRODUCERS: [(&str, &str); 2] = [("enable.idempotence", "true"), ("acks", "all")];
+
+/// What the configuration names elsewhere.
+const NAMED: [&str; 3] = ["bootstrap.servers", "metadata.broker.list", "group.id"];
 
 /// How long one wait may last before the clock is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -89,8 +90,8 @@ impl KafkaLog {
         let mut settings = BTreeMap::new();
         for (name, value) in &config.settings {
             let key = format!("settings.\"{name}\"");
-            let named_above = ["bootstrap.servers", "metadata.broker.list", "group.id"];
-            if named_above.contains(&name.as_str()) || FIXED.iter().any(|(it, _)| it == name) {
+            let mut fixed = OF_CONSUMERS.iter().chain(&OF_PRODUCERS);
+            if NAMED.contains(&name.as_str()) || fixed.any(|(it, _)| it == name) {
                 return fail(&key, "may not be set here: take it out".to_owned());
             }
             let variable = value.strip_prefix("${").and_then(|it| it.strip_suffix('}'));
@@ -112,31 +113,19 @@ impl KafkaLog {
         })
     }
 
-    fn client(&self, producer: bool) -> ClientConfig {
+    /// The settings of a client with its own ones, which the configured ones may go over.
+    fn client(&self, fixed: &[(&str, &str)], own: (&str, &str)) -> ClientConfig {
         let mut client = ClientConfig::new();
         client.set("bootstrap.servers", self.config.brokers.join(","));
-        match producer {
-            // As large as any log takes, unless the settings say less; the brokers have a limit of their own.
-            true => client.set("message.max.bytes", (MAX_RECORD_BYTES + 1024).to_string()),
-            false => client.set("group.id", &self.config.group),
-        };
-        for (name, value) in FIXED {
-            if OF_PRODUCERS.contains(&name) == producer {
-                client.set(name, value);
-            }
-        }
-        for (name, value) in &self.settings {
+        let configured = self
+            .settings
+            .iter()
+            .map(|(name, value)| (&**name, &**value));
+        let settings = fixed.iter().copied().chain([own]).chain(configured);
+        for (name, value) in settings {
             client.set(name, value);
         }
         client
-    }
-
-    fn timeout(&self) -> Duration {
-        Duration::from_secs(self.config.timeout_seconds.into())
-    }
-
-    fn error(&self, doing: &str, error: &dyn fmt::Display) -> LogError {
-        kafka_error(&self.config, doing, error)
     }
 
     /// The name that positions call a partition by.
@@ -152,8 +141,9 @@ impl KafkaLog {
     /// Numbers of the topic's partitions, rising.
     fn partitions(&self, consumer: &BaseConsumer) -> Result<Vec<i32>, LogError> {
         let topic = &self.config.topic;
-        let asked = consumer.fetch_metadata(Some(topic), self.timeout());
-        let metadata = asked.map_err(|error| self.error("asking for its partitions", &error))?;
+        let asked = consumer.fetch_metadata(Some(topic), self.config.timeout());
+        let metadata =
+            asked.map_err(|error| self.config.error("asking for its partitions", &error))?;
         let found = metadata.topics().iter().find(|it| it.name() == topic);
         let mut partitions: Vec<i32> = match found {
             Some(found) => found.partitions().iter().map(|it| it.id()).collect(),
@@ -162,26 +152,35 @@ impl KafkaLog {
         if partitions.is_empty() {
             let why = "there is no such topic: create it, with as many partitions as readers shall ever \
                        share";
-            return Err(self.error("asking for its partitions", &why));
+            return Err(self.config.error("asking for its partitions", &why));
         }
         partitions.sort_unstable();
         Ok(partitions)
     }
 }
 
-fn kafka_error(config: &KafkaConfig, doing: &str, error: &dyn fmt::Display) -> LogError {
-    LogError::Kafka {
-        brokers: config.brokers.join(","),
-        topic: config.topic.clone(),
-        doing: doing.to_owned(),
-        why: error.to_string(),
+impl KafkaConfig {
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_seconds.into())
+    }
+
+    fn error(&self, doing: &str, error: &dyn fmt::Display) -> LogError {
+        LogError::Kafka {
+            brokers: self.brokers.join(","),
+            topic: self.topic.clone(),
+            doing: doing.to_owned(),
+            why: error.to_string(),
+        }
     }
 }
 
 impl Log for KafkaLog {
     fn read(&self, position: &Position) -> Result<Partitions, LogError> {
-        let created = self.client(false).create::<BaseConsumer>();
-        let consumer = Arc::new(created.map_err(|error| self.error("making a consumer", &error))?);
+        let created = self
+            .client(&OF_CONSUMERS, ("group.id", &self.config.group))
+            .create::<BaseConsumer>();
+        let consumer =
+            Arc::new(created.map_err(|error| self.config.error("making a consumer", &error))?);
         let partitions = self.partitions(&consumer)?;
         let gap = |partition: &str, wanted, first, end| LogError::Gap {
             partition: partition.to_owned(),
@@ -199,9 +198,9 @@ impl Log for KafkaLog {
         let (mut assigned, mut ranges) = (TopicPartitionList::new(), Vec::new());
         for partition in partitions {
             let name = self.name(partition);
-            let asked = consumer.fetch_watermarks(topic, partition, self.timeout());
+            let asked = consumer.fetch_watermarks(topic, partition, self.config.timeout());
             let (first, end) =
-                asked.map_err(|error| self.error("asking how far it goes", &error))?;
+                asked.map_err(|error| self.config.error("asking how far it goes", &error))?;
             // Offsets are never negative.
             let (first, end) = (first as u64, end as u64);
             let from = position.get(&name).copied().unwrap_or(first);
@@ -211,18 +210,18 @@ impl Log for KafkaLog {
             if from < end {
                 let added =
                     assigned.add_partition_offset(topic, partition, Offset::Offset(from as i64));
-                added.map_err(|error| self.error("choosing where to read", &error))?;
+                added.map_err(|error| self.config.error("choosing where to read", &error))?;
             }
             ranges.push((partition, name, from, end));
         }
         let assign = consumer.assign(&assigned);
-        assign.map_err(|error| self.error("choosing where to read", &error))?;
+        assign.map_err(|error| self.config.error("choosing where to read", &error))?;
         let mut queues = BTreeMap::new();
         for (partition, _, from, end) in &ranges {
             if from < end {
                 let queue = consumer.split_partition_queue(topic, *partition);
-                let queue =
-                    queue.ok_or_else(|| self.error("choosing where to read", &"no queue"))?;
+                let queue = queue
+                    .ok_or_else(|| self.config.error("choosing where to read", &"no queue"))?;
                 queues.insert(*partition, queue);
             }
         }
@@ -250,9 +249,13 @@ impl Log for KafkaLog {
 
     fn writer(&self, _source: &str) -> Result<Box<dyn LogWriter>, LogError> {
         let context = Deliveries::default();
-        let created = self.client(true).create_with_context(context);
+        // As large as any log takes; the brokers have a limit of their own.
+        let most_bytes = (MAX_RECORD_BYTES + 1024).to_string();
+        let created = self
+            .client(&OF_PRODUCERS, ("message.max.bytes", &most_bytes))
+            .create_with_context(context);
         let producer: BaseProducer<Deliveries> =
-            created.map_err(|error| self.error("making a producer", &error))?;
+            created.map_err(|error| self.config.error("making a producer", &error))?;
         let frame = self.config.schema_id.map(|id| {
             let mut frame = [0; FRAME_BYTES];
             frame[1..5].copy_from_slice(&id.to_be_bytes());
@@ -260,7 +263,6 @@ impl Log for KafkaLog {
         });
         Ok(Box::new(KafkaWriter {
             config: self.config.clone(),
-            timeout: self.timeout(),
             producer,
             frame,
             buffer: Vec::new(),
@@ -328,7 +330,7 @@ impl fmt::Debug for KafkaRecords {
 
 impl KafkaRecords {
     fn read_next(&mut self) -> Result<Option<Record>, LogError> {
-        let fail = |error: &dyn fmt::Display| kafka_error(&self.config, "reading it", error);
+        let fail = |error: &dyn fmt::Display| self.config.error("reading it", error);
         if self.next >= self.end {
             self.queue = None;
         }
@@ -339,7 +341,7 @@ impl KafkaRecords {
         let Some(queue) = &self.queue else {
             return Ok(None);
         };
-        let timeout = Duration::from_secs(self.config.timeout_seconds.into());
+        let timeout = self.config.timeout();
         let (waiting, mut said) = (Instant::now(), String::new());
         loop {
             match queue.poll(TICK) {
@@ -403,7 +405,6 @@ impl ProducerContext for Deliveries {
 
 struct KafkaWriter {
     config: KafkaConfig,
-    timeout: Duration,
     producer: BaseProducer<Deliveries>,
     frame: Option<[u8; FRAME_BYTES]>,
     buffer: Vec<u8>,
@@ -441,7 +442,7 @@ impl LogWriter for KafkaWriter {
             match self.producer.send(record) {
                 Ok(()) => break,
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
-                    if waiting.elapsed() < self.timeout =>
+                    if waiting.elapsed() < self.config.timeout() =>
                 {
                     record = back;
                     self.producer.poll(TICK);
@@ -451,7 +452,7 @@ impl LogWriter for KafkaWriter {
                     let bytes = payload.len();
                     return Err(LogError::TooLarge { bytes });
                 }
-                Err((error, _)) => return Err(kafka_error(&self.config, "writing to it", &error)),
+                Err((error, _)) => return Err(self.config.error("writing to it", &error)),
             }
         }
         self.producer.poll(Duration::ZERO);
@@ -460,9 +461,9 @@ impl LogWriter for KafkaWriter {
 
     /// Waits until the brokers have it: what this program alone holds is lost with it.
     fn flush(&mut self) -> Result<(), LogError> {
-        let fail = |error: &KafkaError| kafka_error(&self.config, "writing to it", error);
+        let fail = |error: &KafkaError| self.config.error("writing to it", error);
         self.producer
-            .flush(self.timeout)
+            .flush(self.config.timeout())
             .map_err(|error| fail(&error))?;
         let deliveries = self.producer.context();
         let mut refused = deliveries
