@@ -20,7 +20,7 @@ use crate::{
     set::{AdFacts, FeatureSet, Recent, RequestFacts},
 };
 
-const HOUR_US: i64 = 3_600_000_000;
+pub(crate) const HOUR_US: i64 = 3_600_000_000;
 
 /// Distinct values that one entity remembers of a fact; the oldest go first.
 pub const MAX_RECENT: usize = 64;
@@ -88,10 +88,21 @@ impl Counted {
     }
 }
 
-/// Names an entity: XXH64 over the names of its key facts and their values, chained. With a
-/// hundred million entities the chance that any two share a key is below 0.03 %.
+/// Names an entity. With a hundred million entities of a group the chance that any two share a key is
+/// below 0.03 %.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EntityKey(pub u64);
+pub struct EntityKey {
+    /// The lower half of XXH64 over the names of its key facts: entities of one kind share it.
+    pub group: u32,
+    /// XXH64 over the names of its key facts and their values, chained.
+    pub id: u64,
+}
+
+impl std::fmt::Display for EntityKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:08x}-{:016x}", self.group, self.id)
+    }
+}
 
 /// Counts of one hour.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -153,6 +164,12 @@ impl Default for EntityState {
 pub trait StateSource {
     /// The state, or `None` if the entity is unknown.
     fn state(&self, key: EntityKey) -> Option<&EntityState>;
+
+    /// Until when what arrived is in the states, microseconds since the Unix epoch; `None` if nothing
+    /// is left out. A feature whose `ttl` has passed since then is stale.
+    fn as_of_us(&self) -> Option<i64> {
+        None
+    }
 }
 
 /// Knows no entity: every aggregate is its default.
@@ -165,9 +182,12 @@ impl StateSource for NoState {
     }
 }
 
-impl StateSource for HashMap<EntityKey, EntityState> {
+/// What is known of some entities; `None` says that one is unknown.
+pub type Known = HashMap<EntityKey, Option<EntityState>>;
+
+impl StateSource for Known {
     fn state(&self, key: EntityKey) -> Option<&EntityState> {
-        self.get(&key)
+        self.get(&key)?.as_ref()
     }
 }
 
@@ -187,6 +207,12 @@ pub enum DecodeError {
     Source {
         /// The number.
         number: u8,
+    },
+    /// A number does not fit what it counts.
+    #[error("aggregate bytes have a number before {at} that is too large")]
+    Number {
+        /// Where it ends.
+        at: usize,
     },
 }
 
@@ -265,6 +291,24 @@ impl EntityState {
         }
     }
 
+    /// The newest hour of which something is known, since the Unix epoch.
+    pub(crate) fn last_hour(&self) -> u32 {
+        let seen = self.recent.iter().flatten().map(|(seen, _)| hour(*seen));
+        let tiles = self.tiles.iter().map(|tile| tile.hour);
+        tiles.chain(seen).max().unwrap_or(0)
+    }
+
+    /// The state of an entity that these events are all of.
+    #[cfg(test)]
+    pub(crate) fn of(events: impl IntoIterator<Item = Counted>) -> Self {
+        let mut state = Self::default();
+        for event in events {
+            let values = Vec::new();
+            state.add(Fresh { event, values });
+        }
+        state
+    }
+
     /// All that is known, for requests after it.
     pub fn settled(&self) -> Self {
         let mut settled = self.clone();
@@ -285,13 +329,16 @@ impl EntityState {
         !self.tiles.is_empty() || !self.fresh.is_empty() || remembers
     }
 
-    /// Compact bytes: counts and sums of zero take no space.
+    /// Compact bytes: numbers in LEB128, hours and times as what they are above the one before; counts
+    /// and sums of zero take no space.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(16 + self.tiles.len() * 12);
-        bytes.extend(self.settled_us.to_le_bytes());
-        bytes.extend((self.tiles.len() as u32).to_le_bytes());
+        let mut bytes = Vec::with_capacity(8 + self.tiles.len() * 8);
+        push_time(&mut bytes, i64::MIN, self.settled_us);
+        push(&mut bytes, self.tiles.len() as u64);
+        let mut last = 0;
         for tile in &self.tiles {
-            bytes.extend(tile.hour.to_le_bytes());
+            push(&mut bytes, u64::from(tile.hour - last));
+            last = tile.hour;
             let counted = |at: &usize| tile.counts[*at] > 0;
             let summed = |at: &usize| tile.sums[*at] != 0.0;
             let bit = |mask, at: usize| mask | 1 << at;
@@ -302,27 +349,29 @@ impl EntityState {
                 .fold(present, bit);
             bytes.push(present);
             for at in (0..NUM_SOURCES).filter(counted) {
-                bytes.extend(tile.counts[at].to_le_bytes());
+                push(&mut bytes, u64::from(tile.counts[at]));
             }
             for at in (0..NUM_SOURCES).filter(summed) {
                 bytes.extend(tile.sums[at].to_le_bytes());
             }
         }
-        bytes.push(self.recent.len() as u8);
+        push(&mut bytes, self.recent.len() as u64);
         for values in &self.recent {
-            bytes.push(values.len() as u8);
+            push(&mut bytes, values.len() as u64);
+            let mut last = 0;
             for (seen, id) in values {
-                bytes.extend(seen.to_le_bytes());
+                push_time(&mut bytes, last, *seen);
+                last = *seen;
                 bytes.extend(id.to_le_bytes());
             }
         }
-        bytes.extend((self.fresh.len() as u32).to_le_bytes());
+        push(&mut bytes, self.fresh.len() as u64);
         for Fresh { event, values } in &self.fresh {
             bytes.push(event.source as u8);
             bytes.extend(event.value.to_le_bytes());
-            bytes.extend(event.event_us.to_le_bytes());
-            bytes.extend(event.known_us.to_le_bytes());
-            bytes.push(values.len() as u8);
+            push_time(&mut bytes, 0, event.event_us);
+            push_time(&mut bytes, event.event_us, event.known_us);
+            push(&mut bytes, values.len() as u64);
             for (slot, id) in values {
                 bytes.push(*slot);
                 bytes.extend(id.to_le_bytes());
@@ -334,41 +383,44 @@ impl EntityState {
     /// Reads what [`Self::to_bytes`] wrote.
     ///
     /// # Errors
-    /// [`DecodeError`] if the bytes end early or name no event.
+    /// [`DecodeError`] if the bytes end early, or say what no state says.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut reader = Bytes { bytes, at: 0 };
-        let state = Self::read(&mut reader)?;
-        Ok(state)
+        Self::read(&mut Bytes { bytes, at: 0 })
     }
 
     fn read(reader: &mut Bytes<'_>) -> Result<Self, DecodeError> {
         let mut state = Self {
-            settled_us: i64::from_le_bytes(reader.take()?),
+            settled_us: reader.time(i64::MIN)?,
             ..Self::default()
         };
-        for _ in 0..u32::from_le_bytes(reader.take()?) {
+        let mut last = 0u32;
+        for _ in 0..reader.number::<u64>()? {
+            last = last
+                .checked_add(reader.number()?)
+                .ok_or(DecodeError::Number { at: reader.at })?;
             let mut tile = Tile {
-                hour: u32::from_le_bytes(reader.take()?),
+                hour: last,
                 ..Tile::default()
             };
-            let [present] = reader.take::<1>()?;
+            let present = reader.byte()?;
             for at in (0..NUM_SOURCES).filter(|at| present & 1 << at != 0) {
-                tile.counts[at] = u32::from_le_bytes(reader.take()?);
+                tile.counts[at] = reader.number()?;
             }
             for at in (0..NUM_SOURCES).filter(|at| present & 1 << (at + NUM_SOURCES) != 0) {
                 tile.sums[at] = f64::from_le_bytes(reader.take()?);
             }
             state.tiles.push(tile);
         }
-        for _ in 0..reader.byte()? {
-            let seen = |reader: &mut Bytes<'_>| {
-                let seen = i64::from_le_bytes(reader.take()?);
-                Ok((seen, u64::from_le_bytes(reader.take()?)))
-            };
-            let values = (0..reader.byte()?).map(|_| seen(reader));
-            state.recent.push(values.collect::<Result<_, _>>()?);
+        for _ in 0..reader.number::<u8>()? {
+            let mut last = 0;
+            let mut values = Vec::new();
+            for _ in 0..reader.number::<u8>()? {
+                last = reader.time(last)?;
+                values.push((last, u64::from_le_bytes(reader.take()?)));
+            }
+            state.recent.push(values);
         }
-        for _ in 0..u32::from_le_bytes(reader.take()?) {
+        for _ in 0..reader.number::<u64>()? {
             state.fresh.push_back(Fresh::read(reader)?);
         }
         Ok(state)
@@ -379,15 +431,18 @@ impl Fresh {
     fn read(reader: &mut Bytes<'_>) -> Result<Self, DecodeError> {
         let number = reader.byte()?;
         let source = SourceEvent::ALL.get(usize::from(number)).copied();
+        let source = source.ok_or(DecodeError::Source { number })?;
+        let value = f64::from_le_bytes(reader.take()?);
+        let event_us = reader.time(0)?;
         let event = Counted {
-            source: source.ok_or(DecodeError::Source { number })?,
-            value: f64::from_le_bytes(reader.take()?),
-            event_us: i64::from_le_bytes(reader.take()?),
-            known_us: i64::from_le_bytes(reader.take()?),
+            source,
+            value,
+            event_us,
+            known_us: reader.time(event_us)?,
         };
         let value =
             |reader: &mut Bytes<'_>| Ok((reader.byte()?, u64::from_le_bytes(reader.take()?)));
-        let values = (0..reader.byte()?).map(|_| value(reader));
+        let values = (0..reader.number::<u8>()?).map(|_| value(reader));
         Ok(Self {
             event,
             values: values.collect::<Result<_, _>>()?,
@@ -493,7 +548,8 @@ impl Aggregates {
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = (self.states.len() as u64).to_le_bytes().to_vec();
         for (key, state) in &self.states {
-            bytes.extend(key.0.to_le_bytes());
+            bytes.extend(key.group.to_le_bytes());
+            bytes.extend(key.id.to_le_bytes());
             bytes.extend(state.to_bytes());
         }
         bytes
@@ -507,7 +563,10 @@ impl Aggregates {
         let mut reader = Bytes { bytes, at: 0 };
         let mut states = BTreeMap::new();
         for _ in 0..u64::from_le_bytes(reader.take()?) {
-            let key = EntityKey(u64::from_le_bytes(reader.take()?));
+            let key = EntityKey {
+                group: u32::from_le_bytes(reader.take()?),
+                id: u64::from_le_bytes(reader.take()?),
+            };
             states.insert(key, EntityState::read(&mut reader)?);
         }
         Ok(Self {
@@ -522,7 +581,25 @@ pub(crate) fn entity_key<'a>(
     group: &str,
     values: impl Iterator<Item = crate::expression::Value<'a>>,
 ) -> EntityKey {
-    EntityKey(values.fold(hash::hash_text(group), |seed, value| value.chain(seed)))
+    let name = hash::hash_text(group);
+    EntityKey {
+        group: name as u32,
+        id: values.fold(name, |seed, value| value.chain(seed)),
+    }
+}
+
+/// Appends a number in LEB128: seven bits to a byte, the lowest first, the top bit set before more.
+fn push(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+/// Appends a time that is most often at or after another one.
+fn push_time(bytes: &mut Vec<u8>, base_us: i64, time_us: i64) {
+    push(bytes, time_us.wrapping_sub(base_us) as u64);
 }
 
 fn hour(time_us: i64) -> u32 {
@@ -537,6 +614,23 @@ struct Bytes<'a> {
 impl Bytes<'_> {
     fn byte(&mut self) -> Result<u8, DecodeError> {
         self.take::<1>().map(|[byte]| byte)
+    }
+
+    fn number<T: TryFrom<u64>>(&mut self) -> Result<T, DecodeError> {
+        let mut number = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                let at = self.at;
+                return T::try_from(number).map_err(|_| DecodeError::Number { at });
+            }
+        }
+        Err(DecodeError::Number { at: self.at })
+    }
+
+    fn time(&mut self, base_us: i64) -> Result<i64, DecodeError> {
+        Ok(base_us.wrapping_add(self.number::<u64>()? as i64))
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
@@ -665,7 +759,9 @@ mod tests {
             });
             let state = state(events, horizon * HOUR_US);
             let aggregates = Aggregates {
-                states: BTreeMap::from([(EntityKey(7), state.clone()), (EntityKey(9), state)]),
+                states: [(1, 7), (2, 5)]
+                    .map(|(group, id)| (EntityKey { group, id }, state.clone()))
+                    .into(),
                 ..Aggregates::default()
             };
             let bytes = aggregates.to_bytes();

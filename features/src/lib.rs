@@ -7,7 +7,7 @@
 //! known at each impression; the server calls the same code with those of the online store
 //! ([`online`]). Training and serving can so not differ by construction.
 //!
-//! Light on purpose: no query engine, no tensor library, no socket.
+//! Light on purpose: no query engine, no tensor library, and no socket but the online store's.
 //!
 //! Read in this order: [`spec`], [`expression`], [`facts`], [`aggregates`], [`FeatureSet`],
 //! [`FeatureBatch`], [`online`], [`skew`].
@@ -25,12 +25,13 @@ pub mod spec;
 pub mod style;
 
 pub use aggregates::{
-    Aggregates, Counted, EntityKey, EntityState, NoState, SourceEvent, StateSource, WindowSums,
+    Aggregates, Counted, EntityKey, EntityState, Known, NoState, SourceEvent, StateSource,
+    WindowSums,
 };
 pub use batch::{FeatureBatch, Jagged, SnapshotError};
 pub use facts::{Fact, Facts};
 pub use set::{
-    AdFacts, DenseField, EntityGroup, EvaluationCounts, FeatureSet, RequestFacts, Schema,
-    SparseField,
+    AdFacts, DenseField, EntityGroup, EvaluationCounts, FeatureSet, Keeping, Representatives,
+    RequestFacts, Schema, SparseField,
 };
 pub use spec::{FeatureSpec, SpecError, UnknownFeature};

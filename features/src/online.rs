@@ -1,35 +1,59 @@
-//! The embedded online store: the newest aggregates, for the server to read.
+//! The online store: what is known of entities, for the server to read.
+//!
+//! A version is written whole beside the one that serves, then a pointer moves; a reader holds the
+//! version that it opened. Two versions are kept. Each spec has versions of its own, so that what
+//! serves goes on while the next spec is published.
+//!
+//! Embedded, below the data folder:
 //!
 //! ```text
-//! <root>/<generation>/store.redb    entity key → state
-//! <root>/CURRENT                    JSON: generation, spec digest, as-of time
+//! <root>/<spec>/CURRENT                     JSON: the version that serves
+//! <root>/<spec>/<generation>/store.redb     entity key → packed state
 //! ```
 //!
-//! A version is written whole beside the one that serves, then `CURRENT` moves by rename; a
-//! reader holds the version that it opened. Two versions are kept.
+//! On a Redis Cluster `CURRENT` and the hot states lie there ([`OnlineConfig::Redis`]); the file holds
+//! the warm ones, of features of the tier `warm`, and may lie on an SSD of each server.
+
+mod config;
+mod embedded;
+mod published;
+mod redis;
 
 use std::{
-    collections::HashMap,
-    fs, io,
+    collections::BTreeSet,
+    fs::{self, File, TryLockError},
+    io,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
 };
 
-use redb::{Database, ReadOnlyDatabase, ReadableDatabase, TableDefinition};
+pub use config::{OnlineConfig, RedisConfig};
+use embedded::Embedded;
+use redis::Redis;
 use serde::{Deserialize, Serialize};
 
-use crate::{Aggregates, EntityKey, EntityState, aggregates::DecodeError};
+use crate::{Aggregates, EntityKey, EntityState, FeatureSet, Known, aggregates::DecodeError};
 
-const STATES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("states");
 const CURRENT: &str = "CURRENT";
+const LOCK: &str = "LOCK";
+
+/// Specs whose versions stay: the one that is published and the one that served before it.
+const SPECS_KEPT: usize = 2;
 
 /// Why the online store could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum OnlineError {
-    /// Nothing has been published.
-    #[error("no online store in {}; `marquee features materialize` makes one", root.display())]
+    /// Nothing has been published of these features.
+    #[error(
+        "no online store of features {} in {place}; `marquee features materialize` makes one",
+        short(spec_digest)
+    )]
     Missing {
-        /// The store's folder.
-        root: PathBuf,
+        /// Where.
+        place: String,
+        /// Digest of the spec.
+        spec_digest: String,
     },
     /// The disk refused.
     #[error("accessing online store file {}", path.display())]
@@ -39,11 +63,17 @@ pub enum OnlineError {
         /// What the system said.
         source: io::Error,
     },
-    /// The pointer is not what this version writes.
-    #[error("reading {}", path.display())]
-    Pointer {
-        /// The file.
+    /// Somebody else is publishing.
+    #[error("another program publishes to the online store, as {} says: wait for its end", path.display())]
+    Locked {
+        /// The lock file.
         path: PathBuf,
+    },
+    /// The pointer is not what this version writes.
+    #[error("reading {place}; publish the online store again")]
+    Pointer {
+        /// The file, or the key in Redis.
+        place: String,
         /// Where and why parsing stopped.
         source: serde_json::Error,
     },
@@ -56,185 +86,355 @@ pub enum OnlineError {
         source: Box<redb::Error>,
     },
     /// A stored state is damaged.
-    #[error("state of entity {key:016x} in online store {}; publish it again", path.display())]
+    #[error("state of entity {key} in online store {place}; publish it again")]
     State {
-        /// The store's file.
-        path: PathBuf,
+        /// The store's file, or the node.
+        place: String,
         /// The entity.
-        key: u64,
+        key: EntityKey,
         /// What is wrong with it.
         source: DecodeError,
     },
+    /// The time was up before all was read.
+    #[error("the time was up with {unread} entities of the online store unread")]
+    Late {
+        /// Entities that were not read.
+        unread: usize,
+    },
+    /// A setting that cannot be.
+    #[error("online store: `redis.{key}` {what}")]
+    Setting {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it, and the mend.
+        what: String,
+    },
+    /// The cluster, or a node of it, failed or refused.
+    #[error("Redis, {doing}")]
+    Redis {
+        /// What was to be done.
+        doing: String,
+        /// What it said.
+        source: Box<::redis::RedisError>,
+    },
+    /// The cluster, or a node of it, did not answer in time.
+    #[error("Redis, {doing}: no answer within {waited_ms} ms")]
+    Silent {
+        /// What was to be done.
+        doing: String,
+        /// How long.
+        waited_ms: u64,
+    },
+    /// The cluster answered something that it should not.
+    #[error("Redis, {doing}: {found}")]
+    Reply {
+        /// What was to be done.
+        doing: String,
+        /// The answer.
+        found: String,
+    },
+    /// Somebody else published meanwhile.
+    #[error(
+        "another pipeline moved {place} meanwhile: two that publish the same features need two prefixes"
+    )]
+    Raced {
+        /// The key in Redis.
+        place: String,
+    },
 }
 
-/// What `CURRENT` holds.
+/// One version of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Pointer {
-    generation: u64,
-    spec_digest: String,
-    as_of_us: i64,
+pub struct Version {
+    /// Rises by one with each version of these features.
+    pub generation: u64,
+    /// Digest of the spec whose features it holds.
+    pub spec_digest: String,
+    /// What had arrived by then is in it, microseconds since the Unix epoch.
+    pub as_of_us: i64,
+    /// Kinds of entities that lie in the file; on Redis only, where the others lie there.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    warm: BTreeSet<u32>,
+    /// What the keys of this and the versions that it adds to begin with; 0 in files.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    epoch: u64,
 }
 
-/// One version of the store, open for reading.
-pub struct OnlineStore {
-    path: PathBuf,
-    database: ReadOnlyDatabase,
-    pointer: Pointer,
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
-fn store_path(root: &Path, generation: u64) -> PathBuf {
-    root.join(format!("{generation:012}")).join("store.redb")
+/// What was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Published {
+    /// Its generation.
+    pub generation: u64,
+    /// Entities that were written: on Redis those that changed since the version before.
+    pub written: usize,
+    /// All of its entities.
+    pub entities: usize,
 }
 
-fn read_pointer(root: &Path) -> Result<Option<Pointer>, OnlineError> {
-    let path = root.join(CURRENT);
-    match fs::read(&path) {
-        Ok(text) => {
-            let pointer = serde_json::from_slice(&text);
-            pointer
-                .map(Some)
-                .map_err(|source| OnlineError::Pointer { path, source })
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(OnlineError::Io { path, source }),
-    }
+/// Where versions are kept.
+#[derive(Debug, Clone)]
+pub struct Online {
+    root: PathBuf,
+    redis: Option<Arc<Redis>>,
 }
 
-fn store_error<E: Into<redb::Error>>(path: &Path) -> impl Fn(E) -> OnlineError {
-    move |error| OnlineError::Store {
-        path: path.to_owned(),
-        source: Box::new(error.into()),
-    }
+/// The beginning of a digest, which names a spec in paths and messages.
+fn short(digest: &str) -> &str {
+    digest.get(..16).unwrap_or(digest)
 }
 
-/// Publishes a new version and returns its generation.
-///
-/// # Errors
-/// [`OnlineError`]; readers then still see the version before.
-pub fn publish(
-    root: &Path,
-    aggregates: &Aggregates,
-    spec_digest: &str,
-    as_of_us: i64,
-) -> Result<u64, OnlineError> {
-    let generation = read_pointer(root)?.map_or(1, |pointer| pointer.generation + 1);
-    let path = store_path(root, generation);
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| OnlineError::Io { path, source }
-    };
-    let folder = path.parent().unwrap_or(root);
-    if folder.exists() {
-        // A writer died here before it moved the pointer.
-        fs::remove_dir_all(folder).map_err(io(folder))?;
-    }
-    fs::create_dir_all(folder).map_err(io(folder))?;
-    write_states(&path, aggregates)?;
+fn is_over(until: Instant) -> bool {
+    until <= Instant::now()
+}
 
-    let pointer = Pointer {
-        generation,
-        spec_digest: spec_digest.to_owned(),
-        as_of_us,
-    };
-    let current = root.join(CURRENT);
-    let beside = root.join("CURRENT.partial");
-    let text = serde_json::to_vec(&pointer).map_err(|source| OnlineError::Pointer {
-        path: current.clone(),
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OnlineError + use<> {
+    let path = path.to_owned();
+    move |source| OnlineError::Io { path, source }
+}
+
+fn parse_version(place: &str, text: &[u8]) -> Result<Version, OnlineError> {
+    serde_json::from_slice(text).map_err(|source| OnlineError::Pointer {
+        place: place.to_owned(),
         source,
-    })?;
-    fs::write(&beside, text).map_err(io(&beside))?;
-    fs::rename(&beside, &current).map_err(io(&current))?;
-    if let Some(old) = generation
-        .checked_sub(2)
-        .map(|old| root.join(format!("{old:012}")))
-        && old.exists()
-    {
-        fs::remove_dir_all(&old).map_err(io(&old))?;
-    }
-    Ok(generation)
+    })
 }
 
-fn write_states(path: &Path, aggregates: &Aggregates) -> Result<(), OnlineError> {
-    let database = Database::create(path).map_err(store_error(path))?;
-    let transaction = database.begin_write().map_err(store_error(path))?;
-    {
-        let mut table = transaction.open_table(STATES).map_err(store_error(path))?;
-        for (key, state) in aggregates.iter() {
-            table
-                .insert(key.0, state.settled().to_bytes().as_slice())
-                .map_err(store_error(path))?;
-        }
-    }
-    transaction.commit().map_err(store_error(path))
+fn version_text(version: &Version) -> Vec<u8> {
+    serde_json::to_vec(version).expect("a version is plain data")
 }
 
-impl OnlineStore {
-    /// Opens the current version.
+impl Online {
+    /// The store as it is configured, with its files below `root`. Nothing is opened yet.
     ///
     /// # Errors
-    /// [`OnlineError::Missing`] if nothing was published; [`OnlineError`] if it is damaged.
-    pub fn open(root: &Path) -> Result<Self, OnlineError> {
-        let missing = || OnlineError::Missing {
-            root: root.to_owned(),
+    /// [`OnlineError::Setting`].
+    pub fn new(config: &OnlineConfig, root: &Path) -> Result<Self, OnlineError> {
+        let redis = match config {
+            OnlineConfig::Embedded => None,
+            OnlineConfig::Redis(config) => Some(Arc::new(Redis::new(config)?)),
         };
-        let pointer = read_pointer(root)?.ok_or_else(missing)?;
-        let path = store_path(root, pointer.generation);
-        let database = ReadOnlyDatabase::open(&path).map_err(store_error(&path))?;
         Ok(Self {
-            path,
-            database,
-            pointer,
+            root: root.to_owned(),
+            redis,
         })
     }
 
-    /// The generation that `root` points to now, without opening it.
+    fn folder(&self, spec_digest: &str) -> PathBuf {
+        self.root.join(short(spec_digest))
+    }
+
+    fn file(&self, version: &Version) -> PathBuf {
+        let generation = format!("{:012}", version.generation);
+        let folder = self.folder(&version.spec_digest).join(generation);
+        folder.join("store.redb")
+    }
+
+    /// The version of these features that serves, if one was published.
     ///
     /// # Errors
-    /// [`OnlineError::Pointer`]; [`OnlineError::Io`].
-    pub fn current_generation(root: &Path) -> Result<Option<u64>, OnlineError> {
-        Ok(read_pointer(root)?.map(|pointer| pointer.generation))
+    /// [`OnlineError::Pointer`]; [`OnlineError::Io`] or, on Redis, whatever keeps it from answering.
+    pub fn current(&self, spec_digest: &str) -> Result<Option<Version>, OnlineError> {
+        if let Some(redis) = &self.redis {
+            return redis.current(spec_digest);
+        }
+        let path = self.folder(spec_digest).join(CURRENT);
+        match fs::read(&path) {
+            Ok(text) => parse_version(&path.display().to_string(), &text).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(OnlineError::Io { path, source }),
+        }
     }
 
-    /// The generation that is open.
-    pub fn generation(&self) -> u64 {
-        self.pointer.generation
-    }
-
-    /// Digest of the spec whose features it holds.
-    pub fn spec_digest(&self) -> &str {
-        &self.pointer.spec_digest
-    }
-
-    /// What had arrived by then is in it, microseconds since the Unix epoch.
-    pub fn as_of_us(&self) -> i64 {
-        self.pointer.as_of_us
-    }
-
-    /// The states of the entities that are known.
+    /// Opens the version of these features that serves.
     ///
     /// # Errors
-    /// [`OnlineError::Store`]; [`OnlineError::State`] if one is damaged.
-    pub fn read(&self, keys: &[EntityKey]) -> Result<HashMap<EntityKey, EntityState>, OnlineError> {
-        let transaction = self
-            .database
-            .begin_read()
-            .map_err(store_error(&self.path))?;
-        let table = transaction
-            .open_table(STATES)
-            .map_err(store_error(&self.path))?;
-        let mut states = HashMap::with_capacity(keys.len());
-        for key in keys {
-            if let Some(bytes) = table.get(key.0).map_err(store_error(&self.path))? {
-                let state = EntityState::from_bytes(bytes.value());
-                let failed = |source| OnlineError::State {
-                    path: self.path.clone(),
-                    key: key.0,
-                    source,
-                };
-                states.insert(*key, state.map_err(failed)?);
+    /// [`OnlineError::Missing`] if none was published; [`OnlineError`] if it is damaged or out of reach.
+    pub fn open(&self, spec_digest: &str) -> Result<OnlineStore, OnlineError> {
+        let version = self.current(spec_digest)?;
+        let version = version.ok_or_else(|| OnlineError::Missing {
+            place: match &self.redis {
+                Some(redis) => redis.to_string(),
+                None => self.root.display().to_string(),
+            },
+            spec_digest: spec_digest.to_owned(),
+        })?;
+        let has_file = self.redis.is_none() || !version.warm.is_empty();
+        let file = has_file.then(|| Embedded::open(&self.file(&version)));
+        Ok(OnlineStore {
+            file: file.transpose()?,
+            redis: self.redis.clone(),
+            version,
+        })
+    }
+
+    /// Publishes a new version of the features of `set`. Readers that have the one before open keep it;
+    /// older ones are removed.
+    ///
+    /// # Errors
+    /// [`OnlineError`]; readers then still see the version before.
+    pub fn publish(
+        &self,
+        set: &FeatureSet,
+        aggregates: &Aggregates,
+        as_of_us: i64,
+    ) -> Result<Published, OnlineError> {
+        let folder = self.folder(set.digest());
+        fs::create_dir_all(&folder).map_err(io_error(&folder))?;
+        let _lock = self.lock()?;
+        let before = self.current(set.digest())?;
+        let keeping = set.keeping();
+        let warm = keeping.iter().filter(|(_, keeping)| keeping.warm);
+        let mut version = Version {
+            generation: before.as_ref().map_or(1, |before| before.generation + 1),
+            spec_digest: set.digest().to_owned(),
+            as_of_us,
+            warm: match self.redis {
+                Some(_) => warm.map(|(group, _)| *group).collect(),
+                None => BTreeSet::new(),
+            },
+            epoch: 0,
+        };
+        let packed = |(key, state): (EntityKey, &EntityState)| (key, state.settled().to_bytes());
+        let written = match &self.redis {
+            None => {
+                let written = self.write_file(&version, aggregates.iter().map(packed))?;
+                self.point_to(&version)?;
+                written
+            }
+            Some(redis) => {
+                let is_warm = |key: &EntityKey| version.warm.contains(&key.group);
+                if !version.warm.is_empty() {
+                    let warm = aggregates.iter().filter(|(key, _)| is_warm(key));
+                    self.write_file(&version, warm.map(packed))?;
+                }
+                let hot = aggregates.iter().filter(|(key, _)| !is_warm(key));
+                let hot: Vec<_> = hot.collect();
+                redis.publish(&mut version, before.as_ref(), &hot, &keeping, &folder)?
+            }
+        };
+        self.remove_old(&version)?;
+        Ok(Published {
+            generation: version.generation,
+            written,
+            entities: aggregates.len(),
+        })
+    }
+
+    /// Keeps other publishers away until it is dropped.
+    fn lock(&self) -> Result<File, OnlineError> {
+        let path = self.root.join(LOCK);
+        let file = File::create(&path).map_err(io_error(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(OnlineError::Locked { path }),
+            Err(TryLockError::Error(source)) => Err(OnlineError::Io { path, source }),
+        }
+    }
+
+    fn write_file(
+        &self,
+        version: &Version,
+        states: impl Iterator<Item = (EntityKey, Vec<u8>)>,
+    ) -> Result<usize, OnlineError> {
+        let path = self.file(version);
+        let folder = path.parent().unwrap_or(&self.root);
+        if folder.exists() {
+            // A writer died here before it moved the pointer.
+            fs::remove_dir_all(folder).map_err(io_error(folder))?;
+        }
+        fs::create_dir_all(folder).map_err(io_error(folder))?;
+        embedded::write(&path, states)
+    }
+
+    fn point_to(&self, version: &Version) -> Result<(), OnlineError> {
+        let current = self.folder(&version.spec_digest).join(CURRENT);
+        let beside = current.with_extension("partial");
+        fs::write(&beside, version_text(version)).map_err(io_error(&beside))?;
+        fs::rename(&beside, &current).map_err(io_error(&current))
+    }
+
+    /// Removes files of versions that nobody opens any more, and specs that served long ago.
+    fn remove_old(&self, version: &Version) -> Result<(), OnlineError> {
+        if let Some(old) = version.generation.checked_sub(2) {
+            let old = self.file(&Version {
+                generation: old,
+                ..version.clone()
+            });
+            remove(old.parent().unwrap_or(&old))?;
+        }
+        let mut specs = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(io_error(&self.root))? {
+            let entry = entry.map_err(io_error(&self.root))?;
+            let found = entry
+                .metadata()
+                .and_then(|found| Ok((found.is_dir(), found.modified()?)));
+            let (is_spec, changed) = found.map_err(io_error(&entry.path()))?;
+            if is_spec && entry.path() != self.folder(&version.spec_digest) {
+                specs.push((changed, entry.path()));
             }
         }
-        Ok(states)
+        specs.sort();
+        let gone = specs.len().saturating_sub(SPECS_KEPT - 1);
+        specs[..gone].iter().try_for_each(|(_, path)| remove(path))
+    }
+}
+
+fn remove(folder: &Path) -> Result<(), OnlineError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(folder)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// One version of the store, open for reading.
+#[derive(Debug)]
+pub struct OnlineStore {
+    version: Version,
+    /// All states, or, beside Redis, the warm ones.
+    file: Option<Embedded>,
+    redis: Option<Arc<Redis>>,
+}
+
+impl OnlineStore {
+    /// The version that is open.
+    pub fn version(&self) -> &Version {
+        &self.version
+    }
+
+    /// Adds what is known of `keys` to `known`, where `None` says that an entity is unknown. On Redis
+    /// it takes one pipelined round trip to each node that has some, all at the same time.
+    ///
+    /// # Errors
+    /// [`OnlineError::Late`] if the time was up before all was read, or whatever else kept some from
+    /// being read; what was read until then stands in `known`.
+    pub fn read(
+        &self,
+        keys: &[EntityKey],
+        until: Instant,
+        known: &mut Known,
+    ) -> Result<(), OnlineError> {
+        let Some(redis) = &self.redis else {
+            return match &self.file {
+                Some(file) => file.read(keys, until, known),
+                None => Ok(()),
+            };
+        };
+        if is_over(until) && !keys.is_empty() {
+            return Err(OnlineError::Late { unread: keys.len() });
+        }
+        let is_warm = |key: &&EntityKey| self.version.warm.contains(&key.group);
+        let (warm, hot): (Vec<EntityKey>, Vec<EntityKey>) = keys.iter().partition(is_warm);
+        // The disk is read while the cluster answers.
+        let asked = redis.ask(&self.version, &hot, until);
+        let warm = match &self.file {
+            Some(file) if !warm.is_empty() => file.read(&warm, until, known),
+            _ => Ok(()),
+        };
+        asked.wait(known).and(warm)
     }
 }

@@ -2,7 +2,8 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::AddAssign,
     path::Path,
 };
 
@@ -15,7 +16,7 @@ use crate::{
     expression::{BoundFact, Compiled, ResultType, Value},
     facts::{AD_FACTS, Fact, Facts, PERSONAL, REQUEST_FACTS},
     hash,
-    spec::{Aggregation, Feature, FeatureSpec, Kind, SpecError, Transform},
+    spec::{Aggregation, Feature, FeatureSpec, Kind, SpecError, Tier, Transform},
 };
 
 /// One dense column.
@@ -104,9 +105,26 @@ pub struct EvaluationCounts {
     pub clamped: u64,
     /// Personal values that were withheld.
     pub withheld: u64,
+    /// Values whose time to live had passed, and that took the default.
+    pub stale: u64,
     /// Entities of which is not known any more what was known then: as if they were unknown.
     pub too_late: u64,
 }
+
+impl AddAssign for EvaluationCounts {
+    fn add_assign(&mut self, more: Self) {
+        self.missing += more.missing;
+        self.not_finite += more.not_finite;
+        self.clamped += more.clamped;
+        self.withheld += more.withheld;
+        self.stale += more.stale;
+        self.too_late += more.too_late;
+    }
+}
+
+/// Ads that stand for many in the entities that a request will ask for with any of them.
+#[derive(Debug, Clone, Default)]
+pub struct Representatives(Vec<(usize, Vec<AdFacts>)>);
 
 /// What events are counted for: the entities that some facts name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +148,19 @@ pub(crate) struct Group {
     pub(crate) recent: Vec<Recent>,
     /// Lengths in hours of the windows that some feature of the group looks at.
     windows: Vec<u32>,
+    /// The longest window of any feature of the group, in hours.
+    hours: u32,
+    /// No feature of the group is to be kept in memory.
+    warm: bool,
+}
+
+/// How the online store keeps the entities of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keeping {
+    /// Whether they may lie on disk.
+    pub warm: bool,
+    /// No feature looks further back, in hours.
+    pub hours: u32,
 }
 
 /// A fact that an entity remembers.
@@ -165,7 +196,7 @@ enum Source {
 
 /// What is known of a group's entity at one time.
 #[derive(Debug, Clone, Default)]
-struct Known<'a> {
+struct Seen<'a> {
     state: Option<&'a EntityState>,
     /// One per window of the group; none if the entity is unknown.
     windows: Vec<WindowSums>,
@@ -180,6 +211,7 @@ struct Column {
     default: f64,
     range: Option<[f64; 2]>,
     child_safe: bool,
+    ttl_us: Option<i64>,
 }
 
 /// A compiled spec.
@@ -300,11 +332,46 @@ impl FeatureSet {
         keys.into_iter().collect()
     }
 
+    /// For each group of entities with ads that tells at most `most` of these ads apart, one ad of each
+    /// kind: what a request will need can so be read before it is known which ads it looks at.
+    pub fn representatives(&self, ads: &[&AdFacts], most: usize) -> Representatives {
+        let nobody = self.bind_request(&Facts::new());
+        let of_group = |(at, group): (usize, &Group)| {
+            let mut seen = HashMap::new();
+            for ad in ads {
+                let key = self.entity_key(group, &nobody, Some(ad));
+                seen.entry(key).or_insert(*ad);
+                if seen.len() > most {
+                    return None;
+                }
+            }
+            Some((at, seen.into_values().cloned().collect()))
+        };
+        let groups = self.groups.iter().enumerate();
+        let with_ads = groups.filter(|(_, group)| group.needs_ad);
+        Representatives(with_ads.filter_map(of_group).collect())
+    }
+
+    /// The entities that a request has without an ad, or with any ad that is represented; without
+    /// duplicates.
+    pub fn keys_ahead(&self, request: &RequestFacts, of: &Representatives) -> Vec<EntityKey> {
+        let mut keys: BTreeSet<EntityKey> = self.keys(request, &[]).into_iter().collect();
+        for (at, ads) in &of.0 {
+            let group = &self.groups[*at];
+            if !group.personal || request.personal {
+                let with = |ad| self.entity_key(group, request, Some(ad));
+                keys.extend(ads.iter().map(with));
+            }
+        }
+        keys.into_iter().collect()
+    }
+
     /// Appends one row per ad to `out`, as of `now_us` (microseconds since the Unix epoch).
     ///
-    /// A missing value takes the feature's default; so does one that is not finite, and, unless
-    /// the request allows personal features, every feature that is not `child_safe`. A missing
-    /// id is [`hash::MISSING_ID`], or no id in a multi-valued column.
+    /// A missing value takes the feature's default; so does one that is not finite, one whose time to
+    /// live has passed since [`StateSource::as_of_us`], and, unless the request allows personal
+    /// features, every feature that is not `child_safe`. A missing id is [`hash::MISSING_ID`], or no id
+    /// in a multi-valued column.
     pub fn evaluate<'a>(
         &self,
         request: &RequestFacts,
@@ -314,12 +381,13 @@ impl FeatureSet {
         out: &mut FeatureBatch,
     ) -> EvaluationCounts {
         let mut counts = EvaluationCounts::default();
+        let age_us = states.as_of_us().map_or(0, |as_of_us| now_us - as_of_us);
         // Many ads share an entity, and many features a window: each is summed once.
-        let mut known = vec![Known::default()];
+        let mut known = vec![Seen::default()];
         let mut of_key: HashMap<EntityKey, usize> = HashMap::new();
         let mut of_groups = vec![0; self.groups.len()];
         let mut too_late = 0;
-        let mut look = |group: &Group, ad: Option<&AdFacts>, known: &mut Vec<Known<'a>>| {
+        let mut look = |group: &Group, ad: Option<&AdFacts>, known: &mut Vec<Seen<'a>>| {
             *of_key
                 .entry(self.entity_key(group, request, ad))
                 .or_insert_with_key(|key| {
@@ -344,7 +412,7 @@ impl FeatureSet {
                 }
             }
             let of_group = |group: usize| &known[of_groups[group]];
-            self.row(request, ad, &of_group, now_us, out, &mut counts);
+            self.row(request, ad, &of_group, [now_us, age_us], out, &mut counts);
         }
         counts.too_late = too_late;
         counts
@@ -354,17 +422,19 @@ impl FeatureSet {
         &self,
         request: &RequestFacts,
         ad: &AdFacts,
-        known: &impl Fn(usize) -> &'a Known<'a>,
-        now_us: i64,
+        known: &impl Fn(usize) -> &'a Seen<'a>,
+        [now_us, age_us]: [i64; 2],
         out: &mut FeatureBatch,
         counts: &mut EvaluationCounts,
     ) {
         let mut sparse = 0;
         for column in &self.columns {
             let withheld = !column.child_safe && !request.personal;
+            let stale = !withheld && column.ttl_us.is_some_and(|ttl_us| age_us > ttl_us);
             counts.withheld += u64::from(withheld);
+            counts.stale += u64::from(stale);
             match column.kind {
-                Kind::Dense if withheld => out.dense.push(column.default as f32),
+                Kind::Dense if withheld || stale => out.dense.push(column.default as f32),
                 Kind::Dense => {
                     let value = column.source.number(request, ad, known, now_us);
                     out.dense.push(column.finish(value, counts));
@@ -372,12 +442,12 @@ impl FeatureSet {
                 Kind::Sparse => {
                     let ids = &mut out.sparse[sparse];
                     sparse += 1;
-                    if !withheld {
+                    if !withheld && !stale {
                         column.source.ids(request, ad, known, now_us, &mut ids.ids);
                     }
                     let before = ids.offsets[ids.offsets.len() - 1] as usize;
                     if ids.ids.len() == before && !column.multi {
-                        counts.missing += u64::from(!withheld);
+                        counts.missing += u64::from(!withheld && !stale);
                         ids.ids.push(hash::MISSING_ID);
                     }
                     ids.offsets.push(ids.ids.len() as u32);
@@ -433,6 +503,19 @@ impl FeatureSet {
             personal: group.personal,
         };
         self.groups.iter().map(group).collect()
+    }
+
+    /// How the online store is to keep entities, by [`EntityKey::group`].
+    pub fn keeping(&self) -> BTreeMap<u32, Keeping> {
+        let of = |group: &Group| {
+            let nobody = std::iter::empty();
+            let keeping = Keeping {
+                warm: group.warm,
+                hours: group.hours,
+            };
+            (entity_key(&group.name, nobody).group, keeping)
+        };
+        self.groups.iter().map(of).collect()
     }
 
     /// Names of the facts that it binds.
@@ -531,6 +614,7 @@ impl FeatureSet {
             default: feature.default,
             range: feature.range,
             child_safe: feature.child_safe,
+            ttl_us: feature.ttl_us().unwrap_or(None),
         }
     }
 
@@ -604,10 +688,15 @@ impl FeatureSet {
                 personal: true,
                 recent: Vec::new(),
                 windows: Vec::new(),
+                hours: 0,
+                warm: true,
             });
             self.groups.len() - 1
         });
-        self.groups[group].personal &= !feature.child_safe;
+        let it = &mut self.groups[group];
+        it.personal &= !feature.child_safe;
+        it.hours = it.hours.max(feature.window_hours().unwrap_or(0));
+        it.warm &= feature.tier == Tier::Warm;
         group
     }
 }
@@ -625,12 +714,12 @@ fn fact<'a>(request: &'a RequestFacts, ad: Option<&'a AdFacts>, slot: usize) -> 
 }
 
 impl Group {
-    fn known<'a>(&self, state: Option<&'a EntityState>, now_us: i64) -> Known<'a> {
+    fn known<'a>(&self, state: Option<&'a EntityState>, now_us: i64) -> Seen<'a> {
         let windows = state.iter().flat_map(|state| {
             let sums = |hours: &u32| state.window(*hours, now_us);
             self.windows.iter().map(sums)
         });
-        Known {
+        Seen {
             state,
             windows: windows.collect(),
         }
@@ -642,7 +731,7 @@ impl Source {
         &self,
         request: &RequestFacts,
         ad: &AdFacts,
-        known: &impl Fn(usize) -> &'a Known<'a>,
+        known: &impl Fn(usize) -> &'a Seen<'a>,
         now_us: i64,
     ) -> Option<f64> {
         match self {
@@ -696,7 +785,7 @@ impl Source {
         &self,
         request: &RequestFacts,
         ad: &AdFacts,
-        known: &impl Fn(usize) -> &'a Known<'a>,
+        known: &impl Fn(usize) -> &'a Seen<'a>,
         now_us: i64,
         out: &mut Vec<u64>,
     ) {

@@ -127,6 +127,16 @@ pub enum Problem {
         /// Its value.
         found: f64,
     },
+    /// No time to live, or one of a value that is never stored.
+    #[error(
+        "time to live `{text}` is not {}", if *stored { "a whole number of seconds, minutes, hours or days between 1s and 90d, such as `15m` or `2h`" } else { "needed: a value that is computed with the request is not stored" }
+    )]
+    Ttl {
+        /// The text.
+        text: String,
+        /// Whether the feature is stored.
+        stored: bool,
+    },
     /// A range that is empty, or a default outside it.
     #[error("range [{low}, {high}] must rise and hold the default {default}")]
     Range {
@@ -274,9 +284,10 @@ pub struct Feature {
     pub range: Option<[f64; 2]>,
     /// Which path keeps it up to date.
     pub freshness: Freshness,
-    /// How long a stored value is good.
+    /// How long what the online store says is good, `90s`, `15m`, `2h` or `1d`: once what arrived last
+    /// is older, the feature takes its default.
     pub ttl: Option<String>,
-    /// Where its state is kept online.
+    /// Where its state is kept online; features that share an entity are kept where the fastest is.
     #[serde(default)]
     pub tier: Tier,
     /// Whether it may be used for children and users of unknown age.
@@ -365,7 +376,8 @@ impl FeatureSpec {
         Ok(spec)
     }
 
-    /// Digest of what the spec means: comments, descriptions, owners and limits do not change it.
+    /// Digest of what the spec means: comments, descriptions, owners, limits and how a feature is kept
+    /// do not change it.
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -412,6 +424,9 @@ impl FeatureSpec {
             let meaning = Feature {
                 owner: String::new(),
                 description: String::new(),
+                freshness: Freshness::Request,
+                ttl: None,
+                tier: Tier::Hot,
                 skew: None,
                 ..feature.clone()
             };
@@ -446,6 +461,7 @@ impl FeatureSpec {
         if feature.child_safe && named.iter().any(|fact| fact == "user_id") {
             return Err(Problem::ChildSafe);
         }
+        feature.ttl_us()?;
         let limits = feature.skew_limits();
         let named = [
             ("psi", limits.psi),
@@ -565,6 +581,7 @@ impl Problem {
             Self::Source | Self::Expression { .. } => "expression",
             Self::Missing { key, .. } => key,
             Self::Window { .. } => "window",
+            Self::Ttl { .. } => "ttl",
             Self::Last { .. } => "last",
             Self::Key { key, .. } => key,
             Self::Kind { .. } => "kind",
@@ -635,15 +652,45 @@ impl Feature {
         let Some(text) = &self.window else {
             return Ok(0);
         };
-        let hours = |digits: &str, unit: u32| digits.parse::<u32>().ok()?.checked_mul(unit);
-        let found = match text.split_at_checked(text.len().saturating_sub(1)) {
-            Some((digits, "h")) => hours(digits, 1),
-            Some((digits, "d")) => hours(digits, 24),
-            _ => None,
-        };
-        let valid = found.filter(|hours| (1..=90 * 24).contains(hours));
-        valid.ok_or_else(|| Problem::Window { text: text.clone() })
+        let seconds = seconds(text).filter(|seconds| seconds % 3_600 == 0);
+        let unit = text.ends_with(['h', 'd']);
+        let hours = seconds.filter(|_| unit).map(|seconds| seconds / 3_600);
+        let hours = hours.and_then(|hours| u32::try_from(hours).ok());
+        hours.ok_or_else(|| Problem::Window { text: text.clone() })
     }
+
+    /// The time to live in microseconds, if there is one.
+    ///
+    /// # Errors
+    /// [`Problem::Ttl`].
+    pub fn ttl_us(&self) -> Result<Option<i64>, Problem> {
+        let Some(text) = &self.ttl else {
+            return Ok(None);
+        };
+        let stored = self.aggregation.is_some();
+        let us = seconds(text).map(|seconds| seconds * 1_000_000);
+        match us.filter(|_| stored) {
+            Some(us) => Ok(Some(us)),
+            None => Err(Problem::Ttl {
+                text: text.clone(),
+                stored,
+            }),
+        }
+    }
+}
+
+/// A duration such as `90s`, `15m`, `24h` or `7d`, of at most 90 days.
+fn seconds(text: &str) -> Option<i64> {
+    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1))?;
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    let seconds = i64::from(digits.parse::<u32>().ok()?) * unit;
+    (1..=90 * 86_400).contains(&seconds).then_some(seconds)
 }
 
 #[cfg(test)]
@@ -716,6 +763,14 @@ version = 1
             "skew",
             expected,
         );
+        let expected = "time to live `2w` is not a whole number of seconds, minutes, hours or days between 1s and 90d, such as `15m` or `2h`";
+        check(
+            "version = 1",
+            "version = 1\nttl = \"2w\"",
+            15,
+            "ttl",
+            expected,
+        );
         let expected = "`last` is 65, wanted 1 to 64";
         check(
             "version = 1",
@@ -771,6 +826,8 @@ version = 1
         );
         let limits = "version = 1\nskew = { psi = 0.5 }";
         assert_eq!(good, digest(&GOOD.replace("version = 1", limits)));
+        let kept = "version = 1\nttl = \"2h\"\ntier = \"warm\"";
+        assert_eq!(good, digest(&GOOD.replace("version = 1", kept)));
         assert_ne!(good, digest(&GOOD.replace("24h\"\nkey", "48h\"\nkey")));
     }
 }

@@ -1,11 +1,10 @@
 //! The shipped specs over facts and events, as the pipeline and the server use them.
 
-use std::{collections::HashMap, path::Path};
+use std::path::Path;
 
 use features::{
     AdFacts, Aggregates, Counted, FeatureBatch, FeatureSet, NoState, RequestFacts, SourceEvent,
     facts::{ad_facts, request_facts},
-    online::{self, OnlineError, OnlineStore},
 };
 use wire::{
     catalogue::{Campaign, Creative, Scene, Targeting},
@@ -235,57 +234,4 @@ fn a_fact_that_is_no_number_takes_the_default_and_is_counted() {
     let counts = set.evaluate(&request, &[&broken], &NoState, NOW_US, &mut batch);
     assert!(batch.dense.iter().all(|value| value.is_finite()));
     assert!(counts.missing + counts.not_finite >= 4, "{counts:?}");
-}
-
-#[test]
-fn the_online_store_gives_the_same_values_as_the_aggregates() {
-    let set = set();
-    let root = tempfile::tempdir().unwrap();
-    assert!(matches!(
-        OnlineStore::open(root.path()),
-        Err(OnlineError::Missing { .. })
-    ));
-
-    let history = history(&set);
-    for generation in 1..=3 {
-        assert_eq!(
-            online::publish(root.path(), &history, set.digest(), NOW_US).unwrap(),
-            generation
-        );
-    }
-    let store = OnlineStore::open(root.path()).unwrap();
-    assert_eq!(
-        (store.generation(), store.spec_digest(), store.as_of_us()),
-        (3, set.digest(), NOW_US)
-    );
-
-    let request = request(&set, AgeBand::AgeBand13plus);
-    let ads = [
-        ad(&set, "k1", "shoe", vec![]),
-        ad(&set, "k2", "coat", vec![]),
-    ];
-    let ads = [&ads[0], &ads[1]];
-    let states: HashMap<_, _> = store.read(&set.keys(&request, &ads)).unwrap();
-    let mut online = FeatureBatch::new(set.schema());
-    set.evaluate(&request, &ads, &states, NOW_US, &mut online);
-    let mut offline = FeatureBatch::new(set.schema());
-    set.evaluate(&request, &ads, &history, NOW_US, &mut offline);
-    assert_eq!(online, offline);
-}
-
-#[test]
-fn a_damaged_online_store_is_an_error() {
-    let root = tempfile::tempdir().unwrap();
-    let generation = online::publish(root.path(), &Aggregates::default(), "d", 0).unwrap();
-    let path = root.path().join(format!("{generation:012}/store.redb"));
-    std::fs::write(&path, b"not a store").unwrap();
-    assert!(matches!(
-        OnlineStore::open(root.path()),
-        Err(OnlineError::Store { .. })
-    ));
-    std::fs::write(root.path().join("CURRENT"), b"{}").unwrap();
-    assert!(matches!(
-        OnlineStore::open(root.path()),
-        Err(OnlineError::Pointer { .. })
-    ));
 }

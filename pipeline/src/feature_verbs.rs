@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, ensure};
 use cli::Layout;
 use comfy_table::{Table, presets};
-use features::{FeatureSet, FeatureSpec, online};
+use features::{FeatureSet, FeatureSpec, online::Online};
 use registry::{Artifact, Digest, Draft, Kind, Registry};
 use serde::Serialize;
 use wire::catalogue::{Catalogue, Pictures};
@@ -44,6 +44,8 @@ pub struct Materialized {
     pub online_generation: u64,
     /// Entities in the online store.
     pub entities: usize,
+    /// How many of them were written: on Redis those that changed since the version before.
+    pub entities_written: usize,
     /// Digest of the `features` artifact.
     pub features: String,
     /// Digest of the `catalogue` artifact.
@@ -71,7 +73,8 @@ pub fn materialize(config: &PipelineConfig, layout: &Layout) -> anyhow::Result<M
         "nothing to publish: `marquee events process` has not committed a batch to {} yet",
         layout.table(&config.table).display()
     );
-    let (header, mut processor) = state::load(&layout.state(&config.table), batch, config, set)?;
+    let (header, mut processor) =
+        state::load(&layout.state(&config.table), batch, config, set.clone())?;
     ensure!(
         header.feature_digest == digest,
         "the state of batch {batch} has features of spec {}, {} is spec {digest}: process the log with it first",
@@ -79,9 +82,10 @@ pub fn materialize(config: &PipelineConfig, layout: &Layout) -> anyhow::Result<M
         config.features.display()
     );
     let catalogue = processor.ads().live();
-    let (_, aggregates, _) = processor.state();
     let as_of_us = header.as_of_us;
-    let online_generation = online::publish(&layout.online(), aggregates, &digest, as_of_us)
+    let online = Online::new(&config.online, &layout.online())?;
+    let online = online
+        .publish(&set, processor.aggregates(), as_of_us)
         .context("publishing the online store")?;
     let pictures = live_pictures(&layout.state(&config.table), batch, &catalogue)?;
 
@@ -95,8 +99,9 @@ pub fn materialize(config: &PipelineConfig, layout: &Layout) -> anyhow::Result<M
         as_of_us,
         published_us,
         lag_seconds: (published_us - as_of_us) as f64 / 1e6,
-        online_generation,
-        entities: aggregates.len(),
+        online_generation: online.generation,
+        entities: online.entities,
+        entities_written: online.written,
         features: features.digest.to_string(),
         catalogue: published.digest.to_string(),
         campaigns: catalogue.campaigns.len(),

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use arrow::{
@@ -14,7 +15,11 @@ use arrow::{
     json::LineDelimitedWriter,
 };
 use cli::Layout;
-use features::{Fact, FeatureSet, facts::request_facts, online::OnlineStore};
+use features::{
+    Fact, FeatureSet, Known,
+    facts::request_facts,
+    online::{Online, OnlineConfig},
+};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipeline::{
     feature_verbs,
@@ -264,7 +269,8 @@ fn cell(rows: &RecordBatch, feature: &str, row: usize) -> String {
 #[test]
 fn the_online_store_knows_no_entity_of_one_who_is_restricted() {
     let run = run();
-    let store = OnlineStore::open(&run.layout.online()).unwrap();
+    let online = Online::new(&OnlineConfig::Embedded, &run.layout.online()).unwrap();
+    let store = online.open(run.set.digest()).unwrap();
     let context = Context {
         experience_id: "e1".to_owned(),
         genre: "racing".to_owned(),
@@ -286,7 +292,10 @@ fn the_online_store_knows_no_entity_of_one_who_is_restricted() {
         let facts = request_facts(&subject, AgeBand::AgeBand13plus, &context, None, 0);
         let request = run.set.bind_request(&facts);
         let ads: Vec<_> = ads.iter().collect();
-        store.read(&run.set.keys(&request, &ads)).unwrap().len()
+        let keys = run.set.keys(&request, &ads);
+        let (mut known, until) = (Known::new(), Instant::now() + Duration::from_secs(60));
+        store.read(&keys, until, &mut known).unwrap();
+        known.values().flatten().count()
     };
     let of_anybody = known("nobody ever");
     assert!(known("u5") > of_anybody);

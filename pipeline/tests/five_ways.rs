@@ -5,10 +5,11 @@
 //! Spark and Flink are the real ones, which `launch/setup-engines` installs.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use arrow::{
@@ -17,10 +18,10 @@ use arrow::{
     json::LineDelimitedWriter,
 };
 use features::{
-    AdFacts, Aggregates, Counted, FeatureBatch, FeatureSet, FeatureSpec, RequestFacts, SourceEvent,
-    StateSource,
+    AdFacts, Aggregates, Counted, FeatureBatch, FeatureSet, FeatureSpec, Known, RequestFacts,
+    SourceEvent, StateSource,
     facts::{ad_facts, request_facts},
-    online::{self, OnlineStore},
+    online::{Online, OnlineConfig},
     spec::Kind,
 };
 use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
@@ -452,16 +453,20 @@ fn nearline(world: &World) -> Answers {
 fn request_time(world: &World, folder: &Path) -> Answers {
     let mut requests: Vec<&Request> = world.requests.iter().collect();
     requests.sort_by_key(|request| request.time_us);
+    let online = Online::new(&OnlineConfig::Embedded, folder).unwrap();
     let mut aggregates = Aggregates::default();
     let (mut seen, mut next) = (HashSet::new(), 0);
     let mut answers = Answers::new();
     for request in requests.into_iter().step_by(REQUESTS / 40) {
         let until = |event: &Counted| event.known_us >= request.time_us;
         world.apply(&mut aggregates, &mut seen, &mut next, until);
-        online::publish(folder, &aggregates, world.set.digest(), request.time_us).unwrap();
-        let store = OnlineStore::open(folder).unwrap();
+        online
+            .publish(&world.set, &aggregates, request.time_us)
+            .unwrap();
+        let store = online.open(world.set.digest()).unwrap();
         let keys = world.set.keys(&request.request, &[world.ad(request.ad)]);
-        let states: HashMap<_, _> = store.read(&keys).unwrap();
+        let (mut states, until) = (Known::new(), Instant::now() + Duration::from_secs(60));
+        store.read(&keys, until, &mut states).unwrap();
         answers.insert(request.id.clone(), evaluate(world, request, &states));
     }
     answers

@@ -11,7 +11,10 @@ use std::{
 };
 
 use cli::Layout;
-use features::{FeatureSet, online::OnlineStore};
+use features::{
+    FeatureSet,
+    online::{Online, OnlineConfig},
+};
 use fixture::*;
 use pipeline::{import::movielens::MovielensConfig, process::PipelineConfig};
 use registry::{Kind, Registry};
@@ -94,10 +97,10 @@ fn materialising_publishes_the_store_the_spec_and_the_live_catalogue() {
     assert_eq!(done["pictures"], 3);
 
     let layout = Layout::at(root);
-    let store = OnlineStore::open(&layout.online()).unwrap();
     let set = FeatureSet::load(&repository().join("pipeline/tests/features.toml")).unwrap();
-    assert_eq!(store.spec_digest(), set.digest());
-    assert_eq!(store.as_of_us(), START_US + HOUR_US + SECOND_US);
+    let online = Online::new(&OnlineConfig::Embedded, &layout.online()).unwrap();
+    let store = online.open(set.digest()).unwrap();
+    assert_eq!(store.version().as_of_us, START_US + HOUR_US + SECOND_US);
 
     let registry = Registry::open(&layout.registry()).unwrap();
     let newest = |kind| registry::block_on(registry.newest(kind)).unwrap();

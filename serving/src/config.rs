@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use features::online::OnlineConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -47,6 +48,9 @@ pub struct ServingConfig {
     pub funnel: Funnel,
     /// What the seller asks for.
     pub auction: AuctionConfig,
+    /// What keeps the online store: `"embedded"` in the data folder, or a table `[online.redis]`. The
+    /// pipeline's is to be the same.
+    pub online: OnlineConfig,
     /// How served impressions are logged.
     pub log: LogConfig,
     /// What shows when there is nothing to choose from, by slot.
@@ -82,6 +86,7 @@ impl Default for ServingConfig {
             stages: StageBudgets::default(),
             funnel: Funnel::default(),
             auction: AuctionConfig::default(),
+            online: OnlineConfig::default(),
             log: LogConfig::default(),
             house_ads: vec![HouseAd {
                 creative_id: "house".to_owned(),

@@ -8,7 +8,10 @@ use wire::{
     events::Event,
 };
 
-use crate::degradation::{self, Fallback};
+use crate::{
+    degradation::{self, Fallback},
+    store::EntityCounts,
+};
 
 /// The stages of `GetAds`, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,6 +106,8 @@ pub struct Decision {
     pub versions: Arc<Versions>,
     /// Feature values that were not what the spec promises.
     pub feature_counts: EvaluationCounts,
+    /// Where its entities were found.
+    pub entity_counts: EntityCounts,
     /// One `ImpressionServed` per win of a campaign, for the log.
     pub events: Vec<Event>,
 }

@@ -20,10 +20,10 @@ use crate::{
     degradation::{Fallback, Why},
     request::{AdRequest, now_us},
     stages::{
-        self, Assembled, Auctioned, Ranked, Scope, Staged, add_counts, assemble, auction, prescore,
-        rank, retrieve,
+        self, Assembled, Auctioned, Ranked, Scope, Staged, assemble, auction, prescore, rank,
+        retrieve,
     },
-    store::Store,
+    store::{EntityCounts, Store},
 };
 
 /// What serves at one moment. A request takes one snapshot and keeps it, so that no answer mixes
@@ -144,7 +144,7 @@ fn from_bundle(scope: &Scope<'_>, versions: Arc<Versions>) -> Decision {
         |bidding: &stages::Bidding| bidding.candidates.len(),
         |until| rank(scope, &assembled, thinned, until),
     );
-    add_counts(&mut feature_counts, bidding.counts);
+    feature_counts += bidding.counts;
     let sold = run.stage(Stage::Auction, num_thinned, Vec::len, |_| Staged {
         output: auction(scope, &bidding.candidates),
         fallbacks: Vec::new(),
@@ -170,6 +170,7 @@ fn from_bundle(scope: &Scope<'_>, versions: Arc<Versions>) -> Decision {
         stages: run.traces,
         versions,
         feature_counts,
+        entity_counts: assembled.states.counts,
     }
 }
 
@@ -299,6 +300,7 @@ fn house_ads(snapshot: &Snapshot, request: &AdRequest, config: &ServingConfig) -
         wins,
         versions: snapshot.versions.clone(),
         feature_counts: EvaluationCounts::default(),
+        entity_counts: EntityCounts::default(),
         events: Vec::new(),
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use cli::Layout;
-use features::online::OnlineStore;
+use features::online::{Online, OnlineError};
 use registry::{Channel, Registry, RegistryError, block_on};
 use tokio::sync::watch;
 
@@ -102,34 +102,48 @@ pub enum RefreshError {
 pub struct Refresher {
     live: Live,
     registry: Registry,
-    layout: Layout,
+    online: Online,
     config: Arc<ServingConfig>,
     metrics: Metrics,
     /// The generation tried last, and when.
     tried: Option<(u64, Instant)>,
     /// The store generation tried last, and when.
     tried_store: Option<(u64, Instant)>,
+    /// Trouble with the store that was told last: the same at each look is told once.
+    store_trouble: String,
+}
+
+/// Why nothing can be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// The registry's folder cannot be used.
+    #[error("opening the registry")]
+    Registry(#[from] RegistryError),
+    /// The online store is set in a way that cannot be.
+    #[error(transparent)]
+    Online(#[from] OnlineError),
 }
 
 impl Refresher {
     /// A refresher of `live` from a data folder.
     ///
     /// # Errors
-    /// [`RegistryError`] if the registry's folder cannot be used.
+    /// [`WatchError`].
     pub fn new(
         live: Live,
         layout: &Layout,
         config: Arc<ServingConfig>,
         metrics: Metrics,
-    ) -> Result<Self, RegistryError> {
+    ) -> Result<Self, WatchError> {
         Ok(Self {
             live,
             registry: Registry::open(&layout.registry())?,
-            layout: layout.clone(),
+            online: Online::new(&config.online, &layout.online())?,
             config,
             metrics,
             tried: None,
             tried_store: None,
+            store_trouble: String::new(),
         })
     }
 
@@ -267,28 +281,41 @@ impl Refresher {
         is_new: bool,
     ) -> Option<Arc<Store>> {
         let features = bundle.features.as_ref()?;
-        let root = self.layout.online();
-        let generation = match OnlineStore::current_generation(&root) {
-            Ok(generation) => generation,
+        let current = match self.online.current(features.digest()) {
+            Ok(current) => current,
             Err(error) => {
-                tracing::warn!(%error, "online store cannot be looked at, keeping what is open");
+                self.tell(
+                    "online store cannot be looked at, keeping what is open",
+                    error,
+                );
                 return open.filter(|_| !is_new).cloned();
             }
         };
+        let generation = current.map(|version| version.generation);
         let is_open = open.is_some_and(|store| Some(store.generation()) == generation);
         let waits = generation.is_none_or(|generation| self.waits(self.tried_store, generation));
         if !is_new && (is_open || waits) {
             return open.cloned();
         }
         self.tried_store = generation.map(|generation| (generation, Instant::now()));
-        match Store::open(&root, bundle, features) {
-            Ok(store) => Some(Arc::new(store)),
+        match Store::open(&self.online, bundle, features) {
+            Ok(store) => {
+                self.store_trouble.clear();
+                Some(Arc::new(store))
+            }
             Err(error) => {
-                let error = anyhow::Error::from(error);
-                tracing::warn!("features take their defaults: {error:#}");
+                self.tell("features take their defaults", error);
                 open.filter(|_| !is_new).cloned()
             }
         }
+    }
+
+    fn tell(&mut self, what: &str, error: impl Into<anyhow::Error>) {
+        let trouble = format!("{what}: {:#}", error.into());
+        if trouble != self.store_trouble {
+            tracing::warn!("{trouble}");
+        }
+        self.store_trouble = trouble;
     }
 }
 

@@ -37,6 +37,10 @@ pub struct Metrics {
     pub degradation: IntCounterVec,
     /// Feature values that were not what the spec promises.
     pub feature_values: IntCounterVec,
+    /// Entities by where they were found.
+    pub entities: IntCounterVec,
+    /// Reads of the online store.
+    pub online_reads: IntCounter,
     /// Generation of the channel that serves.
     pub bundle_generation: IntGauge,
     /// Generation of the online store that serves.
@@ -72,6 +76,10 @@ impl Default for Metrics {
         let gauge = |name: &str, help: &str| add(&registry, IntGauge::new(name, help));
         let counter = |name: &str, help: &str| add(&registry, IntCounter::new(name, help));
         Self {
+            online_reads: counter(
+                "marquee_serve_online_reads_total",
+                "Rises with each read of the online store: one for all entities of a request, as a rule",
+            ),
             requests: counters(
                 "marquee_serve_requests_total",
                 "Rises by one with each GetAds request that ends, answered or not",
@@ -103,7 +111,12 @@ impl Default for Metrics {
             ),
             feature_values: counters(
                 "marquee_serve_feature_values_total",
-                "Rises with feature values that were missing, not finite, clamped or withheld",
+                "Rises with feature values that were missing, not finite, clamped, withheld or stale",
+                &["outcome"],
+            ),
+            entities: counters(
+                "marquee_serve_entities_total",
+                "Rises with entities of requests: cached, found in the online store, absent there or unread",
                 &["outcome"],
             ),
             bundle_generation: gauge(
@@ -163,10 +176,21 @@ impl Metrics {
             ("not_finite", counts.not_finite),
             ("clamped", counts.clamped),
             ("withheld", counts.withheld),
+            ("stale", counts.stale),
         ] {
             self.feature_values
                 .with_label_values(&[outcome])
                 .inc_by(count);
+        }
+        let counts = decision.entity_counts;
+        self.online_reads.inc_by(counts.reads);
+        for (outcome, count) in [
+            ("cached", counts.cached),
+            ("found", counts.found),
+            ("absent", counts.absent),
+            ("unread", counts.unread),
+        ] {
+            self.entities.with_label_values(&[outcome]).inc_by(count);
         }
     }
 

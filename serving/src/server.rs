@@ -70,7 +70,7 @@ impl Server {
             .context("opening the event log")?;
 
         let refresher = Refresher::new(live.clone(), layout, config.clone(), metrics.clone())
-            .context("opening the registry")?;
+            .context("preparing to watch the channel")?;
         let refresher = task::spawn_blocking(move || first_look(refresher));
         let refresher = refresher.await.context("loading the first bundle")?;
         let watcher = Watcher::start(refresher).context("starting the watcher")?;

@@ -1,19 +1,19 @@
 //! The online feature store as requests read it.
 //!
 //! States that depend on the ad alone (its own counts, its campaign's, its category's) are the
-//! same for every request: they are read once per store generation and kept. A request then
-//! reads only what depends on its user, scene and context.
+//! same for every request: they are read once per version of the store and kept. A request then
+//! reads only what depends on its user, scene and context, as far as that can be told before its
+//! candidates are known in one go.
 
 use std::{
-    collections::HashMap,
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use features::{
-    AdFacts, EntityKey, EntityState, Facts, FeatureSet, StateSource,
-    online::{OnlineError, OnlineStore},
+    AdFacts, EntityKey, EntityState, Facts, FeatureSet, Known, Representatives, RequestFacts,
+    StateSource,
+    online::{Online, OnlineError, OnlineStore},
 };
 
 use crate::{
@@ -21,11 +21,14 @@ use crate::{
     panics::{Panicked, caught},
 };
 
-/// Keys read between two looks at the clock.
-const KEYS_PER_LOOK: usize = 64;
+/// Ads whose states are read at once.
+const ADS_AT_ONCE: usize = 1_024;
 
-/// States of entities; `None` is known to be absent.
-type Known = HashMap<EntityKey, Option<EntityState>>;
+/// Time for that, before the version serves.
+const TIME_FOR_ADS: Duration = Duration::from_secs(30);
+
+/// Entities of one kind that a request reads for the case that it looks at their ads.
+const READ_AHEAD: usize = 64;
 
 /// Why a store cannot serve a bundle, or a request.
 #[derive(Debug, thiserror::Error)]
@@ -36,37 +39,26 @@ pub enum StoreError {
     /// Its file is damaged in a way that the key-value store does not expect.
     #[error("reading the online store; run `marquee features materialize`")]
     Panicked(#[from] Panicked),
-    /// Its values are of other features.
-    #[error(
-        "the online store holds features {found}, the bundle has {wanted}; run `marquee features materialize`"
-    )]
-    Spec {
-        /// Digest of the store's spec.
-        found: String,
-        /// Digest of the bundle's.
-        wanted: String,
-    },
 }
 
-/// An open generation of the online store.
+/// An open version of the online store.
 pub struct Store {
     online: OnlineStore,
     of_ads: Arc<Known>,
+    ahead: Representatives,
 }
 
 impl Store {
-    /// Opens the current generation for a bundle, and reads what depends on its ads alone.
+    /// Opens the current version for a bundle, and reads what depends on its ads alone.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn open(root: &Path, bundle: &Bundle, features: &FeatureSet) -> Result<Self, StoreError> {
-        let online = caught(|| OnlineStore::open(root))??;
-        if online.spec_digest() != features.digest() {
-            return Err(StoreError::Spec {
-                found: online.spec_digest().to_owned(),
-                wanted: features.digest().to_owned(),
-            });
-        }
+    pub fn open(
+        online: &Online,
+        bundle: &Bundle,
+        features: &FeatureSet,
+    ) -> Result<Self, StoreError> {
+        let online = caught(|| online.open(features.digest()))??;
         let ads: Vec<&AdFacts> = bundle
             .ads
             .ads
@@ -77,23 +69,31 @@ impl Store {
         // entities of missing facts, and are right for requests that lack the same.
         let nobody = features.bind_request(&Facts::new());
         let mut of_ads = Known::new();
-        for chunk in ads.chunks(1_024) {
-            read_into(&online, &features.keys(&nobody, chunk), &mut of_ads)?;
+        let until = Instant::now() + TIME_FOR_ADS;
+        for chunk in ads.chunks(ADS_AT_ONCE) {
+            let keys = features.keys(&nobody, chunk);
+            caught(|| online.read(&keys, until, &mut of_ads))??;
         }
         Ok(Self {
             online,
             of_ads: Arc::new(of_ads),
+            ahead: features.representatives(&ads, READ_AHEAD),
         })
     }
 
     /// The generation that is open.
     pub fn generation(&self) -> u64 {
-        self.online.generation()
+        self.online.version().generation
     }
 
     /// When the newest event in it arrived, microseconds since the Unix epoch.
     pub fn as_of_us(&self) -> i64 {
-        self.online.as_of_us()
+        self.online.version().as_of_us
+    }
+
+    /// The entities that a request is read ahead, before its candidates are known.
+    pub fn keys_ahead(&self, features: &FeatureSet, request: &RequestFacts) -> Vec<EntityKey> {
+        features.keys_ahead(request, &self.ahead)
     }
 }
 
@@ -106,14 +106,19 @@ impl std::fmt::Debug for Store {
     }
 }
 
-fn read_into(
-    online: &OnlineStore,
-    keys: &[EntityKey],
-    known: &mut Known,
-) -> Result<(), StoreError> {
-    let mut found = caught(|| online.read(keys))??;
-    known.extend(keys.iter().map(|key| (*key, found.remove(key))));
-    Ok(())
+/// Where the entities of a request were found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EntityCounts {
+    /// In what is kept of ads.
+    pub cached: u64,
+    /// In the store.
+    pub found: u64,
+    /// Nowhere: nothing happened to them within any window.
+    pub absent: u64,
+    /// Unknown, since there was no time, or the store failed.
+    pub unread: u64,
+    /// Reads of the store.
+    pub reads: u64,
 }
 
 /// What a request knows of the entities it meets.
@@ -121,15 +126,9 @@ fn read_into(
 pub struct States {
     of_ads: Arc<Known>,
     of_request: Known,
-}
-
-/// How reading ended.
-#[derive(Debug)]
-pub enum ReadEnd {
-    /// All keys were read.
-    Done,
-    /// There was no time for all.
-    Late,
+    as_of_us: Option<i64>,
+    /// Where they were found.
+    pub counts: EntityCounts,
 }
 
 impl States {
@@ -137,38 +136,50 @@ impl States {
     pub fn of(store: &Store) -> Self {
         Self {
             of_ads: store.of_ads.clone(),
-            of_request: Known::new(),
+            as_of_us: Some(store.as_of_us()),
+            ..Self::default()
         }
     }
 
     /// Reads the keys that are not known yet, as far as the time goes.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`]; what was read until then is known.
     pub fn read(
         &mut self,
         store: &Store,
         keys: &[EntityKey],
         until: Instant,
-    ) -> Result<ReadEnd, StoreError> {
-        let open: Vec<EntityKey> = keys
-            .iter()
-            .filter(|key| !self.of_ads.contains_key(key) && !self.of_request.contains_key(key))
-            .copied()
-            .collect();
-        for chunk in open.chunks(KEYS_PER_LOOK) {
-            if until.saturating_duration_since(Instant::now()) == Duration::ZERO {
-                return Ok(ReadEnd::Late);
-            }
-            read_into(&store.online, chunk, &mut self.of_request)?;
+    ) -> Result<(), StoreError> {
+        let (cached, others): (Vec<EntityKey>, Vec<EntityKey>) =
+            keys.iter().partition(|key| self.of_ads.contains_key(key));
+        self.counts.cached += cached.len() as u64;
+        let is_open = |key: &EntityKey| !self.of_request.contains_key(key);
+        let open: Vec<EntityKey> = others.into_iter().filter(is_open).collect();
+        if open.is_empty() {
+            return Ok(());
         }
-        Ok(ReadEnd::Done)
+        self.counts.reads += 1;
+        let of_request = &mut self.of_request;
+        let read = caught(|| store.online.read(&open, until, of_request));
+        for key in &open {
+            match self.of_request.get(key) {
+                Some(Some(_)) => self.counts.found += 1,
+                Some(None) => self.counts.absent += 1,
+                None => self.counts.unread += 1,
+            }
+        }
+        Ok(read??)
     }
 }
 
 impl StateSource for States {
     fn state(&self, key: EntityKey) -> Option<&EntityState> {
-        let known = self.of_ads.get(&key).or_else(|| self.of_request.get(&key));
-        known.and_then(Option::as_ref)
+        let of_ads = self.of_ads.state(key);
+        of_ads.or_else(|| self.of_request.state(key))
+    }
+
+    fn as_of_us(&self) -> Option<i64> {
+        self.as_of_us
     }
 }

@@ -5,6 +5,8 @@
 //! before, by the same profile (as `launch/test` does): a test of one crate cannot ask Cargo for
 //! the binaries of another.
 
+mod redis;
+
 use std::{
     env,
     io::{BufRead, BufReader},
@@ -12,6 +14,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+pub use redis::RedisCluster;
 use serde_json::Value;
 use tempfile::TempDir;
 

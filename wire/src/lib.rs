@@ -12,6 +12,7 @@
 //! Read in this order: [`events`], [`gate`], [`log`], [`catalogue`], [`ads`], [`quality`].
 
 pub mod catalogue;
+pub mod environment;
 pub mod gate;
 pub mod log;
 pub mod quality;

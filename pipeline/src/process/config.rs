@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use features::online::OnlineConfig;
 use serde::{Deserialize, Serialize};
 use wire::log::Transport;
 
@@ -21,6 +22,9 @@ pub struct PipelineConfig {
     pub quality: PathBuf,
     /// What keeps the event log: `"segments"` in the data folder, or a table `[log.kafka]`.
     pub log: Transport,
+    /// What keeps the online store: `"embedded"` in the data folder, or a table `[online.redis]`. The
+    /// server's is to be the same.
+    pub online: OnlineConfig,
     /// Name of the training table under the data folder.
     pub table: String,
     /// Events per commit: larger commits cost less per event and lose more work in a crash.
@@ -53,6 +57,7 @@ impl Default for PipelineConfig {
             features: PathBuf::from("configs/features.toml"),
             quality: PathBuf::from("wire/proto/marquee/events/v1/quality.toml"),
             log: Transport::default(),
+            online: OnlineConfig::default(),
             table: "impressions".to_owned(),
             batch_events: 100_000,
             batch_mib: 256,

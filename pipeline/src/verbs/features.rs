@@ -574,12 +574,13 @@ fn materialize(common: &CommonArgs) -> anyhow::Result<()> {
     out!("features   {}", done.features);
     out!("catalogue  {}", done.catalogue);
     out!(
-        "batch {} as of {}, {:.0} s ago: online store of generation {} with {} entities; catalogue of {} campaigns, {} creatives, {} scenes",
+        "batch {} as of {}, {:.0} s ago: online store of generation {} with {} entities, {} of them written; catalogue of {} campaigns, {} creatives, {} scenes",
         done.batch,
         show::time_text(done.as_of_us),
         done.lag_seconds,
         done.online_generation,
         done.entities,
+        done.entities_written,
         done.campaigns,
         done.creatives,
         done.scenes,

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use features::{RequestFacts, facts::request_facts};
+use features::{RequestFacts, facts::request_facts, online::OnlineError};
 use wire::events::Context;
 
 use super::{Scope, Staged};
 use crate::{
     degradation::{Fallback, Why},
-    store::{ReadEnd, States, Store},
+    store::{States, Store, StoreError},
 };
 
 /// What is known before any ad is looked at.
@@ -62,16 +62,17 @@ fn read(scope: &Scope<'_>, assembled: &mut Assembled, until: Instant) -> Result<
     let store: &Store = scope.store.ok_or(Why::Missing)?;
     // Whatever happens below, what is kept of the ads and what was read until then still counts.
     assembled.states = States::of(store);
-    match assembled
-        .states
-        .read(store, &features.keys(facts, &[]), until)
-    {
-        Ok(ReadEnd::Done) => {
-            assembled.store_is_up = true;
-            Ok(())
-        }
-        Ok(ReadEnd::Late) => Err(Why::Late),
-        Err(error) => Err(Why::Failed(error.to_string())),
+    let keys = store.keys_ahead(features, facts);
+    assembled.states.read(store, &keys, until).map_err(why)?;
+    assembled.store_is_up = true;
+    Ok(())
+}
+
+/// Why the store could not be read.
+pub fn why(error: StoreError) -> Why {
+    match error {
+        StoreError::Online(OnlineError::Late { .. }) => Why::Late,
+        error => Why::Failed(error.to_string()),
     }
 }
 

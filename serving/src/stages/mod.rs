@@ -158,11 +158,3 @@ fn evaluate(
         .collect();
     features.evaluate(facts, &ads, &assembled.states, scope.request.time_us, batch)
 }
-
-/// Adds up what evaluations counted.
-pub fn add_counts(total: &mut EvaluationCounts, more: EvaluationCounts) {
-    total.missing += more.missing;
-    total.not_finite += more.not_finite;
-    total.clamped += more.clamped;
-    total.withheld += more.withheld;
-}

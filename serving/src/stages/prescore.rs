@@ -5,12 +5,11 @@ use std::time::Instant;
 use features::{AdFacts, EvaluationCounts, FeatureBatch};
 
 use super::{
-    Assembled, Retrieved, Scope, Staged, add_counts, evaluate, first_of_campaign, is_over,
+    Assembled, Retrieved, Scope, Staged, assemble::why, evaluate, first_of_campaign, is_over,
 };
 use crate::{
     bundle::Near,
     degradation::{Fallback, Why},
-    store::ReadEnd,
 };
 
 /// Ads whose features are computed between two looks at the clock.
@@ -98,11 +97,7 @@ fn read_states(
         .filter_map(|near| scope.bundle.ads.ad(near.ad).facts.as_ref())
         .collect();
     let keys = features.keys(facts, &ads);
-    match assembled.states.read(store, &keys, until) {
-        Ok(ReadEnd::Done) => Ok(()),
-        Ok(ReadEnd::Late) => Err(Why::Late),
-        Err(error) => Err(Why::Failed(error.to_string())),
-    }
+    assembled.states.read(store, &keys, until).map_err(why)
 }
 
 type Chosen = (Vec<Prescored>, Option<FeatureBatch>);
@@ -127,7 +122,7 @@ fn by_value(
             break;
         }
         let ads = chunk.iter().map(|near| near.ad);
-        add_counts(counts, evaluate(scope, assembled, ads, &mut batch));
+        *counts += evaluate(scope, assembled, ads, &mut batch);
     }
     let scores = prescorer
         .score(&batch)

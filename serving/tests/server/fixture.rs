@@ -11,7 +11,7 @@ use cli::Layout;
 use features::{
     Aggregates, Counted, FeatureSet, Schema, SourceEvent,
     facts::{ad_facts, request_facts},
-    online,
+    online::{Online, OnlineConfig},
 };
 use models::{
     ctr::{CtrModel, DcnV2Config, EmbeddingTable, Normalisation, Pooling},
@@ -198,6 +198,15 @@ impl World {
 
     /// Publishes a feature store with some history of user `u1`.
     pub fn publish_store(&self) -> u64 {
+        self.publish_store_to(
+            &OnlineConfig::Embedded,
+            &[SourceEvent::Impression, SourceEvent::Click],
+        )
+    }
+
+    /// Publishes a feature store where it is configured, with `u1` having done some things to a third
+    /// of the creatives.
+    pub fn publish_store_to(&self, online: &OnlineConfig, sources: &[SourceEvent]) -> u64 {
         let set = FeatureSet::load(&shipped_features()).unwrap();
         let catalogue = catalogue(&Recipe::default());
         let context = request("history", "u1").context.unwrap();
@@ -211,12 +220,16 @@ impl World {
         for creative in catalogue.creatives.values().step_by(3) {
             let campaign = &catalogue.campaigns[&creative.campaign_id];
             let ad = set.bind_ad(&ad_facts(creative, campaign));
-            for source in [SourceEvent::Impression, SourceEvent::Click] {
-                let event = Counted::at_once(source, 0.0, hour_ago);
+            for source in sources {
+                let event = Counted::at_once(*source, 0.0, hour_ago);
                 aggregates.apply(&set, &bound, Some(&ad), event);
             }
         }
-        online::publish(&self.layout.online(), &aggregates, set.digest(), NOW_US).unwrap()
+        let online = Online::new(online, &self.layout.online()).unwrap();
+        online
+            .publish(&set, &aggregates, NOW_US)
+            .unwrap()
+            .generation
     }
 
     /// The events in the server's log.

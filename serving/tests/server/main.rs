@@ -4,4 +4,5 @@ mod answers;
 mod degradation;
 mod fixture;
 mod limits;
+mod online;
 mod swaps;

@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    env, fmt,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,6 +22,8 @@ use rdkafka::{
     message::DeliveryResult,
     producer::{BaseProducer, BaseRecord, Producer, ProducerContext},
 };
+
+use crate::environment;
 
 use super::{
     KafkaConfig, Log, LogError, LogWriter, MAX_RECORD_BYTES, Partitions, Position, Record, Records,
@@ -94,15 +96,9 @@ impl KafkaLog {
             if NAMED.contains(&name.as_str()) || fixed.any(|(it, _)| it == name) {
                 return fail(&key, "may not be set here: take it out".to_owned());
             }
-            let variable = value.strip_prefix("${").and_then(|it| it.strip_suffix('}'));
-            let value = match variable {
-                None => value.clone(),
-                Some(variable) => match env::var(variable) {
-                    Ok(value) => value,
-                    Err(_) => {
-                        return fail(&key, format!("the environment has no `{variable}`: set it"));
-                    }
-                },
+            let value = match environment::resolve(value) {
+                Ok(value) => value,
+                Err(unset) => return fail(&key, unset.to_string()),
             };
             settings.insert(name.clone(), value);
         }

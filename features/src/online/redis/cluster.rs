@@ -1,0 +1,533 @@
+//! Connections to the cluster, which keys lie on which node, and which nodes are left alone for now.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::{Duration, Instant},
+};
+
+use redis::{
+    Cmd, FromRedisValue, Pipeline, RedisError, Value,
+    cluster::{ClusterClient, ClusterClientBuilder},
+    cluster_async::ClusterConnection,
+    cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
+    cmd,
+};
+use tokio::{runtime, time::timeout_at};
+
+use super::super::{OnlineError, RedisConfig};
+
+const SLOTS: u16 = 16_384;
+
+/// How often a command is sent again, and a chain of writes begun again, while the cluster changes.
+const RETRIES: u32 = 3;
+
+pub(super) fn failed(doing: &str, error: RedisError) -> OnlineError {
+    OnlineError::Redis {
+        doing: doing.to_owned(),
+        source: Box::new(error),
+    }
+}
+
+pub(super) fn unexpected(doing: &str, found: &Value) -> OnlineError {
+    OnlineError::Reply {
+        doing: doing.to_owned(),
+        found: format!("{found:?}"),
+    }
+}
+
+/// Whether keys lie elsewhere now, or are about to.
+fn has_moved(error: &OnlineError) -> bool {
+    matches!(error, OnlineError::Redis { source, .. } if source.is_cluster_error())
+}
+
+/// The cluster, with a thread of its own that drives the connections.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    shared: Arc<Shared>,
+    driver: Option<runtime::Runtime>,
+}
+
+/// What all users of the connections share.
+pub(super) struct Shared {
+    client: ClusterClient,
+    timeout: Duration,
+    read_timeout: Duration,
+    rest: Duration,
+    /// Once connected.
+    link: Mutex<Option<Link>>,
+    /// Held by whoever looks up anew which keys lie where.
+    looking: tokio::sync::Mutex<()>,
+    /// Nodes that failed, and when they may be asked again.
+    resting: Mutex<HashMap<Arc<str>, Instant>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Waiting for its thread is not allowed everywhere, and nothing is lost with it.
+        if let Some(driver) = self.driver.take() {
+            driver.shutdown_background();
+        }
+    }
+}
+
+impl Cluster {
+    /// Checks the settings; nothing is connected yet.
+    pub(super) fn new(config: &RedisConfig) -> Result<Self, OnlineError> {
+        let wrong = |key, what: String| OnlineError::Setting { key, what };
+        if config.nodes.is_empty() {
+            let what = "names none: give some as `redis://host:port`";
+            return Err(wrong("nodes", what.to_owned()));
+        }
+        let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if config.prefix.is_empty() || !config.prefix.chars().all(valid) {
+            let found = &config.prefix;
+            let what = format!("is `{found}`, wanted letters, digits, `-` and `_`");
+            return Err(wrong("prefix", what));
+        }
+        for (key, found) in [
+            ("read_timeout_ms", config.read_timeout_ms),
+            ("timeout_ms", config.timeout_ms),
+        ] {
+            if found == 0 {
+                return Err(wrong(key, "is 0, wanted at least 1".to_owned()));
+            }
+        }
+        let password = wire::environment::resolve(&config.password);
+        let password = password.map_err(|error| wrong("password", error.to_string()))?;
+        let timeout = Duration::from_millis(config.timeout_ms);
+        let mut builder = ClusterClientBuilder::new(config.nodes.iter().map(String::as_str))
+            .retries(RETRIES)
+            .max_retry_wait(200)
+            .connection_timeout(timeout)
+            .response_timeout(timeout);
+        if !config.username.is_empty() {
+            builder = builder.username(&config.username);
+        }
+        if !password.is_empty() {
+            builder = builder.password(&password);
+        }
+        let client = builder
+            .build()
+            .map_err(|error| wrong("nodes", format!("cannot be used: {error}")))?;
+        let driver = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("online-store")
+            .enable_all()
+            .build()
+            .map_err(|error| failed("starting", error.into()))?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                client,
+                timeout,
+                read_timeout: Duration::from_millis(config.read_timeout_ms),
+                rest: Duration::from_millis(config.rest_ms),
+                link: Mutex::new(None),
+                looking: tokio::sync::Mutex::new(()),
+                resting: Mutex::new(HashMap::new()),
+            }),
+            driver: Some(driver),
+        })
+    }
+
+    fn driver(&self) -> &runtime::Runtime {
+        self.driver.as_ref().expect("it is taken by `drop` alone")
+    }
+
+    /// Lets some work run.
+    pub(super) fn spawn<F>(&self, work: impl FnOnce(Arc<Shared>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.driver().spawn(work(self.shared.clone()));
+    }
+
+    /// Does some work over the connections, made before if need be, and waits for its end. While keys
+    /// move between nodes it is begun again.
+    pub(super) fn wait<T, F>(
+        &self,
+        work: impl Fn(Link) -> F + Send + 'static,
+    ) -> Result<T, OnlineError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, OnlineError>> + Send + 'static,
+    {
+        let (tell, told) = mpsc::sync_channel(1);
+        self.spawn(move |shared| async move {
+            let mut left = RETRIES;
+            let done = loop {
+                let done = match shared.connect().await {
+                    Ok(link) => work(link).await,
+                    Err(error) => Err(error),
+                };
+                match done {
+                    Err(error) if has_moved(&error) && left > 0 => {
+                        left -= 1;
+                        if let Err(error) = shared.look().await {
+                            break Err(error);
+                        }
+                    }
+                    done => break done,
+                }
+            };
+            // Whoever asked waits below.
+            let _ = tell.send(done);
+        });
+        let gone = |_| OnlineError::Reply {
+            doing: "working".to_owned(),
+            found: "its thread ended".to_owned(),
+        };
+        told.recv().map_err(gone)?
+    }
+}
+
+impl Shared {
+    fn known(&self) -> Option<Link> {
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.clone()
+    }
+
+    /// The connections, made if there are none.
+    async fn connect(&self) -> Result<Link, OnlineError> {
+        match self.known() {
+            Some(link) => Ok(link),
+            None => self.look().await,
+        }
+    }
+
+    /// Looks up which keys lie where.
+    async fn look(&self) -> Result<Link, OnlineError> {
+        let _looking = self.looking.lock().await;
+        let doing = "connecting";
+        let connection = match self.known() {
+            Some(link) => link.connection,
+            None => {
+                let connecting = self.client.get_async_connection();
+                let deadline = (Instant::now() + self.timeout).into();
+                let connected = timeout_at(deadline, connecting).await;
+                let silent = |_| OnlineError::Silent {
+                    doing: doing.to_owned(),
+                    waited_ms: self.timeout.as_millis() as u64,
+                };
+                let connected = connected.map_err(silent)?;
+                connected.map_err(|error| failed(doing, error))?
+            }
+        };
+        let slots = cmd("CLUSTER").arg("SLOTS").take();
+        let anyone = SingleNodeRoutingInfo::RandomPrimary;
+        let slots = route(&connection, slots, anyone, "looking up its slots").await?;
+        let link = Link {
+            connection,
+            nodes: Arc::new(Nodes::parse(&slots)?),
+        };
+        let mut known = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(link.clone());
+        Ok(link)
+    }
+
+    /// The connections, for a request that cannot wait for them to be made.
+    pub(super) fn link(&self) -> Result<Link, OnlineError> {
+        self.known().ok_or_else(|| OnlineError::Reply {
+            doing: "reading states".to_owned(),
+            found: "not connected yet".to_owned(),
+        })
+    }
+
+    /// The answers to commands of which all keys lie on one node.
+    pub(super) async fn read(
+        self: &Arc<Self>,
+        link: &Link,
+        node: &Node,
+        commands: Vec<Cmd>,
+        until: Instant,
+    ) -> Result<Vec<Value>, OnlineError> {
+        let doing = "reading states";
+        if self.is_resting(&node.name) {
+            return Err(OnlineError::Reply {
+                doing: format!("{doing} at {}", node.name),
+                found: "it failed, or was too slow, and is left alone for a while".to_owned(),
+            });
+        }
+        let own_end = Instant::now() + self.read_timeout;
+        let reading = async {
+            let mut pipeline = Pipeline::with_capacity(commands.len());
+            for command in &commands {
+                pipeline.add_command(command.clone());
+            }
+            let read = link.pipeline(node, pipeline, commands.len(), doing).await;
+            match read {
+                Err(error) if has_moved(&error) => {
+                    self.look_soon();
+                    // One by one they are sent on to where their keys are now.
+                    let one = |command: &Cmd| link.one(command.clone(), doing);
+                    futures::future::try_join_all(commands.iter().map(one)).await
+                }
+                read => read,
+            }
+        };
+        match timeout_at(until.min(own_end).into(), reading).await {
+            Ok(Ok(values)) => Ok(values),
+            Ok(Err(error)) => {
+                self.rest(&node.name);
+                Err(error)
+            }
+            Err(_) if own_end <= until => {
+                self.rest(&node.name);
+                Err(OnlineError::Silent {
+                    doing: format!("{doing} at {}", node.name),
+                    waited_ms: self.read_timeout.as_millis() as u64,
+                })
+            }
+            Err(_) => Err(OnlineError::Late {
+                unread: commands.len(),
+            }),
+        }
+    }
+
+    fn is_resting(&self, node: &str) -> bool {
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        match resting.get(node) {
+            Some(end) if Instant::now() < *end => true,
+            Some(_) => {
+                resting.remove(node);
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Leaves a node alone for a while, in which it is looked up who has its keys.
+    fn rest(self: &Arc<Self>, node: &Arc<str>) {
+        let end = Instant::now() + self.rest;
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        resting.insert(node.clone(), end);
+        drop(resting);
+        self.look_soon();
+    }
+
+    fn look_soon(self: &Arc<Self>) {
+        let shared = self.clone();
+        tokio::spawn(async move {
+            // Who is looking already will do.
+            if shared.looking.try_lock().is_ok()
+                && let Err(error) = shared.look().await
+            {
+                tracing::warn!("{:#}", error);
+            }
+        });
+    }
+}
+
+/// The connections, and which keys lie where. Cloning shares them.
+#[derive(Clone)]
+pub(super) struct Link {
+    connection: ClusterConnection,
+    pub(super) nodes: Arc<Nodes>,
+}
+
+async fn route(
+    connection: &ClusterConnection,
+    command: Cmd,
+    to: SingleNodeRoutingInfo,
+    doing: &str,
+) -> Result<Value, OnlineError> {
+    let mut connection = connection.clone();
+    let found = connection.route_command(command, RoutingInfo::SingleNode(to));
+    let found = found.await.and_then(Value::extract_error);
+    found.map_err(|error| failed(doing, error))
+}
+
+impl Link {
+    /// A command, to where its key lies.
+    pub(super) async fn one(&self, command: Cmd, doing: &str) -> Result<Value, OnlineError> {
+        let mut connection = self.connection.clone();
+        let found: Result<Value, RedisError> = command.query_async(&mut connection).await;
+        found.map_err(|error| failed(doing, error))
+    }
+
+    /// A command to all nodes that have keys.
+    pub(super) async fn everywhere<T: FromRedisValue>(
+        &self,
+        command: Cmd,
+        doing: &str,
+    ) -> Result<T, OnlineError> {
+        let mut connection = self.connection.clone();
+        let found = command.query_async(&mut connection).await;
+        found.map_err(|error| failed(doing, error))
+    }
+
+    /// A command to one node.
+    pub(super) async fn on(
+        &self,
+        node: &Node,
+        command: Cmd,
+        doing: &str,
+    ) -> Result<Value, OnlineError> {
+        route(&self.connection, command, node.route(), doing).await
+    }
+
+    /// Commands to one node, all at once.
+    pub(super) async fn pipeline(
+        &self,
+        node: &Node,
+        pipeline: Pipeline,
+        commands: usize,
+        doing: &str,
+    ) -> Result<Vec<Value>, OnlineError> {
+        let mut connection = self.connection.clone();
+        let found = connection.route_pipeline(pipeline, 0, commands, node.route());
+        let values = found.await.and_then(|values| {
+            let values = values.into_iter().map(Value::extract_error);
+            values.collect()
+        });
+        values.map_err(|error| failed(&format!("{doing} at {}", node.name), error))
+    }
+}
+
+/// A node, by its address, and some slot that it has.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Node {
+    pub(super) name: Arc<str>,
+    slot: u16,
+}
+
+impl Node {
+    fn route(&self) -> SingleNodeRoutingInfo {
+        SingleNodeRoutingInfo::SpecificNode(Route::new(self.slot, SlotAddr::Master))
+    }
+}
+
+/// Which node has which slots.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    nodes: Vec<Node>,
+    /// First and last slot, and the node's place among `nodes`; by rising slots.
+    ranges: Vec<(u16, u16, usize)>,
+}
+
+impl Nodes {
+    /// Reads the answer to `CLUSTER SLOTS`: `[first, last, [host, port, …], replicas …]` for each range.
+    fn parse(value: &Value) -> Result<Self, OnlineError> {
+        let doing = "looking up its slots";
+        let read = |range: &Value| -> Option<(u16, u16, Arc<str>)> {
+            let [first, last, node, ..] = range.as_sequence()? else {
+                return None;
+            };
+            let (Value::Int(first), Value::Int(last)) = (first, last) else {
+                return None;
+            };
+            let [host, Value::Int(port), ..] = node.as_sequence()? else {
+                return None;
+            };
+            let host: Option<String> = redis::from_redis_value_ref(host).ok()?;
+            let name = format!("{}:{port}", host.unwrap_or_default());
+            Some((
+                u16::try_from(*first).ok()?,
+                u16::try_from(*last).ok()?,
+                name.into(),
+            ))
+        };
+        let ranges = value.as_sequence().unwrap_or_default();
+        let mut ranges: Vec<_> = ranges
+            .iter()
+            .map(|range| read(range).ok_or_else(|| unexpected(doing, range)))
+            .collect::<Result<_, _>>()?;
+        ranges.sort_by_key(|(first, ..)| *first);
+        let mut found = Self {
+            nodes: Vec::new(),
+            ranges: Vec::new(),
+        };
+        for (first, last, name) in ranges {
+            let known = found.nodes.iter().position(|node| node.name == name);
+            let at = known.unwrap_or_else(|| {
+                found.nodes.push(Node { name, slot: first });
+                found.nodes.len() - 1
+            });
+            found.ranges.push((first, last, at));
+        }
+        if found.nodes.is_empty() {
+            return Err(unexpected(doing, value));
+        }
+        Ok(found)
+    }
+
+    pub(super) fn all(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Divides what has keys by the nodes that have them. What nobody has goes to the first node, which
+    /// will say so.
+    pub(super) fn split<T>(&self, items: Vec<T>, key: impl Fn(&T) -> &str) -> Vec<(Node, Vec<T>)> {
+        let mut of_nodes: Vec<Vec<T>> = self.nodes.iter().map(|_| Vec::new()).collect();
+        for item in items {
+            let slot = crc16::State::<crc16::XMODEM>::calculate(key(&item).as_bytes()) % SLOTS;
+            let at = self.ranges.partition_point(|(_, last, _)| *last < slot);
+            let node = self.ranges.get(at).filter(|(first, ..)| *first <= slot);
+            of_nodes[node.map_or(0, |(.., node)| *node)].push(item);
+        }
+        let parts = self.nodes.iter().cloned().zip(of_nodes);
+        parts.filter(|(_, items)| !items.is_empty()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: i64, last: i64, port: i64) -> Value {
+        let host = Value::BulkString(b"10.0.0.1".to_vec());
+        let node = Value::Array(vec![
+            host,
+            Value::Int(port),
+            Value::BulkString(b"id".to_vec()),
+        ]);
+        Value::Array(vec![Value::Int(first), Value::Int(last), node])
+    }
+
+    #[test]
+    fn keys_go_to_the_nodes_that_have_their_slots() {
+        let slots = Value::Array(vec![
+            range(8_000, 16_383, 2),
+            range(0, 3_999, 1),
+            range(4_000, 4_999, 2),
+        ]);
+        let nodes = Nodes::parse(&slots).unwrap();
+        // By `CLUSTER KEYSLOT`: 12182, 5061, 866; nobody has 5061.
+        let parts = nodes.split(vec!["foo", "bar", "hello"], |key| key);
+        let parts: Vec<(&str, Vec<&str>)> = parts
+            .iter()
+            .map(|(node, keys)| (&*node.name, keys.clone()))
+            .collect();
+        assert_eq!(
+            parts,
+            [
+                ("10.0.0.1:1", vec!["bar", "hello"]),
+                ("10.0.0.1:2", vec!["foo"])
+            ]
+        );
+    }
+
+    #[test]
+    fn an_answer_of_another_form_is_refused() {
+        for value in [
+            Value::Nil,
+            Value::Array(vec![]),
+            Value::Array(vec![Value::Int(1)]),
+            Value::Array(vec![range(0, 99_999, 1)]),
+        ] {
+            let error = Nodes::parse(&value).unwrap_err().to_string();
+            assert!(
+                error.starts_with("Redis, looking up its slots: "),
+                "{error}"
+            );
+        }
+    }
+}
