@@ -118,7 +118,7 @@ impl FeatureBatch {
             spec_digest: spec_digest.to_owned(),
             dense: self.dense_row(row).to_vec(),
             sparse_offsets: vec![0],
-            sparse_ids: Vec::new(),
+            ..FeatureSnapshot::default()
         };
         for feature in &self.sparse {
             snapshot.sparse_ids.extend_from_slice(feature.row(row));
@@ -208,7 +208,7 @@ mod tests {
             sparse_offsets in prop::collection::vec(0u32..5, 0..5),
             sparse_ids in prop::collection::vec(any::<u64>(), 0..5),
         ) {
-            let snapshot = FeatureSnapshot { spec_digest: String::new(), dense, sparse_offsets, sparse_ids };
+            let snapshot = FeatureSnapshot { dense, sparse_offsets, sparse_ids, ..FeatureSnapshot::default() };
             let mut read = FeatureBatch::with_widths(2, 2);
             let before = read.clone();
             if read.push_snapshot(&snapshot).is_err() {

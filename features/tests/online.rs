@@ -483,6 +483,58 @@ fn a_node_that_died_is_told_and_nothing_is_published_without_it() {
 }
 
 #[test]
+fn a_cluster_behind_tls_is_spoken_to_over_tls() {
+    let (root, cluster) = (tempfile::tempdir().unwrap(), RedisCluster::start_with_tls());
+    assert!(cluster.nodes[0].starts_with("rediss://"));
+    let trusting = RedisConfig {
+        ca_file: Some(cluster.ca_file()),
+        ..redis(&cluster)
+    };
+    let online = Online::new(&OnlineConfig::Redis(trusting), root.path()).unwrap();
+    serves_what_was_published(&online, &set("hot"));
+
+    // The system trusts nobody who would vouch for it.
+    let error = on_redis(&cluster, root.path())
+        .open(set("hot").digest())
+        .unwrap_err();
+    assert!(
+        error.to_string().starts_with("Redis, connecting"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_cluster_with_a_password_wants_it() {
+    let (root, cluster) = (tempfile::tempdir().unwrap(), RedisCluster::start());
+    for node in 0..3 {
+        assert_eq!(
+            cluster.cli(node, &["CONFIG", "SET", "requirepass", "s3cret"]),
+            "OK"
+        );
+    }
+    let set = set("hot");
+    let with = |password: &str| {
+        let config = RedisConfig {
+            password: password.to_owned(),
+            ..redis(&cluster)
+        };
+        Online::new(&OnlineConfig::Redis(config), root.path()).unwrap()
+    };
+    assert_eq!(
+        with("s3cret")
+            .publish(&set, &clicks_of(&set, 9), NOW_US)
+            .unwrap()
+            .written,
+        10
+    );
+    for wrong in ["", "guess"] {
+        let error = with(wrong).open(set.digest()).unwrap_err();
+        assert!(error.to_string().starts_with("Redis, "), "{error}");
+        assert!(!format!("{error:?}").contains("guess"));
+    }
+}
+
+#[test]
 fn settings_that_cannot_be_are_refused_by_name() {
     let refusal = |change: &dyn Fn(&mut RedisConfig)| {
         let mut config = RedisConfig {
@@ -508,6 +560,11 @@ fn settings_that_cannot_be_are_refused_by_name() {
     assert_eq!(
         refusal(&|config| config.password = "${NO_SUCH_VARIABLE}".to_owned()),
         "online store: `redis.password` names `NO_SUCH_VARIABLE`, which the environment has not: set it"
+    );
+    let file = refusal(&|config| config.ca_file = Some("/nowhere/ca.pem".into()));
+    assert!(
+        file.starts_with("online store: `redis.ca_file` /nowhere/ca.pem cannot be read: "),
+        "{file}"
     );
     let url = refusal(&|config| config.nodes = vec!["http://127.0.0.1".to_owned()]);
     assert!(

@@ -22,6 +22,7 @@ use pipeline::{
     },
     facts::FactFiles,
     process::{self, AtEnd, PipelineConfig, Progress, fault::Fault, state},
+    sql::Knowledge,
 };
 use support::{config, log_events, rows, write_log};
 use wire::events::{Event, event::Payload};
@@ -65,6 +66,7 @@ impl World {
             spec,
             features: &features,
             days: i32::MIN..=i32::MAX,
+            knowledge: Knowledge::AtRequest,
             scratch: &scratch,
             memory_bytes: 64 << 20,
             threads: 1,

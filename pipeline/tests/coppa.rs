@@ -90,6 +90,7 @@ fn telltale(set: &FeatureSet) -> FeatureSnapshot {
         dense: vec![LEAKED; dense],
         sparse_offsets: (0..=sparse as u32).collect(),
         sparse_ids: vec![LEAKED_ID; sparse],
+        ..FeatureSnapshot::default()
     }
 }
 

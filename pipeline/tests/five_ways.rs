@@ -27,7 +27,7 @@ use features::{
 use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
 use pipeline::{
     facts::{FactEvents, FactRequests},
-    sql::{self, Batch, Engine},
+    sql::{self, Batch, Engine, Knowledge},
 };
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -481,7 +481,7 @@ fn tables(world: &World) -> [(&'static str, RecordBatch); 2] {
     let mut requests = FactRequests::new(&world.set);
     for request in &world.requests {
         let ad = world.ad(request.ad);
-        requests.push(&request.id, request.time_us, &request.request, ad);
+        requests.push(&request.id, request.time_us, None, &request.request, ad);
     }
     [
         ("fact_events", events.finish()),
@@ -508,6 +508,7 @@ async fn batch(world: &World, folder: &Path) -> Answers {
     let batch = Batch {
         events: &[folder.join("fact_events.parquet")],
         requests: &[folder.join("fact_requests.parquet")],
+        knowledge: Knowledge::AtRequest,
         scratch: &scratch,
         memory_bytes: 256 << 20,
         threads: 2,
@@ -557,7 +558,7 @@ fn engine(world: &World, engine: Engine, folder: &Path) -> Answers {
     let script = folder.join(format!("{name}-script.json"));
     fs::write(
         &script,
-        serde_json::to_vec(&sql::script(&world.set, engine)).unwrap(),
+        serde_json::to_vec(&sql::script(&world.set, engine, Knowledge::AtRequest)).unwrap(),
     )
     .unwrap();
     let venv = root().join(".venv-engines");

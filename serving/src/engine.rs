@@ -8,7 +8,7 @@ use std::{
 use features::{EvaluationCounts, FeatureBatch, hash::hash_text};
 use wire::{
     ads::Scores,
-    events::{AgeBand, Event, ImpressionServed, ScoredCandidate, event::Payload},
+    events::{AgeBand, Event, FeatureSnapshot, ImpressionServed, ScoredCandidate, event::Payload},
     gate::Subject,
 };
 
@@ -220,10 +220,13 @@ impl Page<'_> {
             context.attributes.clear();
         }
         let features = self.scope.bundle.features.as_ref();
-        let snapshot = self
-            .features
-            .zip(features)
-            .map(|(batch, features)| batch.snapshot(sold.candidate, features.digest()));
+        let snapshot = self.features.zip(features).map(|(batch, features)| {
+            let store = self.scope.store;
+            FeatureSnapshot {
+                store_as_of_us: store.map_or(0, |store| store.as_of_us()),
+                ..batch.snapshot(sold.candidate, features.digest())
+            }
+        });
         let candidates = if slot == 0 {
             self.ranked.iter().map(|one| self.scored(one)).collect()
         } else {

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -24,10 +24,28 @@ impl RedisCluster {
     /// # Panics
     /// If they do not start; `launch/setup` installs Redis.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same over TLS, with a certificate that [`Self::ca_file`] vouches for.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_with_tls() -> Self {
+        Self::start_with(&["--tls"])
+    }
+
+    /// Whom to trust over TLS.
+    pub fn ca_file(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    fn start_with(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         // Its input ends when this process does, however it does.
         let mut script = Command::new(top.join("launch/redis-cluster"))
+            .args(options)
             .arg(folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

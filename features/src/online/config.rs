@@ -1,5 +1,7 @@
 //! Which engine keeps the online store.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 /// What keeps the online store: `online = "embedded"`, the default, or a table `[online.redis]`.
@@ -23,6 +25,8 @@ pub struct RedisConfig {
     pub username: String,
     /// Their password, best as `${NAME}`, which is taken from the environment; empty for none.
     pub password: String,
+    /// Certificates to trust for `rediss://`, in PEM; without, those that the system trusts.
+    pub ca_file: Option<PathBuf>,
     /// Begins all keys: letters, digits, `-` and `_`. One prefix is for one pipeline.
     pub prefix: String,
     /// Longest time that a node may take for one request's reads, milliseconds; within the time of the
@@ -41,6 +45,7 @@ impl Default for RedisConfig {
             nodes: Vec::new(),
             username: String::new(),
             password: String::new(),
+            ca_file: None,
             prefix: "marquee".to_owned(),
             read_timeout_ms: 8,
             rest_ms: 250,

@@ -80,29 +80,47 @@ impl fmt::Display for Redis {
 /// States on their way.
 pub(super) struct Asked {
     nodes: mpsc::Receiver<Part>,
+    generation: u64,
     wanted: usize,
 }
 
-/// What one node said of its entities, and of how many it said nothing.
-type Part = (
-    Vec<(EntityKey, Option<EntityState>)>,
-    usize,
-    Option<OnlineError>,
-);
+/// What one node said of some keys.
+struct Part {
+    node: String,
+    keys: Vec<(EntityKey, String)>,
+    answers: Result<Vec<Value>, OnlineError>,
+}
 
 impl Asked {
     /// Waits for all nodes, no longer than each was given.
     pub(super) fn wait(self, known: &mut Known) -> Result<(), OnlineError> {
-        let (mut open, mut first) = (self.wanted, None);
-        for (states, unread, error) in self.nodes {
-            open -= states.len() + unread;
-            known.extend(states);
-            first = first.or(error);
+        let (mut unread, mut first) = (self.wanted, None);
+        for Part {
+            node,
+            keys,
+            answers,
+        } in self.nodes
+        {
+            match answers {
+                Ok(answers) => {
+                    for ((key, _), answer) in keys.into_iter().zip(answers) {
+                        match state(&node, key, answer, self.generation) {
+                            Ok(state) => {
+                                known.insert(key, state);
+                                unread -= 1;
+                            }
+                            Err(error) => first = first.or(Some(error)),
+                        }
+                    }
+                }
+                Err(error) => first = first.or(Some(error)),
+            }
         }
         match first {
+            Some(OnlineError::Late { .. }) => Err(OnlineError::Late { unread }),
             Some(error) => Err(error),
             // Only if the runtime is gone.
-            None if open > 0 => Err(OnlineError::Late { unread: open }),
+            None if unread > 0 => Err(OnlineError::Late { unread }),
             None => Ok(()),
         }
     }
@@ -141,12 +159,13 @@ impl Redis {
         let (tell, nodes) = mpsc::channel();
         let asked = Asked {
             nodes,
+            generation: version.generation,
             wanted: keys.len(),
         };
         if keys.is_empty() {
             return asked;
         }
-        let (begin, generation) = (self.keys_of(version.epoch), version.generation);
+        let begin = self.keys_of(version.epoch);
         let keys: Vec<(EntityKey, String)> = keys
             .iter()
             .map(|key| (*key, begin.clone() + &encoded(*key)))
@@ -155,23 +174,27 @@ impl Redis {
             let link = match cluster.link() {
                 Ok(link) => link,
                 Err(error) => {
+                    let part = Part {
+                        node: String::new(),
+                        keys,
+                        answers: Err(error),
+                    };
                     // Nobody waits any more if this fails.
-                    let _ = tell.send((Vec::new(), keys.len(), Some(error)));
+                    let _ = tell.send(part);
                     return;
                 }
             };
             let parts = link.nodes.split(keys, |(_, key)| key);
             join_all(parts.into_iter().map(|(node, keys)| {
-                let (cluster, link, tell) = (&cluster, link.clone(), &tell);
+                let (cluster, link, tell) = (&cluster, &link, &tell);
                 async move {
                     let commands: Vec<Cmd> =
                         keys.iter().map(|(_, key)| Cmd::hgetall(key)).collect();
-                    let done = cluster.read(&link, &node, commands, until).await;
-                    let part = match done {
-                        Ok(values) => parse_states(&node.name, generation, &keys, values),
-                        Err(error) => (Vec::new(), keys.len(), Some(error)),
-                    };
-                    let _ = tell.send(part);
+                    let _ = tell.send(Part {
+                        answers: cluster.read(link, &node, commands, until).await,
+                        node: node.name.to_string(),
+                        keys,
+                    });
                 }
             }))
             .await;
@@ -371,40 +394,23 @@ fn bytes(value: Value) -> Option<Vec<u8>> {
     }
 }
 
-/// The newest state of each entity that is not above a generation.
-fn parse_states(
+/// The newest state of an entity that is not above a generation.
+fn state(
     node: &str,
+    key: EntityKey,
+    answer: Value,
     generation: u64,
-    keys: &[(EntityKey, String)],
-    values: Vec<Value>,
-) -> Part {
-    let mut states = Vec::with_capacity(keys.len());
-    let (mut unread, mut first) = (0, None);
-    for ((key, _), value) in keys.iter().zip(values) {
-        let state = newest(value, generation)
-            .map_err(|found| OnlineError::Reply {
-                doing: format!("reading entity {key} at {node}"),
-                found,
-            })
-            .and_then(|found| {
-                let state = found
-                    .map(|bytes| EntityState::from_bytes(&bytes))
-                    .transpose();
-                state.map_err(|source| OnlineError::State {
-                    place: node.to_owned(),
-                    key: *key,
-                    source,
-                })
-            });
-        match state {
-            Ok(state) => states.push((*key, state)),
-            Err(error) => {
-                unread += 1;
-                first = first.or(Some(error));
-            }
-        }
-    }
-    (states, unread, first)
+) -> Result<Option<EntityState>, OnlineError> {
+    let found = newest(answer, generation).map_err(|found| OnlineError::Reply {
+        doing: format!("reading entity {key} at {node}"),
+        found,
+    })?;
+    let state = found.map(|bytes| EntityState::from_bytes(&bytes));
+    state.transpose().map_err(|source| OnlineError::State {
+        place: node.to_owned(),
+        key,
+        source,
+    })
 }
 
 fn newest(value: Value, generation: u64) -> Result<Option<Vec<u8>>, String> {

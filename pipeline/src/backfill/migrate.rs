@@ -45,7 +45,7 @@ use crate::{
         state::{self, StateError},
         table::{Staged, TableError, TrainingTable},
     },
-    sql,
+    sql::{self, Knowledge},
 };
 
 /// Why no table of the new spec was made.
@@ -234,6 +234,7 @@ impl Migration<'_> {
             spec: set.spec(),
             features: &plan.backfilled,
             days: *first..=*last,
+            knowledge: Knowledge::AtRequest,
             scratch: &layout.features(table),
             memory_bytes: self.memory_bytes,
             threads: self.threads,

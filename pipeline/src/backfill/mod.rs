@@ -33,7 +33,7 @@ use crate::{
     facts::{FactFile, FactFiles, FactTable},
     files::FilesError,
     process::hex,
-    sql::{self, Batch, BatchError},
+    sql::{self, Batch, BatchError, Knowledge},
 };
 
 /// Why features could not be backfilled. Days that were done stay so.
@@ -125,6 +125,8 @@ pub struct Backfill<'a> {
     pub features: &'a [String],
     /// Days since the Unix epoch.
     pub days: RangeInclusive<i32>,
+    /// Until when events had to be known. Values of different answers are kept in different places.
+    pub knowledge: Knowledge,
     /// A folder for what is made on the way.
     pub scratch: &'a Path,
     /// Bytes that the query may take; what is more goes to `scratch`.
@@ -242,6 +244,7 @@ impl Backfill<'_> {
         let batch = Batch {
             events: &events,
             requests: &requests,
+            knowledge: self.knowledge,
             scratch: &scratch,
             memory_bytes: self.memory_bytes,
             threads: self.threads,

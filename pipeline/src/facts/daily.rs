@@ -39,11 +39,12 @@ impl DailyFacts {
         set: &FeatureSet,
         request_id: &str,
         time_us: i64,
+        store_as_of_us: Option<i64>,
         request: &RequestFacts,
         ad: &AdFacts,
     ) {
         let requests = self.requests.entry(day_of(time_us));
         let requests = requests.or_insert_with(|| FactRequests::new(set));
-        requests.push(request_id, time_us, request, ad);
+        requests.push(request_id, time_us, store_as_of_us, request, ad);
     }
 }

@@ -3,11 +3,12 @@
 //! | table | a row for each | columns |
 //! | --- | --- | --- |
 //! | `fact_events` | event that is counted | `event_id`, `source`, `event_time_us`, `known_us`, `amount`, `personal`, `has_ad`, and a text `f_<fact>` for each fact that names an entity or is remembered |
-//! | `fact_requests` | row that features are wanted for | `request_id`, `time_us`, `personal`, and `f_<fact>` for each fact that a feature uses: a text, a double, an array of ids or of doubles |
+//! | `fact_requests` | row that features are wanted for | `request_id`, `time_us`, `store_as_of_us`, `personal`, and `f_<fact>` for each fact that a feature uses: a text, a double, an array of ids or of doubles |
 //!
 //! Times are microseconds since the Unix epoch; `known_us` is when the platform learnt of an event. A
 //! missing fact is null. `personal` says whether personal features are allowed, `has_ad` whether the
-//! event belongs to an ad.
+//! event belongs to an ad. `store_as_of_us` says of a row whose features a server logged what had arrived
+//! in its online store by then.
 //!
 //! The pipeline keeps them beside the training table ([`FactFiles`]), with every fact that the spec
 //! knows and not only those that its features use: a feature that is thought of later can be computed
@@ -127,6 +128,7 @@ impl FactEvents {
 pub struct FactRequests {
     ids: StringBuilder,
     times: Int64Builder,
+    as_of: Int64Builder,
     personal: BooleanBuilder,
     facts: Vec<FactColumn<FactBuilder>>,
 }
@@ -185,6 +187,7 @@ impl FactRequests {
         Self {
             ids: StringBuilder::new(),
             times: Int64Builder::new(),
+            as_of: Int64Builder::new(),
             personal: BooleanBuilder::new(),
             facts: kinds(set)
                 .map(|(index, name, kind)| FactColumn {
@@ -196,10 +199,19 @@ impl FactRequests {
         }
     }
 
-    /// Appends a request for one ad.
-    pub fn push(&mut self, request_id: &str, time_us: i64, request: &RequestFacts, ad: &AdFacts) {
+    /// Appends a request for one ad, made at `time_us`, of whom a server knew what its store had
+    /// `store_as_of_us`, if one answered it.
+    pub fn push(
+        &mut self,
+        request_id: &str,
+        time_us: i64,
+        store_as_of_us: Option<i64>,
+        request: &RequestFacts,
+        ad: &AdFacts,
+    ) {
         self.ids.append_value(request_id);
         self.times.append_value(time_us);
+        self.as_of.append_option(store_as_of_us);
         self.personal.append_value(request.personal_allowed());
         for FactColumn { index, values, .. } in &mut self.facts {
             values.push(request.fact(Some(ad), *index));
@@ -211,6 +223,7 @@ impl FactRequests {
         let mut columns: Vec<(String, ArrayRef)> = vec![
             ("request_id".to_owned(), Arc::new(self.ids.finish())),
             ("time_us".to_owned(), Arc::new(self.times.finish())),
+            ("store_as_of_us".to_owned(), Arc::new(self.as_of.finish())),
             ("personal".to_owned(), Arc::new(self.personal.finish())),
         ];
         for fact in self.facts {

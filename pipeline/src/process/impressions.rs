@@ -110,12 +110,15 @@ impl Processor {
         let sent = served.snapshot.as_mut();
         let sent = sent.filter(|snapshot| snapshot.spec_digest == digest);
         let logged = sent.is_some();
+        let mut store_as_of_us = None;
         if let Some(snapshot) = sent {
             let fits = self.scratch.push_snapshot(snapshot);
             fits.map_err(Refusal::BadSnapshot)?;
             single_values(self.set.schema(), &self.scratch).map_err(Refusal::BadSnapshot)?;
-            // Every row has the same digest: the table's.
+            // Every row has the same digest: the table's. When the store was made stands with the facts.
             snapshot.spec_digest.clear();
+            let as_of_us = std::mem::take(&mut snapshot.store_as_of_us);
+            store_as_of_us = Some(as_of_us).filter(|as_of_us| *as_of_us != 0);
             if !subject.is_personal() {
                 let withheld = self.set.withhold(snapshot);
                 self.outputs.audit.values_withheld += withheld;
@@ -131,7 +134,7 @@ impl Processor {
         }
         let (set, id) = (&self.set, &served.impression_id);
         let facts = &mut self.outputs.facts;
-        facts.push_request(set, id, time_us, &request, ad);
+        facts.push_request(set, id, time_us, store_as_of_us, &request, ad);
         Ok(Taken {
             category,
             request,

@@ -2,7 +2,8 @@
 //!
 //! The rows whose features a server logged (`features_from` is `serving`) are the online side. The
 //! offline side comes from the facts that the pipeline kept, by the query that the spec is written as
-//! (`crate::backfill`): another way to the same values, which shares no code with the server's. The same
+//! (`crate::backfill`), as of what the server's online store had: another way to the same values, which
+//! shares no code with the server's. The same
 //! rows are compared value by value. Their distributions are compared too: with each other, or, to see a
 //! drift, with what is computed for other days.
 
@@ -31,7 +32,7 @@ use crate::{
         PipelineConfig,
         table::{TableError, TrainingTable},
     },
-    sql,
+    sql::{self, Knowledge},
 };
 
 /// Why nothing was compared.
@@ -235,7 +236,8 @@ impl Skew<'_> {
         };
         let days = [day_name(first.day), day_name(last.day)];
         let names: Vec<String> = spec.features.iter().map(|it| it.name.clone()).collect();
-        let folder = self.layout.features(&self.config.table);
+        let folder = format!("{}-as-served", self.config.table);
+        let folder = self.layout.features(&folder);
         let values = Values::at(&folder);
         let backfill = Backfill {
             facts: &FactFiles::at(&self.layout.facts(&self.config.table)),
@@ -244,6 +246,7 @@ impl Skew<'_> {
             spec: &spec,
             features: &names,
             days: i32::MIN..=i32::MAX,
+            knowledge: Knowledge::AsServed,
             scratch: &folder,
             memory_bytes: self.memory_bytes,
             threads: self.threads,

@@ -18,7 +18,7 @@ use datafusion::{
 };
 use features::FeatureSet;
 
-use super::{Engine, View, functions, script};
+use super::{Engine, Knowledge, View, functions, script};
 use crate::facts::{FactEvents, FactRequests};
 
 /// Why features could not be computed.
@@ -49,6 +49,8 @@ pub struct Batch<'a> {
     pub events: &'a [PathBuf],
     /// `fact_requests` likewise.
     pub requests: &'a [PathBuf],
+    /// Until when events had to be known.
+    pub knowledge: Knowledge,
     /// A folder for what is made on the way, and for what does not fit into memory.
     pub scratch: &'a Path,
     /// Bytes that joins, groups and orders may take; what is more goes to `scratch`.
@@ -86,7 +88,7 @@ impl Batch<'_> {
         register_facts(&context, "fact_events", self.events, &schema).await?;
         let schema = FactRequests::new(set).finish().schema();
         register_facts(&context, "fact_requests", self.requests, &schema).await?;
-        let script = script(set, Engine::DataFusion);
+        let script = script(set, Engine::DataFusion, self.knowledge);
         for View { name, query, keep } in &script.views {
             let failed = |source| BatchError::Query {
                 name: name.clone(),

@@ -175,7 +175,7 @@ impl Group<'_> {
         View::new(
             self.name("requests"),
             format!(
-                "SELECT request_id, time_us, tile, {} FROM requests{personal}",
+                "SELECT request_id, time_us, tile, known_us, known_tile, {} FROM requests{personal}",
                 self.known_keys()
             ),
         )
@@ -258,7 +258,7 @@ impl Group<'_> {
         columns
     }
 
-    /// What was learnt of in hours that are over, once for each key and hour.
+    /// What was learnt of in hours before that of the last that counts, once for each key and hour.
     fn over(&self) -> View {
         let keys = self.keys_of("r");
         let windows = self.windows(
@@ -268,8 +268,8 @@ impl Group<'_> {
         View::new(
             self.name("over"),
             format!(
-                "SELECT {keys}, r.tile{windows} FROM (SELECT DISTINCT {}, tile FROM {}) r JOIN {} e ON {} \
-                 AND e.known_tile < r.tile AND e.tile > r.tile - {} GROUP BY {keys}, r.tile",
+                "SELECT {keys}, r.tile, r.known_tile{windows} FROM (SELECT DISTINCT {}, tile, known_tile FROM {}) r JOIN {} e ON {} \
+                 AND e.known_tile < r.known_tile AND e.tile <= r.tile AND e.tile > r.tile - {} GROUP BY {keys}, r.tile, r.known_tile",
                 self.keys().join(", "),
                 self.name("requests"),
                 self.name("tiles"),
@@ -279,7 +279,7 @@ impl Group<'_> {
         )
     }
 
-    /// What was learnt of in the running hour before the request.
+    /// What was learnt of in the hour of the last that counts, before that.
     fn running(&self) -> View {
         let windows = self.windows(
             |source| format!("CASE WHEN e.source = '{source}' THEN 1 ELSE 0 END"),
@@ -288,8 +288,8 @@ impl Group<'_> {
         View::new(
             self.name("running"),
             format!(
-                "SELECT r.request_id{windows} FROM {} r JOIN {} e ON {} AND e.known_tile = r.tile \
-                 AND e.known_us < r.time_us AND e.tile > r.tile - {} GROUP BY r.request_id",
+                "SELECT r.request_id{windows} FROM {} r JOIN {} e ON {} AND e.known_tile = r.known_tile \
+                 AND e.known_us < r.known_us AND e.tile <= r.tile AND e.tile > r.tile - {} GROUP BY r.request_id",
                 self.name("requests"),
                 self.name("events"),
                 self.same_key("r", "e"),
@@ -306,7 +306,7 @@ impl Group<'_> {
             self.name(&format!("seen{at}")),
             format!(
                 "SELECT r.request_id, r.time_us, {id} AS id, MAX(e.event_us) AS seen_us FROM {} r JOIN {} e ON {} \
-                 AND e.source = '{}' AND {value} IS NOT NULL AND e.known_us < r.time_us \
+                 AND e.source = '{}' AND {value} IS NOT NULL AND e.known_us < r.known_us \
                  AND e.event_us > r.time_us - {} GROUP BY r.request_id, r.time_us, {id}",
                 self.name("requests"),
                 self.name("events"),
@@ -363,7 +363,7 @@ impl Group<'_> {
             }
             let _ = write!(
                 joins,
-                " LEFT JOIN {} o ON {} AND r.tile = o.tile LEFT JOIN {} n ON r.request_id = n.request_id",
+                " LEFT JOIN {} o ON {} AND r.tile = o.tile AND r.known_tile = o.known_tile LEFT JOIN {} n ON r.request_id = n.request_id",
                 self.name("over"),
                 self.same_key("r", "o"),
                 self.name("running")

@@ -86,9 +86,19 @@ pub fn column(feature: &Feature) -> String {
     }
 }
 
+/// Until when events had to be known to be counted for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Knowledge {
+    /// Until the request.
+    AtRequest,
+    /// What a server knew of: until its online store was made, where one answered the request. A value
+    /// whose time to live had passed is its default.
+    AsServed,
+}
+
 /// The features of a set in an engine's language.
-pub fn script(set: &FeatureSet, engine: Engine) -> Script {
-    let mut views = vec![requests(engine), events(engine)];
+pub fn script(set: &FeatureSet, engine: Engine, knowledge: Knowledge) -> Script {
+    let mut views = vec![requests(engine, knowledge), events(engine)];
     let groups = groups::groups(set, engine);
     for group in &groups {
         views.extend(group.views());
@@ -103,7 +113,7 @@ pub fn script(set: &FeatureSet, engine: Engine) -> Script {
         .map(|feature| {
             format!(
                 "{} AS {}",
-                value(&mut translation, feature),
+                value(&mut translation, feature, knowledge),
                 column(feature)
             )
         })
@@ -166,9 +176,19 @@ fn table_columns(rows: &RecordBatch) -> Vec<Column> {
     schema.fields().iter().map(column).collect()
 }
 
-fn requests(engine: Engine) -> View {
-    let hour = engine.cut_quotient("r.time_us", HOUR_US);
-    let query = format!("SELECT r.*, {hour} AS tile FROM fact_requests r");
+/// Each request with the hour in which its windows end, and when and in which hour an event had to be
+/// known before.
+fn requests(engine: Engine, knowledge: Knowledge) -> View {
+    let known = match knowledge {
+        Knowledge::AtRequest => "r.time_us",
+        Knowledge::AsServed => "COALESCE(r.store_as_of_us + 1, r.time_us)",
+    };
+    let hour = |time: &str| engine.cut_quotient(time, HOUR_US);
+    let query = format!(
+        "SELECT r.*, {} AS tile, {known} AS known_us, {} AS known_tile FROM fact_requests r",
+        hour("r.time_us"),
+        hour(known),
+    );
     View::new("requests".to_owned(), query)
 }
 
@@ -199,7 +219,7 @@ fn aggregates(group: &Group<'_>) -> Vec<String> {
 }
 
 /// A feature in its last form.
-fn value(translation: &mut Translation<'_>, feature: &Feature) -> String {
+fn value(translation: &mut Translation<'_>, feature: &Feature, knowledge: Knowledge) -> String {
     let value = match feature.parsed() {
         Some(expression) => translation.expression(&expression),
         None => aggregate(feature),
@@ -208,30 +228,45 @@ fn value(translation: &mut Translation<'_>, feature: &Feature) -> String {
         Kind::Dense => {
             let default = translation.engine.double(feature.default);
             let value = translation.finished(value, feature).text;
-            unless_withheld(feature, &value, &default)
+            guarded(feature, knowledge, value, &default)
         }
-        Kind::Sparse => ids(translation, feature, value),
+        Kind::Sparse => {
+            let (value, none) = ids(translation, value);
+            guarded(feature, knowledge, value, none)
+        }
     }
 }
 
-fn ids(translation: &mut Translation<'_>, feature: &Feature, value: Sql) -> String {
+/// Ids, and what stands for none.
+fn ids(translation: &mut Translation<'_>, value: Sql) -> (String, &'static str) {
     match value.kind {
-        SqlKind::Ids => unless_withheld(feature, &value.text, translation.engine.no_array()),
-        SqlKind::Id => {
-            let id = format!("COALESCE({}, 0)", value.text);
-            unless_withheld(feature, &id, "0")
-        }
+        SqlKind::Ids => (value.text, translation.engine.no_array()),
+        SqlKind::Id => (format!("COALESCE({}, 0)", value.text), "0"),
         _ => {
             let id = translation.hash_of(&value);
-            unless_withheld(feature, &format!("COALESCE({}, 0)", id.text), "0")
+            (format!("COALESCE({}, 0)", id.text), "0")
         }
     }
 }
 
-fn unless_withheld(feature: &Feature, value: &str, otherwise: &str) -> String {
-    match feature.child_safe {
-        true => value.to_owned(),
-        false => format!("CASE WHEN personal THEN {value} ELSE {otherwise} END"),
+/// A value, unless it is withheld or stale.
+fn guarded(feature: &Feature, knowledge: Knowledge, value: String, otherwise: &str) -> String {
+    let mut conditions = Vec::new();
+    if !feature.child_safe {
+        conditions.push("personal".to_owned());
+    }
+    // The spec was checked, so the time to live can be read.
+    if let (Knowledge::AsServed, Ok(Some(ttl_us))) = (knowledge, feature.ttl_us()) {
+        conditions.push(format!(
+            "time_us - COALESCE(store_as_of_us, time_us) <= {ttl_us}"
+        ));
+    }
+    match conditions.is_empty() {
+        true => value,
+        false => format!(
+            "CASE WHEN {} THEN {value} ELSE {otherwise} END",
+            conditions.join(" AND ")
+        ),
     }
 }
 

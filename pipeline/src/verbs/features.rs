@@ -25,7 +25,7 @@ use crate::{
     feature_verbs,
     process::{PipelineConfig, ProcessError, show},
     skew::{self, Skew},
-    sql::{self, Engine},
+    sql::{self, Engine, Knowledge},
 };
 
 const FEATURES: &str = "configs/features.toml";
@@ -293,7 +293,11 @@ fn diff_features(args: &DiffArgs) -> anyhow::Result<()> {
 
 fn print_sql(args: &SqlArgs) -> anyhow::Result<()> {
     let (_, spec) = spec(&args.common)?;
-    let script = sql::script(&FeatureSet::compile(spec), args.engine);
+    let script = sql::script(
+        &FeatureSet::compile(spec),
+        args.engine,
+        Knowledge::AtRequest,
+    );
     if args.common.json {
         out!("{}", serde_json::to_string(&script)?);
     } else {
@@ -310,6 +314,7 @@ fn compute(args: &ComputeArgs) -> anyhow::Result<()> {
     let batch = sql::Batch {
         events: std::slice::from_ref(&args.events),
         requests: std::slice::from_ref(&args.requests),
+        knowledge: Knowledge::AtRequest,
         scratch: scratch.path(),
         memory_bytes: args.memory_mib << 20,
         threads: threads(),
@@ -402,6 +407,7 @@ fn backfill_days(
         spec: &spec,
         features: &args.features,
         days: args.from.unwrap_or(i32::MIN)..=args.to.unwrap_or(i32::MAX),
+        knowledge: Knowledge::AtRequest,
         scratch: &scratch,
         memory_bytes: args.memory_mib << 20,
         threads: threads(),

@@ -2,14 +2,14 @@
 
 use std::{
     collections::HashMap,
-    fmt,
+    fmt, fs,
     future::Future,
     sync::{Arc, Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
 use redis::{
-    Cmd, FromRedisValue, Pipeline, RedisError, Value,
+    Cmd, FromRedisValue, Pipeline, RedisError, TlsCertificates, Value,
     cluster::{ClusterClient, ClusterClientBuilder},
     cluster_async::ClusterConnection,
     cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
@@ -43,7 +43,7 @@ fn has_moved(error: &OnlineError) -> bool {
     matches!(error, OnlineError::Redis { source, .. } if source.is_cluster_error())
 }
 
-/// The cluster, with a thread of its own that drives the connections.
+/// The cluster, with threads of its own that drive the connections.
 #[derive(Debug)]
 pub(super) struct Cluster {
     shared: Arc<Shared>,
@@ -109,6 +109,23 @@ impl Cluster {
             .max_retry_wait(200)
             .connection_timeout(timeout)
             .response_timeout(timeout);
+        if let Some(path) = &config.ca_file {
+            let read = fs::read(path);
+            let read = read.map_err(|error| {
+                wrong(
+                    "ca_file",
+                    format!("{} cannot be read: {error}", path.display()),
+                )
+            });
+            builder = builder.certs(TlsCertificates {
+                client_tls: None,
+                root_cert: Some(read?),
+            });
+        }
+        if config.nodes.iter().any(|node| node.starts_with("rediss:")) {
+            // Whichever was chosen first stays.
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        }
         if !config.username.is_empty() {
             builder = builder.username(&config.username);
         }
@@ -118,8 +135,9 @@ impl Cluster {
         let client = builder
             .build()
             .map_err(|error| wrong("nodes", format!("cannot be used: {error}")))?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let driver = runtime::Builder::new_multi_thread()
-            .worker_threads(1)
+            .worker_threads((cores / 4).max(1))
             .thread_name("online-store")
             .enable_all()
             .build()
