@@ -22,7 +22,7 @@ mod redis;
 use std::{
     collections::BTreeSet,
     fs::{self, File, TryLockError},
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -30,7 +30,7 @@ use std::{
 
 pub use config::{OnlineConfig, RedisConfig};
 use embedded::Embedded;
-use redis::Redis;
+use redis::{Publisher, Reading, Redis};
 use serde::{Deserialize, Serialize};
 
 use crate::{Aggregates, EntityKey, EntityState, FeatureSet, Known, aggregates::DecodeError};
@@ -133,6 +133,14 @@ pub enum OnlineError {
         /// The answer.
         found: String,
     },
+    /// Somebody else is publishing.
+    #[error(
+        "another pipeline publishes, as {place} says: wait for its end, or a minute after its death"
+    )]
+    Busy {
+        /// The key in Redis.
+        place: String,
+    },
     /// Somebody else published meanwhile.
     #[error(
         "another pipeline moved {place} meanwhile: two that publish the same features need two prefixes"
@@ -141,6 +149,16 @@ pub enum OnlineError {
         /// The key in Redis.
         place: String,
     },
+}
+
+impl OnlineError {
+    /// Whether a cluster, or some node of it, did not answer as it should: others may.
+    pub fn is_of_cluster(&self) -> bool {
+        matches!(
+            self,
+            Self::Redis { .. } | Self::Silent { .. } | Self::Reply { .. } | Self::Late { .. }
+        )
+    }
 }
 
 /// One version of the store.
@@ -159,6 +177,13 @@ pub struct Version {
     /// What the keys of this and the versions that it adds to begin with; 0 in files.
     #[serde(default, skip_serializing_if = "is_zero")]
     epoch: u64,
+}
+
+impl Version {
+    /// Whether what an older version's readers look for may be gone without their noticing.
+    pub fn replaces(&self, older: &Self) -> bool {
+        self.epoch != older.epoch && self.generation > older.generation + 1
+    }
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -286,27 +311,32 @@ impl Online {
         let folder = self.folder(set.digest());
         fs::create_dir_all(&folder).map_err(io_error(&folder))?;
         let _lock = self.lock()?;
-        let before = self.current(set.digest())?;
+        let publisher = self.redis.as_deref();
+        let publisher = publisher.map(|redis| Publisher::new(redis, set.digest()));
+        let publisher = publisher.transpose()?;
         let keeping = set.keeping();
         let warm = keeping.iter().filter(|(_, keeping)| keeping.warm);
         let mut version = Version {
-            generation: before.as_ref().map_or(1, |before| before.generation + 1),
+            generation: 1 + match &publisher {
+                Some(publisher) => publisher.before().map_or(0, |before| before.generation),
+                None => self.newest_file(set.digest())?,
+            },
             spec_digest: set.digest().to_owned(),
             as_of_us,
-            warm: match self.redis {
+            warm: match publisher {
                 Some(_) => warm.map(|(group, _)| *group).collect(),
                 None => BTreeSet::new(),
             },
             epoch: 0,
         };
         let packed = |(key, state): (EntityKey, &EntityState)| (key, state.settled().to_bytes());
-        let written = match &self.redis {
+        let written = match &publisher {
             None => {
                 let written = self.write_file(&version, aggregates.iter().map(packed))?;
                 self.point_to(&version)?;
                 written
             }
-            Some(redis) => {
+            Some(publisher) => {
                 let is_warm = |key: &EntityKey| version.warm.contains(&key.group);
                 if !version.warm.is_empty() {
                     let warm = aggregates.iter().filter(|(key, _)| is_warm(key));
@@ -314,7 +344,7 @@ impl Online {
                 }
                 let hot = aggregates.iter().filter(|(key, _)| !is_warm(key));
                 let hot: Vec<_> = hot.collect();
-                redis.publish(&mut version, before.as_ref(), &hot, &keeping, &folder)?
+                publisher.publish(&mut version, &hot, &keeping, &folder)?
             }
         };
         self.remove_old(&version)?;
@@ -352,36 +382,72 @@ impl Online {
     }
 
     fn point_to(&self, version: &Version) -> Result<(), OnlineError> {
-        let current = self.folder(&version.spec_digest).join(CURRENT);
+        let folder = self.folder(&version.spec_digest);
+        let current = folder.join(CURRENT);
         let beside = current.with_extension("partial");
-        fs::write(&beside, version_text(version)).map_err(io_error(&beside))?;
-        fs::rename(&beside, &current).map_err(io_error(&current))
+        let write = || {
+            let mut file = File::create(&beside)?;
+            file.write_all(&version_text(version))?;
+            file.sync_all()
+        };
+        write().map_err(io_error(&beside))?;
+        fs::rename(&beside, &current).map_err(io_error(&current))?;
+        let synced = File::open(&folder).and_then(|folder| folder.sync_all());
+        synced.map_err(io_error(&folder))
+    }
+
+    /// The folders of a spec's versions, by generation.
+    fn files(&self, spec_digest: &str) -> Result<Vec<(u64, PathBuf)>, OnlineError> {
+        let mut files = Vec::new();
+        for path in paths(&self.folder(spec_digest))? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if let Ok(generation) = name.parse() {
+                files.push((generation, path));
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// The newest generation that a file may be there of; 0 if there is none.
+    fn newest_file(&self, spec_digest: &str) -> Result<u64, OnlineError> {
+        // A pointer that is damaged is written over: then the files tell.
+        let current = match self.current(spec_digest) {
+            Ok(current) => current.map(|version| version.generation),
+            Err(OnlineError::Pointer { .. }) => {
+                self.files(spec_digest)?.last().map(|(newest, _)| *newest)
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(current.unwrap_or(0))
     }
 
     /// Removes files of versions that nobody opens any more, and specs that served long ago.
     fn remove_old(&self, version: &Version) -> Result<(), OnlineError> {
-        if let Some(old) = version.generation.checked_sub(2) {
-            let old = self.file(&Version {
-                generation: old,
-                ..version.clone()
-            });
-            remove(old.parent().unwrap_or(&old))?;
+        for (generation, path) in self.files(&version.spec_digest)? {
+            if generation + 1 < version.generation {
+                remove(&path)?;
+            }
         }
         let mut specs = Vec::new();
-        for entry in fs::read_dir(&self.root).map_err(io_error(&self.root))? {
-            let entry = entry.map_err(io_error(&self.root))?;
-            let found = entry
-                .metadata()
-                .and_then(|found| Ok((found.is_dir(), found.modified()?)));
-            let (is_spec, changed) = found.map_err(io_error(&entry.path()))?;
-            if is_spec && entry.path() != self.folder(&version.spec_digest) {
-                specs.push((changed, entry.path()));
+        for path in paths(&self.root)? {
+            let found = fs::metadata(&path);
+            let found = found.and_then(|found| Ok((found.is_dir(), found.modified()?)));
+            let (is_spec, changed) = found.map_err(io_error(&path))?;
+            if is_spec && path != self.folder(&version.spec_digest) {
+                specs.push((changed, path));
             }
         }
         specs.sort();
         let gone = specs.len().saturating_sub(SPECS_KEPT - 1);
         specs[..gone].iter().try_for_each(|(_, path)| remove(path))
     }
+}
+
+fn paths(folder: &Path) -> Result<Vec<PathBuf>, OnlineError> {
+    let entries = fs::read_dir(folder).map_err(io_error(folder))?;
+    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+    paths.collect::<Result<_, _>>().map_err(io_error(folder))
 }
 
 fn remove(folder: &Path) -> Result<(), OnlineError> {
@@ -407,13 +473,37 @@ impl OnlineStore {
     }
 
     /// Adds what is known of `keys` to `known`, where `None` says that an entity is unknown. On Redis
-    /// it takes one pipelined round trip to each node that has some, all at the same time.
+    /// it takes one pipelined round trip to each node that has some, all at the same time; a node that
+    /// fails or is slow is left alone for a while.
     ///
     /// # Errors
     /// [`OnlineError::Late`] if the time was up before all was read, or whatever else kept some from
     /// being read; what was read until then stands in `known`.
     pub fn read(
         &self,
+        keys: &[EntityKey],
+        until: Instant,
+        known: &mut Known,
+    ) -> Result<(), OnlineError> {
+        self.read_for(Reading::Request, keys, until, known)
+    }
+
+    /// The same for many entities at once that no request waits for: a node may take its time.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_many(
+        &self,
+        keys: &[EntityKey],
+        until: Instant,
+        known: &mut Known,
+    ) -> Result<(), OnlineError> {
+        self.read_for(Reading::Many, keys, until, known)
+    }
+
+    fn read_for(
+        &self,
+        reading: Reading,
         keys: &[EntityKey],
         until: Instant,
         known: &mut Known,
@@ -430,7 +520,7 @@ impl OnlineStore {
         let is_warm = |key: &&EntityKey| self.version.warm.contains(&key.group);
         let (warm, hot): (Vec<EntityKey>, Vec<EntityKey>) = keys.iter().partition(is_warm);
         // The disk is read while the cluster answers.
-        let asked = redis.ask(&self.version, &hot, until);
+        let asked = redis.ask(&self.version, &hot, until, reading);
         let warm = match &self.file {
             Some(file) if !warm.is_empty() => file.read(&warm, until, known),
             _ => Ok(()),

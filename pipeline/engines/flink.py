@@ -1,9 +1,9 @@
 """Computes features with Flink, by the script that `marquee features sql --engine flink` writes.
 
-    flink.py SCRIPT FOLDER JAR
+    flink.py SCRIPT FOLDER JAR...
 
-FOLDER holds fact_events.json and fact_requests.json, a JSON object a line, and SCRIPT also says their
-columns; flink/features/ is made there. JAR has our functions (pipeline/engines/java).
+SCRIPT also says where the two tables are (`--source`); flink/features/ is made in FOLDER. The JARs are our
+functions (pipeline/engines/java), and the connector of Kafka if the tables are there.
 """
 
 import json
@@ -24,19 +24,18 @@ def files(path):
     return f"WITH ('connector' = 'filesystem', 'path' = '{path}', 'format' = 'json')"
 
 
-def main(script, folder, jar):
+def main(script, folder, *jars):
     folder = pathlib.Path(folder).resolve()
     script = json.loads(pathlib.Path(script).read_text())
     flink = TableEnvironment.create(EnvironmentSettings.in_batch_mode())
     settings = flink.get_config()
     settings.set("parallelism.default", "1")
     settings.set("table.local-time-zone", "UTC")
-    settings.set("pipeline.jars", pathlib.Path(jar).resolve().as_uri())
+    settings.set("pipeline.jars", ";".join(pathlib.Path(jar).resolve().as_uri() for jar in jars))
     for name, of in FUNCTIONS.items():
         flink.execute_sql(f"CREATE TEMPORARY SYSTEM FUNCTION {name} AS '{of}' LANGUAGE JAVA")
-    for name in ("fact_events", "fact_requests"):
-        columns = ", ".join(f"{column['name']} {column['type']}" for column in script["tables"][name])
-        flink.execute_sql(f"CREATE TEMPORARY TABLE {name} ({columns}) {files(folder / f'{name}.json')}")
+    for statement in script["sources"]:
+        flink.execute_sql(statement)
 
     def keep(name, query):
         flink.execute_sql(f"CREATE TABLE {name} {files(folder / 'flink' / name)} AS {query}").wait()

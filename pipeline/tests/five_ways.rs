@@ -7,8 +7,9 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs,
+    io::Write,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -27,7 +28,7 @@ use features::{
 use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
 use pipeline::{
     facts::{FactEvents, FactRequests},
-    sql::{self, Batch, Engine, Knowledge},
+    sql::{self, Batch, Engine, Knowledge, Source},
 };
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -556,11 +557,13 @@ fn engine(world: &World, engine: Engine, folder: &Path) -> Answers {
         .unwrap()
         .to_owned();
     let script = folder.join(format!("{name}-script.json"));
-    fs::write(
-        &script,
-        serde_json::to_vec(&sql::script(&world.set, engine, Knowledge::AtRequest)).unwrap(),
-    )
-    .unwrap();
+    let mut text = sql::script(&world.set, engine, Knowledge::AtRequest);
+    if engine == Engine::Flink {
+        text = text.over(&Source::Filesystem {
+            folder: folder.to_owned(),
+        });
+    }
+    fs::write(&script, serde_json::to_vec(&text).unwrap()).unwrap();
     let venv = root().join(".venv-engines");
     assert!(
         venv.join("marquee-functions.jar").exists(),
@@ -663,5 +666,42 @@ async fn five_computations_of_every_feature_agree() {
         let found = engine(&world, of, folder.path());
         assert_eq!(found.len(), REQUESTS, "{name}");
         assert_equal(set, name, &found, &wanted);
+    }
+}
+
+#[test]
+fn flink_takes_the_statements_for_topics() {
+    const TAKE: &str = "
+import json, sys
+from pyflink.table import EnvironmentSettings, TableEnvironment
+
+flink = TableEnvironment.create(EnvironmentSettings.in_batch_mode())
+for statement in json.load(sys.stdin)['sources']:
+    flink.execute_sql(statement)
+for table in ('fact_events', 'fact_requests'):
+    print(flink.execute_sql(f'SHOW CREATE TABLE {table}').collect().next()[0])
+";
+    let script = sql::script(&set(), Engine::Flink, Knowledge::AtRequest);
+    let topics: Source = "kafka:a:9092,b:9092/ads.".parse().unwrap();
+    let script = serde_json::to_vec(&script.over(&topics)).unwrap();
+    let mut python = Command::new(root().join(".venv-engines/bin/python"))
+        .args(["-c", TAKE])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    python.stdin.take().unwrap().write_all(&script).unwrap();
+    let output = python.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    for told in [
+        "`known_us` BIGINT",
+        "`store_as_of_us` BIGINT",
+        "'connector' = 'kafka'",
+        "'topic' = 'ads.fact_events'",
+        "'topic' = 'ads.fact_requests'",
+        "'properties.bootstrap.servers' = 'a:9092,b:9092'",
+    ] {
+        assert!(text.contains(told), "`{told}` in {text}");
     }
 }

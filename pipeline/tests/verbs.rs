@@ -13,9 +13,10 @@ use std::{
 use cli::Layout;
 use features::{
     FeatureSet,
-    online::{Online, OnlineConfig},
+    online::{Online, OnlineConfig, RedisConfig},
 };
 use fixture::*;
+use marquee_tests::RedisCluster;
 use pipeline::{import::movielens::MovielensConfig, process::PipelineConfig};
 use registry::{Kind, Registry};
 use wire::{
@@ -82,6 +83,42 @@ fn write_log(root: &Path) {
     }
     writer.append(b"\xff").unwrap();
     writer.sync().unwrap();
+}
+
+#[test]
+fn materialising_onto_redis_writes_what_changed_and_tells_what_keeps_it_from_doing_so() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    write_log(root);
+    succeed(root, &PROCESS);
+    let cluster = RedisCluster::start();
+    let online = format!("online={{redis={{nodes={:?}}}}}", cluster.nodes);
+    let materialize = [&MATERIALIZE[..], &["--set", &online]].concat();
+    let first = json(&succeed(root, &materialize));
+    assert!(first["entities"].as_u64().unwrap() > 0);
+    assert_eq!(first["entities_written"], first["entities"]);
+    let second = json(&succeed(root, &materialize));
+    assert_eq!(
+        (&second["online_generation"], &second["entities_written"]),
+        (&2.into(), &0.into())
+    );
+
+    let set = FeatureSet::load(&repository().join("pipeline/tests/features.toml")).unwrap();
+    let config = OnlineConfig::Redis(RedisConfig {
+        nodes: cluster.nodes.clone(),
+        ..RedisConfig::default()
+    });
+    let online = Online::new(&config, &Layout::at(root).online()).unwrap();
+    let version = online.current(set.digest()).unwrap().unwrap();
+    assert_eq!(
+        (version.generation, version.as_of_us),
+        (2, START_US + HOUR_US + SECOND_US)
+    );
+
+    drop(cluster);
+    let told = fail(root, &materialize);
+    assert!(told.contains("publishing the online store"), "{told}");
+    assert!(told.contains("Redis, connecting"), "{told}");
 }
 
 #[test]

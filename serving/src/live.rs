@@ -13,7 +13,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use cli::Layout;
-use features::online::{Online, OnlineError};
+use features::online::{Online, OnlineError, Version};
 use registry::{Channel, Registry, RegistryError, block_on};
 use tokio::sync::watch;
 
@@ -281,21 +281,31 @@ impl Refresher {
         is_new: bool,
     ) -> Option<Arc<Store>> {
         let features = bundle.features.as_ref()?;
+        let kept = |current: Option<&Version>| {
+            let open = open.filter(|open| open.version().spec_digest == features.digest())?;
+            let is_gone = current.is_some_and(|current| current.replaces(open.version()));
+            match (is_gone, is_new) {
+                (true, _) => None,
+                (false, false) => Some(open.clone()),
+                (false, true) => open.reopen(bundle, features).ok().map(Arc::new),
+            }
+        };
         let current = match self.online.current(features.digest()) {
             Ok(current) => current,
             Err(error) => {
+                let kept = kept(None);
                 self.tell(
                     "online store cannot be looked at, keeping what is open",
                     error,
                 );
-                return open.filter(|_| !is_new).cloned();
+                return kept;
             }
         };
-        let generation = current.map(|version| version.generation);
-        let is_open = open.is_some_and(|store| Some(store.generation()) == generation);
+        let is_open = open.is_some_and(|store| Some(store.version()) == current.as_ref());
+        let generation = current.as_ref().map(|version| version.generation);
         let waits = generation.is_none_or(|generation| self.waits(self.tried_store, generation));
         if !is_new && (is_open || waits) {
-            return open.cloned();
+            return kept(current.as_ref());
         }
         self.tried_store = generation.map(|generation| (generation, Instant::now()));
         match Store::open(&self.online, bundle, features) {
@@ -304,8 +314,9 @@ impl Refresher {
                 Some(Arc::new(store))
             }
             Err(error) => {
-                self.tell("features take their defaults", error);
-                open.filter(|_| !is_new).cloned()
+                let kept = kept(current.as_ref());
+                self.tell("a version of the online store cannot be opened", error);
+                kept
             }
         }
     }

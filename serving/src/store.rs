@@ -13,7 +13,7 @@ use std::{
 use features::{
     AdFacts, EntityKey, EntityState, Facts, FeatureSet, Known, Representatives, RequestFacts,
     StateSource,
-    online::{Online, OnlineError, OnlineStore},
+    online::{Online, OnlineError, OnlineStore, Version},
 };
 
 use crate::{
@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// Ads whose states are read at once.
-const ADS_AT_ONCE: usize = 1_024;
+const ADS_AT_ONCE: usize = 256;
 
-/// Time for that, before the version serves.
+/// Time for all ads, before a version serves.
 const TIME_FOR_ADS: Duration = Duration::from_secs(30);
 
 /// Entities of one kind that a request reads for the case that it looks at their ads.
@@ -43,7 +43,7 @@ pub enum StoreError {
 
 /// An open version of the online store.
 pub struct Store {
-    online: OnlineStore,
+    online: Arc<OnlineStore>,
     of_ads: Arc<Known>,
     ahead: Representatives,
 }
@@ -59,6 +59,24 @@ impl Store {
         features: &FeatureSet,
     ) -> Result<Self, StoreError> {
         let online = caught(|| online.open(features.digest()))??;
+        Self::over(Arc::new(online), bundle, features)
+    }
+
+    /// The version that this one has open, for another bundle.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn reopen(&self, bundle: &Bundle, features: &FeatureSet) -> Result<Self, StoreError> {
+        Self::over(self.online.clone(), bundle, features)
+    }
+
+    /// What some nodes of a cluster do not tell of the ads now, requests will read; a file that does
+    /// not is damaged.
+    fn over(
+        online: Arc<OnlineStore>,
+        bundle: &Bundle,
+        features: &FeatureSet,
+    ) -> Result<Self, StoreError> {
         let ads: Vec<&AdFacts> = bundle
             .ads
             .ads
@@ -69,16 +87,34 @@ impl Store {
         // entities of missing facts, and are right for requests that lack the same.
         let nobody = features.bind_request(&Facts::new());
         let mut of_ads = Known::new();
+        let mut trouble = None;
         let until = Instant::now() + TIME_FOR_ADS;
         for chunk in ads.chunks(ADS_AT_ONCE) {
             let keys = features.keys(&nobody, chunk);
-            caught(|| online.read(&keys, until, &mut of_ads))??;
+            match caught(|| online.read_many(&keys, until, &mut of_ads))? {
+                Ok(()) => {}
+                Err(error) if error.is_of_cluster() => trouble = Some(error),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match trouble {
+            Some(error) if of_ads.is_empty() => return Err(error.into()),
+            Some(error) => {
+                let error = anyhow::Error::from(error);
+                tracing::warn!("states of ads are read with each request: {error:#}");
+            }
+            None => {}
         }
         Ok(Self {
             online,
             of_ads: Arc::new(of_ads),
             ahead: features.representatives(&ads, READ_AHEAD),
         })
+    }
+
+    /// The version that is open.
+    pub fn version(&self) -> &Version {
+        self.online.version()
     }
 
     /// The generation that is open.

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 /// Three nodes on ports of this machine; they end when this is dropped.
 #[derive(Debug)]
 pub struct RedisCluster {
-    /// Their addresses as URLs.
+    /// Their addresses as URLs, of those that have keys at the start first.
     pub nodes: Vec<String>,
     folder: TempDir,
     script: Child,
@@ -33,6 +33,14 @@ impl RedisCluster {
     /// As [`Self::start`].
     pub fn start_with_tls() -> Self {
         Self::start_with(&["--tls"])
+    }
+
+    /// The same with three more nodes, which stand by.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_with_replicas() -> Self {
+        Self::start_with(&["--replicas"])
     }
 
     /// Whom to trust over TLS.
@@ -91,6 +99,13 @@ impl RedisCluster {
         kill.args([&format!("-{name}"), id.trim()]);
         let done = kill.status().expect("kill can be run");
         assert!(done.success(), "kill -{name} {id}");
+    }
+
+    /// What the node that has a key answers to a command on it.
+    pub fn cli_of(&self, key: &str, command: &[&str]) -> String {
+        let answers = (0..self.nodes.len()).map(|node| self.cli(node, command));
+        let mut own = answers.filter(|answer| !answer.starts_with("MOVED"));
+        own.next().unwrap_or_else(|| panic!("no node has {key}"))
     }
 
     /// All keys of all nodes, sorted.

@@ -1,6 +1,6 @@
 //! Which engine keeps the online store.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub enum OnlineConfig {
 }
 
 /// A Redis Cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisConfig {
     /// Some of its nodes, each `redis://host:port`, or `rediss://host:port` for TLS.
@@ -37,6 +37,17 @@ pub struct RedisConfig {
     pub rest_ms: u64,
     /// Longest time for a connection, and for one write, milliseconds.
     pub timeout_ms: u64,
+}
+
+/// Without the password.
+impl fmt::Debug for RedisConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisConfig")
+            .field("nodes", &self.nodes)
+            .field("username", &self.username)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for RedisConfig {

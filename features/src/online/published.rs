@@ -15,15 +15,21 @@ const ENTRY_BYTES: usize = 20;
 /// XXH64 of each entity's packed state.
 pub(super) type Hashes = HashMap<EntityKey, u64>;
 
-/// Takes away what was written of a version; `None` if that is not known.
-pub(super) fn take(path: &Path, version: &Version) -> Result<Option<Hashes>, OnlineError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(io_error(path)(source)),
-    };
-    fs::remove_file(path).map_err(io_error(path))?;
-    Ok(parse(&bytes, version))
+/// What was written of a version; `None` if that is not known.
+pub(super) fn read(path: &Path, version: &Version) -> Result<Option<Hashes>, OnlineError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(parse(&bytes, version)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(io_error(path)(source)),
+    }
+}
+
+/// Forgets it, before something else is written.
+pub(super) fn remove(path: &Path) -> Result<(), OnlineError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn parse(bytes: &[u8], version: &Version) -> Option<Hashes> {

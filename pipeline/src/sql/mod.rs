@@ -12,6 +12,7 @@ mod engine;
 mod expression;
 mod functions;
 mod groups;
+mod source;
 
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -26,6 +27,7 @@ use features::{
     spec::{Feature, Kind},
 };
 use serde::Serialize;
+pub use source::{NoSource, Source};
 
 use self::{
     expression::{Sql, SqlKind, Translation, aggregate, aggregate_column},
@@ -72,6 +74,8 @@ impl View {
 pub struct Script {
     /// The two tables that go in.
     pub tables: BTreeMap<&'static str, Vec<Column>>,
+    /// Statements that make them known, where it was said where they are.
+    pub sources: Vec<String>,
     /// Views, each on the two tables and on views before it.
     pub views: Vec<View>,
     /// The result.
@@ -155,8 +159,20 @@ pub fn script(set: &FeatureSet, engine: Engine, knowledge: Knowledge) -> Script 
         tables: tables
             .map(|(name, rows)| (name, table_columns(&rows)))
             .into(),
+        sources: Vec::new(),
         views,
         select,
+    }
+}
+
+impl Script {
+    /// With statements for Flink that make the two tables known.
+    #[must_use]
+    pub fn over(mut self, source: &Source) -> Self {
+        let tables = self.tables.iter();
+        let statements = tables.map(|(table, columns)| source.statement(table, columns));
+        self.sources = statements.collect();
+        self
     }
 }
 
@@ -277,6 +293,9 @@ impl std::fmt::Display for Script {
                 .iter()
                 .map(|column| format!("{} {}", column.name, column.kind));
             writeln!(f, "-- {table} ({})", columns.collect::<Vec<_>>().join(", "))?;
+        }
+        for statement in &self.sources {
+            writeln!(f, "\n{statement};")?;
         }
         for View { name, query, .. } in &self.views {
             writeln!(f, "\nCREATE TEMPORARY VIEW {name} AS\n{query};")?;

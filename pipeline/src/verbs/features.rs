@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Instant,
 };
 
@@ -25,7 +26,7 @@ use crate::{
     feature_verbs,
     process::{PipelineConfig, ProcessError, show},
     skew::{self, Skew},
-    sql::{self, Engine, Knowledge},
+    sql::{self, Engine, Knowledge, Source},
 };
 
 const FEATURES: &str = "configs/features.toml";
@@ -83,6 +84,9 @@ pub struct SqlArgs {
     /// The engine
     #[arg(long, value_enum)]
     engine: Engine,
+    /// For Flink, where the two tables are: filesystem:FOLDER, or kafka:HOST:PORT,…/PREFIX
+    #[arg(long, value_name = "SOURCE", value_parser = Source::from_str)]
+    source: Option<Source>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -293,11 +297,16 @@ fn diff_features(args: &DiffArgs) -> anyhow::Result<()> {
 
 fn print_sql(args: &SqlArgs) -> anyhow::Result<()> {
     let (_, spec) = spec(&args.common)?;
-    let script = sql::script(
-        &FeatureSet::compile(spec),
-        args.engine,
-        Knowledge::AtRequest,
-    );
+    let set = FeatureSet::compile(spec);
+    let script = sql::script(&set, args.engine, Knowledge::AtRequest);
+    let script = match &args.source {
+        Some(source) if args.engine == Engine::Flink => script.over(source),
+        Some(_) => {
+            let told = "--source is for --engine flink: others are given tables that they know";
+            return Err(Usage(told.to_owned()).into());
+        }
+        None => script,
+    };
     if args.common.json {
         out!("{}", serde_json::to_string(&script)?);
     } else {

@@ -20,7 +20,7 @@ pub struct Assembled {
     pub facts: Option<RequestFacts>,
     /// Aggregates read so far.
     pub states: States,
-    /// Whether the store takes part: once it was late or failed, it is asked no more.
+    /// Whether the store takes part: once it was late, it is asked no more.
     pub store_is_up: bool,
 }
 
@@ -63,16 +63,18 @@ fn read(scope: &Scope<'_>, assembled: &mut Assembled, until: Instant) -> Result<
     // Whatever happens below, what is kept of the ads and what was read until then still counts.
     assembled.states = States::of(store);
     let keys = store.keys_ahead(features, facts);
-    assembled.states.read(store, &keys, until).map_err(why)?;
-    assembled.store_is_up = true;
-    Ok(())
+    let read = assembled.states.read(store, &keys, until);
+    // One that fails in part has more to tell, and one that is gone says so at once.
+    let is_late = matches!(&read, Err(StoreError::Online(OnlineError::Late { .. })));
+    assembled.store_is_up = !is_late;
+    read.map_err(why)
 }
 
 /// Why the store could not be read.
 pub fn why(error: StoreError) -> Why {
     match error {
         StoreError::Online(OnlineError::Late { .. }) => Why::Late,
-        error => Why::Failed(error.to_string()),
+        error => Why::Failed(format!("{:#}", anyhow::Error::from(error))),
     }
 }
 

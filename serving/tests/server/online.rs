@@ -81,7 +81,7 @@ async fn a_frozen_cluster_costs_features_and_no_answer() {
     let online = on_redis(&cluster);
     world.publish_store_to(&online, &HISTORY);
     let mut config = configured(&online);
-    config.stages.assemble_ms = 200;
+    config.stages.assemble_ms = 1_000;
     let (server, client) = start(&world, config).await;
     let answer = client.ask(request("r1", "u1")).await.unwrap();
     assert_eq!(level(&answer), Degradation::None);

@@ -14,6 +14,7 @@ use redis::{
     cluster_async::ClusterConnection,
     cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
     cmd,
+    io::tcp::TcpSettings,
 };
 use tokio::{runtime, time::timeout_at};
 
@@ -21,7 +22,7 @@ use super::super::{OnlineError, RedisConfig};
 
 const SLOTS: u16 = 16_384;
 
-/// How often a command is sent again, and a chain of writes begun again, while the cluster changes.
+/// How often a command is sent again while the cluster changes.
 const RETRIES: u32 = 3;
 
 pub(super) fn failed(doing: &str, error: RedisError) -> OnlineError {
@@ -39,7 +40,7 @@ pub(super) fn unexpected(doing: &str, found: &Value) -> OnlineError {
 }
 
 /// Whether keys lie elsewhere now, or are about to.
-fn has_moved(error: &OnlineError) -> bool {
+pub(super) fn has_moved(error: &OnlineError) -> bool {
     matches!(error, OnlineError::Redis { source, .. } if source.is_cluster_error())
 }
 
@@ -93,6 +94,10 @@ impl Cluster {
             let what = format!("is `{found}`, wanted letters, digits, `-` and `_`");
             return Err(wrong("prefix", what));
         }
+        if config.nodes.iter().any(|node| node.contains('@')) {
+            let what = "may not name a user or password: `username` and `password` do";
+            return Err(wrong("nodes", what.to_owned()));
+        }
         for (key, found) in [
             ("read_timeout_ms", config.read_timeout_ms),
             ("timeout_ms", config.timeout_ms),
@@ -108,7 +113,12 @@ impl Cluster {
             .retries(RETRIES)
             .max_retry_wait(200)
             .connection_timeout(timeout)
-            .response_timeout(timeout);
+            .response_timeout(timeout)
+            .tcp_settings(
+                TcpSettings::default()
+                    .set_nodelay(true)
+                    .set_user_timeout(timeout),
+            );
         if let Some(path) = &config.ca_file {
             let read = fs::read(path);
             let read = read.map_err(|error| {
@@ -168,11 +178,10 @@ impl Cluster {
         self.driver().spawn(work(self.shared.clone()));
     }
 
-    /// Does some work over the connections, made before if need be, and waits for its end. While keys
-    /// move between nodes it is begun again.
+    /// Does some work over the connections, made before if need be, and waits for its end.
     pub(super) fn wait<T, F>(
         &self,
-        work: impl Fn(Link) -> F + Send + 'static,
+        work: impl FnOnce(Link) -> F + Send + 'static,
     ) -> Result<T, OnlineError>
     where
         T: Send + 'static,
@@ -180,21 +189,13 @@ impl Cluster {
     {
         let (tell, told) = mpsc::sync_channel(1);
         self.spawn(move |shared| async move {
-            let mut left = RETRIES;
-            let done = loop {
-                let done = match shared.connect().await {
-                    Ok(link) => work(link).await,
-                    Err(error) => Err(error),
-                };
-                match done {
-                    Err(error) if has_moved(&error) && left > 0 => {
-                        left -= 1;
-                        if let Err(error) = shared.look().await {
-                            break Err(error);
-                        }
-                    }
-                    done => break done,
-                }
+            let link = match shared.known() {
+                Some(link) => Ok(link),
+                None => shared.look().await,
+            };
+            let done = match link {
+                Ok(link) => work(link).await,
+                Err(error) => Err(error),
             };
             // Whoever asked waits below.
             let _ = tell.send(done);
@@ -213,38 +214,29 @@ impl Shared {
         link.clone()
     }
 
-    /// The connections, made if there are none.
-    async fn connect(&self) -> Result<Link, OnlineError> {
-        match self.known() {
-            Some(link) => Ok(link),
-            None => self.look().await,
-        }
-    }
-
-    /// Looks up which keys lie where.
+    /// Looks up which keys lie where. If that has changed, or nobody says, all connections are made anew:
+    /// those to a node that hangs do not end by themselves.
     async fn look(&self) -> Result<Link, OnlineError> {
         let _looking = self.looking.lock().await;
+        if let Some(link) = self.known()
+            && let Ok(nodes) = nodes(&link.connection).await
+            && nodes == *link.nodes
+        {
+            return Ok(link);
+        }
         let doing = "connecting";
-        let connection = match self.known() {
-            Some(link) => link.connection,
-            None => {
-                let connecting = self.client.get_async_connection();
-                let deadline = (Instant::now() + self.timeout).into();
-                let connected = timeout_at(deadline, connecting).await;
-                let silent = |_| OnlineError::Silent {
-                    doing: doing.to_owned(),
-                    waited_ms: self.timeout.as_millis() as u64,
-                };
-                let connected = connected.map_err(silent)?;
-                connected.map_err(|error| failed(doing, error))?
-            }
+        let connecting = self.client.get_async_connection();
+        let deadline = (Instant::now() + 2 * self.timeout).into();
+        let connected = timeout_at(deadline, connecting).await;
+        let silent = |_| OnlineError::Silent {
+            doing: doing.to_owned(),
+            waited_ms: 2 * self.timeout.as_millis() as u64,
         };
-        let slots = cmd("CLUSTER").arg("SLOTS").take();
-        let anyone = SingleNodeRoutingInfo::RandomPrimary;
-        let slots = route(&connection, slots, anyone, "looking up its slots").await?;
+        let connected = connected.map_err(silent)?;
+        let connection = connected.map_err(|error| failed(doing, error))?;
         let link = Link {
+            nodes: Arc::new(nodes(&connection).await?),
             connection,
-            nodes: Arc::new(Nodes::parse(&slots)?),
         };
         let mut known = self.link.lock().unwrap_or_else(PoisonError::into_inner);
         *known = Some(link.clone());
@@ -259,23 +251,29 @@ impl Shared {
         })
     }
 
-    /// The answers to commands of which all keys lie on one node.
+    /// The answers to commands of which all keys lie on one node. A request's are waited for shortly,
+    /// and a node that does not give them is left alone for a while.
     pub(super) async fn read(
         self: &Arc<Self>,
         link: &Link,
         node: &Node,
         commands: Vec<Cmd>,
         until: Instant,
+        reading: Reading,
     ) -> Result<Vec<Value>, OnlineError> {
         let doing = "reading states";
-        if self.is_resting(&node.name) {
+        let own = match reading {
+            Reading::Request => self.read_timeout,
+            Reading::Many => self.timeout,
+        };
+        if reading == Reading::Request && self.is_resting(&node.name) {
             return Err(OnlineError::Reply {
                 doing: format!("{doing} at {}", node.name),
                 found: "it failed, or was too slow, and is left alone for a while".to_owned(),
             });
         }
-        let own_end = Instant::now() + self.read_timeout;
-        let reading = async {
+        let own_end = Instant::now() + own;
+        let answers = async {
             let mut pipeline = Pipeline::with_capacity(commands.len());
             for command in &commands {
                 pipeline.add_command(command.clone());
@@ -291,23 +289,22 @@ impl Shared {
                 read => read,
             }
         };
-        match timeout_at(until.min(own_end).into(), reading).await {
-            Ok(Ok(values)) => Ok(values),
-            Ok(Err(error)) => {
-                self.rest(&node.name);
-                Err(error)
+        let failure = match timeout_at(until.min(own_end).into(), answers).await {
+            Ok(Ok(values)) => return Ok(values),
+            Ok(Err(error)) => error,
+            Err(_) if own_end <= until => OnlineError::Silent {
+                doing: format!("{doing} at {}", node.name),
+                waited_ms: own.as_millis() as u64,
+            },
+            Err(_) => {
+                let unread = commands.len();
+                return Err(OnlineError::Late { unread });
             }
-            Err(_) if own_end <= until => {
-                self.rest(&node.name);
-                Err(OnlineError::Silent {
-                    doing: format!("{doing} at {}", node.name),
-                    waited_ms: self.read_timeout.as_millis() as u64,
-                })
-            }
-            Err(_) => Err(OnlineError::Late {
-                unread: commands.len(),
-            }),
+        };
+        if reading == Reading::Request {
+            self.rest(&node.name);
         }
+        Err(failure)
     }
 
     fn is_resting(&self, node: &str) -> bool {
@@ -338,10 +335,20 @@ impl Shared {
             if shared.looking.try_lock().is_ok()
                 && let Err(error) = shared.look().await
             {
-                tracing::warn!("{:#}", error);
+                let error: &(dyn std::error::Error + 'static) = &error;
+                tracing::warn!(error, "the online store's cluster cannot be looked at");
             }
         });
     }
+}
+
+/// What states are read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// An answer that somebody waits for.
+    Request,
+    /// Many at once, before they are needed.
+    Many,
 }
 
 /// The connections, and which keys lie where. Cloning shares them.
@@ -349,6 +356,12 @@ impl Shared {
 pub(super) struct Link {
     connection: ClusterConnection,
     pub(super) nodes: Arc<Nodes>,
+}
+
+async fn nodes(connection: &ClusterConnection) -> Result<Nodes, OnlineError> {
+    let slots = cmd("CLUSTER").arg("SLOTS").take();
+    let anyone = SingleNodeRoutingInfo::RandomPrimary;
+    Nodes::parse(&route(connection, slots, anyone, "looking up its slots").await?)
 }
 
 async fn route(
@@ -424,7 +437,7 @@ impl Node {
 }
 
 /// Which node has which slots.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Nodes {
     nodes: Vec<Node>,
     /// First and last slot, and the node's place among `nodes`; by rising slots.
@@ -442,10 +455,13 @@ impl Nodes {
             let (Value::Int(first), Value::Int(last)) = (first, last) else {
                 return None;
             };
-            let [host, Value::Int(port), ..] = node.as_sequence()? else {
+            let [host, Value::Int(port), more @ ..] = node.as_sequence()? else {
                 return None;
             };
-            let host: Option<String> = redis::from_redis_value_ref(host).ok()?;
+            let text = |value: &Value| redis::from_redis_value_ref::<Option<String>>(value).ok();
+            // A node that does not know its own address has an id all the same.
+            let host = text(host)?.filter(|host| !host.is_empty());
+            let host = host.or_else(|| more.first().and_then(text).flatten());
             let name = format!("{}:{port}", host.unwrap_or_default());
             Some((
                 u16::try_from(*first).ok()?,
@@ -481,15 +497,29 @@ impl Nodes {
         &self.nodes
     }
 
+    /// The place among `nodes` of the one that has a key, which has no hash tag.
+    fn place(&self, key: &str) -> Option<usize> {
+        let slot = crc16::State::<crc16::XMODEM>::calculate(key.as_bytes()) % SLOTS;
+        let at = self.ranges.partition_point(|(_, last, _)| *last < slot);
+        let range = self.ranges.get(at).filter(|(first, ..)| *first <= slot);
+        range.map(|(.., node)| *node)
+    }
+
+    /// A hash tag for each node, which puts keys on it.
+    pub(super) fn tags(&self) -> Vec<String> {
+        let tag = |node| {
+            let mut tags = (0..u32::MAX).map(|number| number.to_string());
+            tags.find(|tag| self.place(tag) == Some(node))
+        };
+        (0..self.nodes.len()).filter_map(tag).collect()
+    }
+
     /// Divides what has keys by the nodes that have them. What nobody has goes to the first node, which
     /// will say so.
     pub(super) fn split<T>(&self, items: Vec<T>, key: impl Fn(&T) -> &str) -> Vec<(Node, Vec<T>)> {
         let mut of_nodes: Vec<Vec<T>> = self.nodes.iter().map(|_| Vec::new()).collect();
         for item in items {
-            let slot = crc16::State::<crc16::XMODEM>::calculate(key(&item).as_bytes()) % SLOTS;
-            let at = self.ranges.partition_point(|(_, last, _)| *last < slot);
-            let node = self.ranges.get(at).filter(|(first, ..)| *first <= slot);
-            of_nodes[node.map_or(0, |(.., node)| *node)].push(item);
+            of_nodes[self.place(key(&item)).unwrap_or(0)].push(item);
         }
         let parts = self.nodes.iter().cloned().zip(of_nodes);
         parts.filter(|(_, items)| !items.is_empty()).collect()
