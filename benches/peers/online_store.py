@@ -18,7 +18,7 @@ from datetime import datetime, timedelta, timezone
 
 import feast
 import pandas as pd
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.types import Float32
 
 FEATURES = {"user": 20, "ad": 40}
@@ -35,7 +35,7 @@ def define(store, folder, rows, now):
         path = folder / f"{entity}.parquet"
         values = frame(entity, rows[entity], now)
         values.to_parquet(path)
-        key = Entity(name=f"{entity}_entity", join_keys=[f"{entity}_id"])
+        key = Entity(name=f"{entity}_entity", join_keys=[f"{entity}_id"], value_type=ValueType.STRING)
         view = FeatureView(
             name=entity,
             entities=[key],
