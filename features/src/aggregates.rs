@@ -225,29 +225,47 @@ impl EntityState {
     /// Counts and sums over the hours of a window that ends with the hour of `now_us`, of what was
     /// known before it.
     pub fn window(&self, window_hours: u32, now_us: i64) -> WindowSums {
-        let now = hour(now_us);
-        let from = now.saturating_sub(window_hours.saturating_sub(1));
-        let start = self.tiles.partition_point(|tile| tile.hour < from);
-        let inside = self.tiles[start..]
-            .iter()
-            .take_while(|tile| tile.hour <= now);
         let mut found = WindowSums::default();
-        for tile in inside {
-            for at in 0..NUM_SOURCES {
-                found.counts[at] += u64::from(tile.counts[at]);
-                found.sums[at] += tile.sums[at];
-            }
-        }
-        // Most often there is none: requests come after what was learnt of.
-        let unknown = |fresh: &&Fresh| fresh.event.known_us >= now_us;
-        for Fresh { event, .. } in self.fresh.iter().rev().take_while(unknown) {
-            if (from..=now).contains(&hour(event.event_us)) {
-                let count = &mut found.counts[event.source as usize];
-                *count = count.saturating_sub(1);
-                found.sums[event.source as usize] -= event.value;
-            }
-        }
+        self.windows([window_hours], now_us, |_, sums| found = sums);
         found
+    }
+
+    /// The same over several windows, by rising length, in one pass; `each` gets a window's place and
+    /// its sums.
+    pub(crate) fn windows(
+        &self,
+        hours: impl IntoIterator<Item = u32>,
+        now_us: i64,
+        mut each: impl FnMut(usize, WindowSums),
+    ) {
+        let now = hour(now_us);
+        let end = self.tiles.partition_point(|tile| tile.hour <= now);
+        let mut tiles = &self.tiles[..end];
+        let mut running = WindowSums::default();
+        for (place, hours) in hours.into_iter().enumerate() {
+            let from = now.saturating_sub(hours.saturating_sub(1));
+            // From the newest on.
+            while let Some((tile, before)) = tiles.split_last()
+                && tile.hour >= from
+            {
+                for at in 0..NUM_SOURCES {
+                    running.counts[at] += u64::from(tile.counts[at]);
+                    running.sums[at] += tile.sums[at];
+                }
+                tiles = before;
+            }
+            let mut found = running;
+            // Most often there is none: requests come after what was learnt of.
+            let unknown = |fresh: &&Fresh| fresh.event.known_us >= now_us;
+            for Fresh { event, .. } in self.fresh.iter().rev().take_while(unknown) {
+                if (from..=now).contains(&hour(event.event_us)) {
+                    let count = &mut found.counts[event.source as usize];
+                    *count = count.saturating_sub(1);
+                    found.sums[event.source as usize] -= event.value;
+                }
+            }
+            each(place, found);
+        }
     }
 
     /// The distinct values of a slot that were known before `now_us`, by rising time of their last
@@ -394,7 +412,11 @@ impl EntityState {
             ..Self::default()
         };
         let mut last = 0u32;
-        for _ in 0..reader.number::<u64>()? {
+        let num_tiles = reader.number::<u64>()?;
+        // A tile takes two bytes at least, whatever their number claims to be.
+        let most = (reader.bytes.len() - reader.at) / 2;
+        state.tiles.reserve_exact(most.min(num_tiles as usize));
+        for _ in 0..num_tiles {
             last = last
                 .checked_add(reader.number()?)
                 .ok_or(DecodeError::Number { at: reader.at })?;

@@ -148,6 +148,8 @@ pub(crate) struct Group {
     pub(crate) recent: Vec<Recent>,
     /// Lengths in hours of the windows that some feature of the group looks at.
     windows: Vec<u32>,
+    /// Their places by rising length.
+    by_length: Vec<usize>,
     /// The longest window of any feature of the group, in hours.
     hours: u32,
     /// No feature of the group is to be kept in memory.
@@ -646,14 +648,15 @@ impl FeatureSet {
                 hours,
             };
         }
-        let windows = &mut self.groups[group].windows;
-        let window = windows
-            .iter()
-            .position(|known| *known == hours)
-            .unwrap_or_else(|| {
-                windows.push(hours);
-                windows.len() - 1
-            });
+        let it = &mut self.groups[group];
+        let known = it.windows.iter().position(|known| *known == hours);
+        let window = known.unwrap_or_else(|| {
+            it.windows.push(hours);
+            let last = it.windows.len() - 1;
+            let place = it.by_length.partition_point(|at| it.windows[*at] < hours);
+            it.by_length.insert(place, last);
+            last
+        });
         match (aggregation, feature.over) {
             (Aggregation::Rate, Some(over)) => Source::Rate {
                 group,
@@ -688,6 +691,7 @@ impl FeatureSet {
                 personal: true,
                 recent: Vec::new(),
                 windows: Vec::new(),
+                by_length: Vec::new(),
                 hours: 0,
                 warm: true,
             });
@@ -715,14 +719,15 @@ fn fact<'a>(request: &'a RequestFacts, ad: Option<&'a AdFacts>, slot: usize) -> 
 
 impl Group {
     fn known<'a>(&self, state: Option<&'a EntityState>, now_us: i64) -> Seen<'a> {
-        let windows = state.iter().flat_map(|state| {
-            let sums = |hours: &u32| state.window(*hours, now_us);
-            self.windows.iter().map(sums)
-        });
-        Seen {
-            state,
-            windows: windows.collect(),
+        let mut windows = Vec::new();
+        if let Some(state) = state {
+            windows.resize(self.windows.len(), WindowSums::default());
+            let hours = self.by_length.iter().map(|at| self.windows[*at]);
+            state.windows(hours, now_us, |place, sums| {
+                windows[self.by_length[place]] = sums
+            });
         }
+        Seen { state, windows }
     }
 }
 
