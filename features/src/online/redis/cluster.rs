@@ -9,7 +9,7 @@ use std::{
 };
 
 use redis::{
-    Cmd, FromRedisValue, Pipeline, RedisError, TlsCertificates, Value,
+    Cmd, Pipeline, RedisError, TlsCertificates, Value,
     cluster::{ClusterClient, ClusterClientBuilder},
     cluster_async::ClusterConnection,
     cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
@@ -40,7 +40,7 @@ pub(super) fn unexpected(doing: &str, found: &Value) -> OnlineError {
 }
 
 /// Whether keys lie elsewhere now, or are about to.
-pub(super) fn has_moved(error: &OnlineError) -> bool {
+fn has_moved(error: &OnlineError) -> bool {
     matches!(error, OnlineError::Redis { source, .. } if source.is_cluster_error())
 }
 
@@ -274,20 +274,11 @@ impl Shared {
         }
         let own_end = Instant::now() + own;
         let answers = async {
-            let mut pipeline = Pipeline::with_capacity(commands.len());
-            for command in &commands {
-                pipeline.add_command(command.clone());
+            let (answers, moved) = link.all(node, &commands, doing).await?;
+            if moved {
+                self.look_soon();
             }
-            let read = link.pipeline(node, pipeline, commands.len(), doing).await;
-            match read {
-                Err(error) if has_moved(&error) => {
-                    self.look_soon();
-                    // One by one they are sent on to where their keys are now.
-                    let one = |command: &Cmd| link.one(command.clone(), doing);
-                    futures::future::try_join_all(commands.iter().map(one)).await
-                }
-                read => read,
-            }
+            Ok(answers)
         };
         let failure = match timeout_at(until.min(own_end).into(), answers).await {
             Ok(Ok(values)) => return Ok(values),
@@ -384,17 +375,6 @@ impl Link {
         found.map_err(|error| failed(doing, error))
     }
 
-    /// A command to all nodes that have keys.
-    pub(super) async fn everywhere<T: FromRedisValue>(
-        &self,
-        command: Cmd,
-        doing: &str,
-    ) -> Result<T, OnlineError> {
-        let mut connection = self.connection.clone();
-        let found = command.query_async(&mut connection).await;
-        found.map_err(|error| failed(doing, error))
-    }
-
     /// A command to one node.
     pub(super) async fn on(
         &self,
@@ -405,21 +385,32 @@ impl Link {
         route(&self.connection, command, node.route(), doing).await
     }
 
-    /// Commands to one node, all at once.
-    pub(super) async fn pipeline(
+    /// The answers to commands whose keys lie on one node, all sent at once. Whether keys have moved: then
+    /// the commands are sent again one by one, on to where their keys are now.
+    pub(super) async fn all(
         &self,
         node: &Node,
-        pipeline: Pipeline,
-        commands: usize,
+        commands: &[Cmd],
         doing: &str,
-    ) -> Result<Vec<Value>, OnlineError> {
+    ) -> Result<(Vec<Value>, bool), OnlineError> {
+        let mut pipeline = Pipeline::with_capacity(commands.len());
+        for command in commands {
+            pipeline.add_command(command.clone());
+        }
         let mut connection = self.connection.clone();
-        let found = connection.route_pipeline(pipeline, 0, commands, node.route());
+        let found = connection.route_pipeline(pipeline, 0, commands.len(), node.route());
         let values = found.await.and_then(|values| {
             let values = values.into_iter().map(Value::extract_error);
             values.collect()
         });
-        values.map_err(|error| failed(&format!("{doing} at {}", node.name), error))
+        match values.map_err(|error| failed(&format!("{doing} at {}", node.name), error)) {
+            Err(error) if has_moved(&error) => {
+                let one = |command: &Cmd| self.one(command.clone(), doing);
+                let answers = futures::future::try_join_all(commands.iter().map(one));
+                Ok((answers.await?, true))
+            }
+            values => Ok((values?, false)),
+        }
     }
 }
 

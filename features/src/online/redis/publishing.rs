@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use redis::{Cmd, FromRedisValue, Pipeline, Value, cmd};
+use redis::{Cmd, FromRedisValue, Value, cmd};
 use xxhash_rust::xxh64::xxh64;
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
         version_text,
     },
     Redis,
-    cluster::{Link, Node, failed, has_moved, unexpected},
+    cluster::{Link, Node, failed, unexpected},
     encoded,
 };
 use crate::{EntityKey, EntityState, Keeping, aggregates::HOUR_US};
@@ -147,10 +147,8 @@ impl<'a> Publisher<'a> {
             _ => self.new_epoch(&epochs)?,
         };
         let load = cmd("SCRIPT").arg("LOAD").arg(WRITE).take();
-        let script: String = self
-            .redis
-            .cluster
-            .wait(async move |link| link.everywhere(load, "writing states").await)?;
+        let doing = "writing states";
+        let script: String = parse(self.redis.one(load, doing)?, doing)?;
         published::remove(&file)?;
 
         let known = known.unwrap_or_default();
@@ -209,21 +207,9 @@ impl<'a> Publisher<'a> {
             command
         };
         self.redis.cluster.wait(async move |link| {
-            let doing = "writing states";
             for (node, writes) in link.nodes.split(writes, |write| &write.key) {
-                let mut pipeline = Pipeline::with_capacity(writes.len());
-                for write in &writes {
-                    pipeline.add_command(command(write));
-                }
-                match link.pipeline(&node, pipeline, writes.len(), doing).await {
-                    Err(error) if has_moved(&error) => {
-                        // One by one they are sent on to where their keys are now.
-                        for write in &writes {
-                            link.one(command(write), doing).await?;
-                        }
-                    }
-                    done => drop(done?),
-                }
+                let commands: Vec<Cmd> = writes.iter().map(&command).collect();
+                link.all(&node, &commands, "writing states").await?;
             }
             Ok(())
         })
@@ -332,11 +318,8 @@ async fn remove_keys(link: &Link, node: &Node, pattern: &str) -> Result<(), Onli
         let found = link.on(node, scan, doing).await?;
         let (next, keys): (String, Vec<Vec<u8>>) = parse(found, doing)?;
         if !keys.is_empty() {
-            let mut pipeline = Pipeline::with_capacity(keys.len());
-            for key in &keys {
-                pipeline.unlink(key);
-            }
-            link.pipeline(node, pipeline, keys.len(), doing).await?;
+            let commands: Vec<Cmd> = keys.iter().map(Cmd::unlink).collect();
+            link.all(node, &commands, doing).await?;
         }
         if next == "0" {
             return Ok(());
