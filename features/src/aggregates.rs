@@ -165,6 +165,11 @@ pub trait StateSource {
     /// The state, or `None` if the entity is unknown.
     fn state(&self, key: EntityKey) -> Option<&EntityState>;
 
+    /// Sums over the windows of the entity's kind for requests of this time, if somebody has them already.
+    fn windows(&self, _key: EntityKey, _now_us: i64) -> Option<&[WindowSums]> {
+        None
+    }
+
     /// Until when what arrived is in the states, microseconds since the Unix epoch; `None` if nothing
     /// is left out. A feature whose `ttl` has passed since then is stale.
     fn as_of_us(&self) -> Option<i64> {
@@ -188,6 +193,37 @@ pub type Known = HashMap<EntityKey, Option<EntityState>>;
 impl StateSource for Known {
     fn state(&self, key: EntityKey) -> Option<&EntityState> {
         self.get(&key)?.as_ref()
+    }
+}
+
+/// Sums over the windows of entities, for requests of one hour: a server makes them of what it keeps
+/// ([`FeatureSet::window_sums`]), so that no request adds up the same hours again.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct HourSums {
+    hour: u32,
+    of: HashMap<EntityKey, Box<[WindowSums]>>,
+}
+
+impl HourSums {
+    pub(crate) fn new(
+        now_us: i64,
+        sums: impl Iterator<Item = (EntityKey, Box<[WindowSums]>)>,
+    ) -> Self {
+        Self {
+            hour: hour(now_us),
+            of: sums.collect(),
+        }
+    }
+
+    /// Whether they are those of requests of this time.
+    pub fn are_of(&self, now_us: i64) -> bool {
+        self.hour == hour(now_us)
+    }
+
+    /// As [`StateSource::windows`].
+    pub fn windows(&self, key: EntityKey, now_us: i64) -> Option<&[WindowSums]> {
+        let windows = self.are_of(now_us).then(|| self.of.get(&key))?;
+        windows.map(AsRef::as_ref)
     }
 }
 
@@ -217,6 +253,12 @@ pub enum DecodeError {
 }
 
 impl EntityState {
+    /// Whether all requests of an hour see the same windows: nothing was learnt of so lately that some
+    /// of them may have come before it.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.fresh.is_empty()
+    }
+
     /// Whether it is still known what was known at a time.
     pub(crate) fn remembers(&self, now_us: i64) -> bool {
         self.settled_us < now_us

@@ -25,8 +25,8 @@ pub mod spec;
 pub mod style;
 
 pub use aggregates::{
-    Aggregates, Counted, EntityKey, EntityState, Known, NoState, SourceEvent, StateSource,
-    WindowSums,
+    Aggregates, Counted, EntityKey, EntityState, HourSums, Known, NoState, SourceEvent,
+    StateSource, WindowSums,
 };
 pub use batch::{FeatureBatch, Jagged, SnapshotError};
 pub use facts::{Fact, Facts};

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use wire::events::FeatureSnapshot;
 
 use crate::{
-    aggregates::{EntityKey, EntityState, SourceEvent, StateSource, WindowSums, entity_key},
+    aggregates::{
+        EntityKey, EntityState, HourSums, Known, SourceEvent, StateSource, WindowSums, entity_key,
+    },
     batch::FeatureBatch,
     expression::{BoundFact, Compiled, ResultType, Value},
     facts::{AD_FACTS, Fact, Facts, PERSONAL, REQUEST_FACTS},
@@ -201,7 +203,7 @@ enum Source {
 struct Seen<'a> {
     state: Option<&'a EntityState>,
     /// One per window of the group; none if the entity is unknown.
-    windows: Vec<WindowSums>,
+    windows: Cow<'a, [WindowSums]>,
 }
 
 #[derive(Debug, Clone)]
@@ -396,7 +398,10 @@ impl FeatureSet {
                     let found = states.state(*key);
                     let state = found.filter(|state| state.remembers(now_us));
                     too_late += u64::from(found.is_some() && state.is_none());
-                    known.push(group.known(state, now_us));
+                    let summed = || states.windows(*key, now_us).map(Cow::Borrowed);
+                    let sum = |state| summed().unwrap_or_else(|| group.sums(state, now_us).into());
+                    let windows = state.map_or(Cow::default(), sum);
+                    known.push(Seen { state, windows });
                     known.len() - 1
                 })
         };
@@ -418,6 +423,22 @@ impl FeatureSet {
         }
         counts.too_late = too_late;
         counts
+    }
+
+    /// Sums over the windows of what is known, for requests of the hour of `now_us`. Entities of which
+    /// something was learnt of lately are left out: not all requests of the hour see the same of them.
+    pub fn window_sums(&self, known: &Known, now_us: i64) -> HourSums {
+        let groups: HashMap<u32, &Group> = self
+            .groups
+            .iter()
+            .map(|group| (group.kind(), group))
+            .collect();
+        let sums = known.iter().filter_map(|(key, state)| {
+            let state = state.as_ref().filter(|state| state.is_settled())?;
+            let group = groups.get(&key.group)?;
+            Some((*key, group.sums(state, now_us).into()))
+        });
+        HourSums::new(now_us, sums)
     }
 
     fn row<'a>(
@@ -510,12 +531,11 @@ impl FeatureSet {
     /// How the online store is to keep entities, by [`EntityKey::group`].
     pub fn keeping(&self) -> BTreeMap<u32, Keeping> {
         let of = |group: &Group| {
-            let nobody = std::iter::empty();
             let keeping = Keeping {
                 warm: group.warm,
                 hours: group.hours,
             };
-            (entity_key(&group.name, nobody).group, keeping)
+            (group.kind(), keeping)
         };
         self.groups.iter().map(of).collect()
     }
@@ -718,16 +738,19 @@ fn fact<'a>(request: &'a RequestFacts, ad: Option<&'a AdFacts>, slot: usize) -> 
 }
 
 impl Group {
-    fn known<'a>(&self, state: Option<&'a EntityState>, now_us: i64) -> Seen<'a> {
-        let mut windows = Vec::new();
-        if let Some(state) = state {
-            windows.resize(self.windows.len(), WindowSums::default());
-            let hours = self.by_length.iter().map(|at| self.windows[*at]);
-            state.windows(hours, now_us, |place, sums| {
-                windows[self.by_length[place]] = sums
-            });
-        }
-        Seen { state, windows }
+    /// What its entities share: [`EntityKey::group`].
+    fn kind(&self) -> u32 {
+        entity_key(&self.name, std::iter::empty()).group
+    }
+
+    /// One per window of the group.
+    fn sums(&self, state: &EntityState, now_us: i64) -> Vec<WindowSums> {
+        let mut sums = vec![WindowSums::default(); self.windows.len()];
+        let hours = self.by_length.iter().map(|at| self.windows[*at]);
+        state.windows(hours, now_us, |place, found| {
+            sums[self.by_length[place]] = found
+        });
+        sums
     }
 }
 

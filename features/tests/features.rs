@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use features::{
-    AdFacts, Aggregates, Counted, FeatureBatch, FeatureSet, NoState, RequestFacts, SourceEvent,
+    AdFacts, Aggregates, Counted, EntityKey, EntityState, FeatureBatch, FeatureSet, HourSums,
+    Known, NoState, RequestFacts, SourceEvent, StateSource, WindowSums,
     facts::{ad_facts, request_facts},
 };
 use wire::{
@@ -100,11 +101,16 @@ fn close(found: f32, expected: f64) {
 
 /// Two impressions and one click of shoes by `u1`, an hour ago.
 fn history(set: &FeatureSet) -> Aggregates {
+    let mut aggregates = Aggregates::default();
+    count(set, &mut aggregates);
+    aggregates
+}
+
+fn count(set: &FeatureSet, aggregates: &mut Aggregates) {
     let (request, shoe) = (
         request(set, AgeBand::AgeBand13plus),
         ad(set, "k1", "shoe", vec![0.5; 8]),
     );
-    let mut aggregates = Aggregates::default();
     for source in [
         SourceEvent::Impression,
         SourceEvent::Impression,
@@ -113,7 +119,6 @@ fn history(set: &FeatureSet) -> Aggregates {
         let event = Counted::at_once(source, 0.0, NOW_US - HOUR_US);
         aggregates.apply(set, &request, Some(&shoe), event);
     }
-    aggregates
 }
 
 #[test]
@@ -179,6 +184,69 @@ fn what_happened_later_is_not_known_earlier() {
     );
     close(dense(&set, &batch, 0, "user_impressions_24h"), 0.0);
     assert!(sparse(&set, &batch, 0, "recent_categories").is_empty());
+}
+
+/// States beside what somebody has summed of them.
+struct Kept(Known, HourSums);
+
+impl StateSource for Kept {
+    fn state(&self, key: EntityKey) -> Option<&EntityState> {
+        self.0.state(key)
+    }
+
+    fn windows(&self, key: EntityKey, now_us: i64) -> Option<&[WindowSums]> {
+        self.1.windows(key, now_us)
+    }
+}
+
+#[test]
+fn sums_of_an_hour_give_the_values_that_its_tiles_give() {
+    let set = set();
+    let request = request(&set, AgeBand::AgeBand13plus);
+    let ads = [
+        ad(&set, "k1", "shoe", vec![0.5; 8]),
+        ad(&set, "k2", "coat", vec![]),
+    ];
+    let values = |states: &Kept, now_us| {
+        let mut batch = FeatureBatch::new(set.schema());
+        set.evaluate(&request, &[&ads[0], &ads[1]], states, now_us, &mut batch);
+        batch
+    };
+    let known = |of: &Aggregates| {
+        let known = of.iter().map(|(key, state)| (key, Some(state.clone())));
+        known.collect::<Known>()
+    };
+    let known_of_all = || known(&history(&set));
+    let summed = Kept(known_of_all(), set.window_sums(&known_of_all(), NOW_US));
+    let keys: Vec<EntityKey> = summed.0.keys().copied().collect();
+    let is_known = |states: &Kept, now_us| {
+        keys.iter()
+            .any(|key| states.windows(*key, now_us).is_some())
+    };
+    assert!(
+        keys.iter()
+            .all(|key| summed.windows(*key, NOW_US).is_some())
+    );
+    // The last moment of the hour, and the first of the next, a day and a week later.
+    for after_us in [0, HOUR_US - 1, HOUR_US, 24 * HOUR_US, 168 * HOUR_US] {
+        let now_us = NOW_US + after_us;
+        let alone = Kept(known_of_all(), HourSums::default());
+        assert_eq!(
+            values(&summed, now_us),
+            values(&alone, now_us),
+            "{after_us}"
+        );
+        assert_eq!(is_known(&summed, now_us), after_us < HOUR_US);
+    }
+    // Sums that are not of these states are what it looks at.
+    let nothing = Known::from_iter(keys.iter().map(|key| (*key, Some(EntityState::default()))));
+    let other = Kept(known_of_all(), set.window_sums(&nothing, NOW_US));
+    assert_ne!(values(&other, NOW_US), values(&summed, NOW_US));
+    // Of what was learnt of lately not all requests of the hour know.
+    let mut lately = Aggregates::default().with_horizon(HOUR_US);
+    count(&set, &mut lately);
+    let lately = Kept(Known::new(), set.window_sums(&known(&lately), NOW_US));
+    assert!(!is_known(&lately, NOW_US));
 }
 
 #[test]

@@ -12,17 +12,17 @@
 
 mod address;
 mod cache;
+mod compiled;
 mod conformance;
 mod device;
 mod error;
 mod kernels;
 mod table;
-mod tuning;
 
 pub use address::DeviceMemory;
 pub use cache::{CacheUse, CachedTable};
+pub use compiled::keep_compiled;
 pub use conformance::{Nonconformance, conform};
 pub use device::{Buffer, Device, DeviceSums, Sums, Vectors, moved_at_once};
 pub use error::KernelError;
 pub use table::{DeviceTouched, GpuTable, RowwiseAdagrad, Touched};
-pub use tuning::keep_tuning;

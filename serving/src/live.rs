@@ -23,6 +23,7 @@ use crate::{
     engine::{self, Snapshot},
     metrics::Metrics,
     panics::{Panicked, caught},
+    request::now_us,
     store::Store,
 };
 
@@ -174,6 +175,9 @@ impl Refresher {
             return result;
         };
         let store = self.store(&bundle, current.store.as_ref(), is_new);
+        if let (Some(store), Some(features)) = (&store, &bundle.features) {
+            store.sum_windows(features, now_us());
+        }
         let same_store = match (&store, &current.store) {
             (Some(new), Some(old)) => Arc::ptr_eq(new, old),
             (None, None) => true,

@@ -3,16 +3,17 @@
 //! States that depend on the ad alone (its own counts, its campaign's, its category's) are the
 //! same for every request: they are read once per version of the store and kept. A request then
 //! reads only what depends on its user, scene and context, as far as that can be told before its
-//! candidates are known in one go.
+//! candidates are known in one go. The windows of what is kept are summed once an hour.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use features::{
-    AdFacts, EntityKey, EntityState, Facts, FeatureSet, Known, Representatives, RequestFacts,
-    StateSource,
+    AdFacts, EntityKey, EntityState, Facts, FeatureSet, HourSums, Known, Representatives,
+    RequestFacts, StateSource, WindowSums,
     online::{Online, OnlineError, OnlineStore, Version},
 };
 
@@ -45,6 +46,7 @@ pub enum StoreError {
 pub struct Store {
     online: Arc<OnlineStore>,
     of_ads: Arc<Known>,
+    sums: ArcSwap<HourSums>,
     ahead: Representatives,
 }
 
@@ -108,8 +110,18 @@ impl Store {
         Ok(Self {
             online,
             of_ads: Arc::new(of_ads),
+            sums: ArcSwap::default(),
             ahead: features.representatives(&ads, READ_AHEAD),
         })
+    }
+
+    /// Sums the windows of what is kept for requests of this time, unless that is done: those of
+    /// another hour sum for themselves.
+    pub fn sum_windows(&self, features: &FeatureSet, now_us: i64) {
+        if !self.sums.load().are_of(now_us) {
+            let sums = features.window_sums(&self.of_ads, now_us);
+            self.sums.store(Arc::new(sums));
+        }
     }
 
     /// The version that is open.
@@ -161,6 +173,7 @@ pub struct EntityCounts {
 #[derive(Debug, Clone, Default)]
 pub struct States {
     of_ads: Arc<Known>,
+    sums: Arc<HourSums>,
     of_request: Known,
     as_of_us: Option<i64>,
     /// Where they were found.
@@ -172,6 +185,7 @@ impl States {
     pub fn of(store: &Store) -> Self {
         Self {
             of_ads: store.of_ads.clone(),
+            sums: store.sums.load_full(),
             as_of_us: Some(store.as_of_us()),
             ..Self::default()
         }
@@ -213,6 +227,10 @@ impl StateSource for States {
     fn state(&self, key: EntityKey) -> Option<&EntityState> {
         let of_ads = self.of_ads.state(key);
         of_ads.or_else(|| self.of_request.state(key))
+    }
+
+    fn windows(&self, key: EntityKey, now_us: i64) -> Option<&[WindowSums]> {
+        self.sums.windows(key, now_us)
     }
 
     fn as_of_us(&self) -> Option<i64> {

@@ -15,7 +15,7 @@ use anyhow::ensure;
 use clap::Parser;
 use features::{
     AdFacts, Aggregates, Counted, EntityKey, EntityState, Fact, FeatureBatch, FeatureSet,
-    FeatureSpec, Known, RequestFacts, SourceEvent, StateSource,
+    FeatureSpec, HourSums, Known, RequestFacts, SourceEvent, StateSource, WindowSums,
     facts::request_facts,
     online::{Online, OnlineConfig, OnlineStore, RedisConfig},
 };
@@ -163,12 +163,23 @@ impl World {
     }
 }
 
-/// What a lookup knows: what is kept of ads, and what it read.
-struct States<'a>(&'a Known, Known);
+/// What is kept of ads, as a server does: states, and the sums of the hour.
+#[derive(Default)]
+struct Kept {
+    states: Known,
+    sums: HourSums,
+}
+
+/// What a lookup knows: what is kept, and what it read.
+struct States<'a>(&'a Kept, Known);
 
 impl StateSource for States<'_> {
     fn state(&self, key: EntityKey) -> Option<&EntityState> {
-        self.0.state(key).or_else(|| self.1.state(key))
+        self.0.states.state(key).or_else(|| self.1.state(key))
+    }
+
+    fn windows(&self, key: EntityKey, now_us: i64) -> Option<&[WindowSums]> {
+        self.0.sums.windows(key, now_us)
     }
 }
 
@@ -217,21 +228,22 @@ fn main() -> anyhow::Result<()> {
     let store = online.open(world.set.digest())?;
 
     let nobody = world.set.bind_request(&Default::default());
-    let (mut of_ads, nothing) = (Known::new(), Known::new());
+    let (mut of_ads, nothing) = (Kept::default(), Kept::default());
     let all: Vec<&AdFacts> = world.ads.iter().collect();
     for ads in all.chunks(1_024) {
-        read(&store, &world.set.keys(&nobody, ads), &mut of_ads)?;
+        read(&store, &world.set.keys(&nobody, ads), &mut of_ads.states)?;
     }
+    of_ads.sums = world.set.window_sums(&of_ads.states, NOW_US);
     let mut random = ChaCha8Rng::seed_from_u64(args.seed);
     let (mut whole_ms, mut cached_ms, mut bytes) = (Vec::new(), Vec::new(), 0);
     for lookup in 0..args.lookups {
         let user = &world.users[random.random_range(0..world.users.len())];
         let ads = sample(&mut random, world.ads.len(), args.candidates);
         let ads: Vec<&AdFacts> = ads.iter().map(|at| &world.ads[at]).collect();
-        let run = |kept: &Known| -> anyhow::Result<(f64, FeatureBatch, Known)> {
+        let run = |kept: &Kept| -> anyhow::Result<(f64, FeatureBatch, Known)> {
             let started = Instant::now();
             let mut keys = world.set.keys(user, &ads);
-            keys.retain(|key| !kept.contains_key(key));
+            keys.retain(|key| !kept.states.contains_key(key));
             let mut states = States(kept, Known::with_capacity(keys.len()));
             read(&store, &keys, &mut states.1)?;
             let mut values = FeatureBatch::new(world.set.schema());

@@ -177,18 +177,18 @@ impl<B: FusedOps> DcnV2<B> {
         }
         let mut deep = if self.stacked { crossed.clone() } else { input };
         for (at, layer) in self.hidden.iter().enumerate() {
-            let product = deep.matmul(layer.weight.val());
+            let product = ops::product(deep, layer.weight.val());
             deep = hidden(at, ops::bias_relu(product, bias(layer)));
         }
         let weight = self.output.weight.val();
         let logits = if self.stacked {
-            deep.matmul(weight)
+            ops::product(deep, weight)
         } else {
             // What the output layer makes of both, side by side; joining them would be a copy.
             let [num_inputs, num_deep] = [crossed.dims()[1], deep.dims()[1]];
             let of_crossed = weight.clone().narrow(0, 0, num_inputs);
             let of_deep = weight.narrow(0, num_inputs, num_deep);
-            crossed.matmul(of_crossed) + deep.matmul(of_deep)
+            ops::product(crossed, of_crossed) + ops::product(deep, of_deep)
         };
         logits + bias(&self.output).unsqueeze()
     }
@@ -197,10 +197,10 @@ impl<B: FusedOps> DcnV2<B> {
 impl<B: FusedOps> CrossLayer<B> {
     fn forward(&self, x0: Tensor<B, 2>, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let inner = match &self.down {
-            Some(down) => down.forward(x.clone()),
+            Some(down) => ops::product(x.clone(), down.weight.val()),
             None => x.clone(),
         };
-        let product = inner.matmul(self.up.weight.val());
+        let product = ops::product(inner, self.up.weight.val());
         ops::cross(x0, product, bias(&self.up), x)
     }
 }

@@ -15,6 +15,25 @@ use burn::{
 use super::{FusedKernels, FusedOps};
 
 #[derive(Debug)]
+struct Product;
+
+impl<B: FusedKernels> Backward<B, 2> for Product {
+    /// `x` and the weight.
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = grads.consume::<B>(&ops.node);
+        let (x, weight) = ops.state;
+        let (of_x, of_weight) = B::product_backward(gradient, x, weight);
+        for (parent, gradient) in ops.parents.into_iter().zip([of_x, of_weight]) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
 struct BiasRelu;
 
 impl<B: FusedKernels> Backward<B, 2> for BiasRelu {
@@ -53,6 +72,16 @@ impl<B: FusedKernels> Backward<B, 4> for Cross {
 }
 
 impl<B: FusedKernels + FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
+    fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let nodes = [x.node.clone(), weight.node.clone()];
+        let kept = (x.primitive.clone(), weight.primitive.clone());
+        let product = <B as FusedKernels>::product(x.primitive, weight.primitive);
+        match Product.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(kept, product),
+            OpsKind::UnTracked(prep) => prep.finish(product),
+        }
+    }
+
     fn bias_relu(z: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         let nodes = [z.node.clone(), bias.node.clone()];
         match BiasRelu.prepare::<C>(nodes).compute_bound().stateful() {

@@ -12,6 +12,13 @@ type One<B> = FloatTensor<B>;
 type Two<B> = (FloatTensor<B>, FloatTensor<B>);
 type Three<B> = (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>);
 
+pub(super) fn product_backward<B: Backend>(gradient: One<B>, x: One<B>, weight: One<B>) -> Two<B> {
+    let gradient = tensor::<B, 2>(gradient);
+    let of_x = gradient.clone().matmul(tensor::<B, 2>(weight).transpose());
+    let of_weight = tensor::<B, 2>(x).transpose().matmul(gradient);
+    (primitive(of_x), primitive(of_weight))
+}
+
 pub(super) fn bias_relu_forward<B: Backend>(z: One<B>, bias: One<B>) -> One<B> {
     let sum = tensor::<B, 2>(z) + tensor::<B, 1>(bias).unsqueeze();
     primitive(relu(sum))

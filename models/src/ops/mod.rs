@@ -1,11 +1,13 @@
 //! Operations that do in one pass over memory what burn's own do in several.
 //!
 //! On a CPU the passes between the matrix products cost as much as these do; here bias, activation
-//! and products are one, forward and backward, on all threads. Other backends compose them of
-//! their own operations: a GPU's fusion does the same there, and libtorch has some as one.
+//! and products are one, forward and backward, on all threads. On a GPU they are one kernel each, and
+//! matrix products take a strategy by their shape; libtorch has some as one operation.
 
 mod autodiff;
 mod composed;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod device;
 mod dropout;
 mod host;
 #[cfg(feature = "tch")]
@@ -23,6 +25,12 @@ use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement, element::B
 /// # Shapes
 /// `[rows, width]`, biases `[width]`.
 pub trait FusedOps: Backend {
+    /// `x W`: a linear layer's product.
+    ///
+    /// # Shapes
+    /// - `x`: `[rows, inputs]`; `weight`: `[inputs, outputs]`; returns `[rows, outputs]`
+    fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
     /// `max(z + bias, 0)`.
     fn bias_relu(z: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
 
@@ -56,6 +64,20 @@ impl<B: AutodiffBackend<InnerBackend: FusedOps> + FusedOps> TrainingBackend for 
 /// What an inner backend gives for differentiation; composed of its own operations unless it knows
 /// better.
 pub trait FusedKernels: Backend {
+    /// As [`FusedOps::product`].
+    fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(x, weight)
+    }
+
+    /// Gradients of `x` and of the weight, from that of the product.
+    fn product_backward(
+        gradient: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::product_backward::<Self>(gradient, x, weight)
+    }
+
     /// As [`FusedOps::bias_relu`].
     fn bias_relu_forward(z: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         composed::bias_relu_forward::<Self>(z, bias)
@@ -99,23 +121,13 @@ pub trait FusedKernels: Backend {
     }
 }
 
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
-impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> FusedKernels
-    for CubeBackend<R, F, I, T>
-{
-    fn dropout_mask(
-        rows: &[u32],
-        width: usize,
-        rate: f64,
-        device: &Device<Self>,
-    ) -> FloatTensor<Self> {
-        dropout::on_device::<Self>(rows, width, rate, device)
-    }
-}
-
 macro_rules! without_gradients {
     ($backend:ty $(, $parameter:ident: $bound:ident)*) => {
         impl<$($parameter: $bound),*> FusedOps for $backend {
+            fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+                <Self as FusedKernels>::product(x, weight)
+            }
+
             fn bias_relu(z: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
                 Self::bias_relu_forward(z, bias)
             }
@@ -141,6 +153,11 @@ without_gradients!(crate::Cpu);
 without_gradients!(CubeBackend<R, F, I, T>, R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement);
 #[cfg(feature = "tch")]
 without_gradients!(burn::backend::LibTorch);
+
+/// [`FusedOps::product`] of tensors.
+pub fn product<B: FusedOps>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    tensor(<B as FusedOps>::product(primitive(x), primitive(weight)))
+}
 
 /// [`FusedOps::bias_relu`] of tensors.
 pub fn bias_relu<B: FusedOps>(z: Tensor<B, 2>, bias: Tensor<B, 1>) -> Tensor<B, 2> {

@@ -77,6 +77,33 @@ fn check_cross<B: TrainingBackend>() {
     );
 }
 
+/// Sums over all rows, over rows that cannot be parted, over few, and a result of one column.
+fn check_product<B: TrainingBackend>() {
+    for [rows, inputs, outputs] in [[3000, 29, 17], [2999, 29, 17], [7, 130, 3], [4096, 33, 1]] {
+        let (x, weight) = (random([rows, inputs]), random([inputs, outputs]));
+        let shares = random([rows, outputs]);
+        let found = of_product(&x, &weight, &shares, product::<B>);
+        let wanted = of_product(&x, &weight, &shares, Tensor::<Host, 2>::matmul);
+        for (found, wanted) in found.into_iter().zip(wanted) {
+            assert_close(found, wanted);
+        }
+    }
+}
+
+/// A product, and the gradients of both its factors under a weighted sum of it.
+fn of_product<B: AutodiffBackend>(
+    x: &TensorData,
+    weight: &TensorData,
+    shares: &TensorData,
+    product: impl Fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
+) -> [Vec<f32>; 3] {
+    let [x, weight, shares] = [x, weight, shares].map(leaf::<B, 2>);
+    let output = product(x.clone(), weight.clone());
+    let gradients = (output.clone() * shares.detach()).sum().backward();
+    let [of_x, of_weight] = [x, weight].map(|input| input.grad(&gradients).unwrap());
+    [numbers(output), numbers(of_x), numbers(of_weight)]
+}
+
 /// In a network the first layer's input is `x0` and `x` at once.
 fn check_one_tensor_in_two_places<B: TrainingBackend>() {
     check::<B, 2>(
@@ -146,6 +173,11 @@ macro_rules! on {
             #[test]
             fn bias_and_relu_in_one_are_bias_and_relu() {
                 check_bias_relu::<B>();
+            }
+
+            #[test]
+            fn a_product_and_its_gradients_are_those_of_the_formula() {
+                check_product::<B>();
             }
 
             #[test]

@@ -473,12 +473,12 @@ fn on_device(
                 bail!(Usage(format!("--device cuda: {missing}")));
             }
             let local_rank = met.membership.local_rank;
-            if let Some(folder) = kernels::keep_tuning(local_rank)
+            if let Some(folder) = kernels::keep_compiled(local_rank)
                 && !folder.exists()
             {
                 let folder = folder.display();
                 tracing::info!(
-                    "kernels are made and chosen, once for this GPU, which takes minutes; they are kept in {folder}"
+                    "kernels are compiled, once for this GPU; they are kept in {folder}"
                 );
             }
             let device = burn::backend::cuda::CudaDevice::new(local_rank);

@@ -16,6 +16,7 @@ use kernels::{
     Buffer, CachedTable, Device, GpuTable, KernelError, RowwiseAdagrad, Sums, Vectors,
     moved_at_once,
 };
+use rayon::prelude::*;
 
 use super::{
     Routed, Router, ShardedTables,
@@ -562,10 +563,13 @@ impl<R: GpuRuntime> Tables<Gpu<R>> for DeviceTables<R> {
             1 => self.layout.block_step,
             _ => self.layout.wire_step,
         };
-        for at in 0..self.stores.len() {
+        let list = |at| {
             let touched = given.iter().map(|given| &given.routed.touched[at]);
             let touched = Touched::joined(touched.zip(buffers.iter().map(|buffer| buffer.len())));
-            let lists = by_row(&touched, step);
+            by_row(&touched, step)
+        };
+        let lists: Vec<Lists> = (0..self.stores.len()).into_par_iter().map(list).collect();
+        for (at, lists) in lists.iter().enumerate() {
             let sums = lists.sums();
             let touched = kernels::Touched {
                 rows: sums.target_at,
@@ -599,14 +603,20 @@ impl<R: GpuRuntime> Tables<Gpu<R>> for DeviceTables<R> {
 
 /// The gradients of each touched row.
 fn by_row(touched: &Touched, step: usize) -> Lists {
-    let mut lists = Lists::default();
+    let entries = touched.by_row.iter().map(|packed| Touched::entry(*packed));
+    let gradient_at = |entry: usize| touched.gradient_at[entry] / step as u32;
+    let mut lists = Lists {
+        source_at: entries.clone().map(gradient_at).collect(),
+        ..Lists::default()
+    };
+    if !touched.scale.is_empty() {
+        lists.scale = entries.map(|entry| touched.scale[entry]).collect();
+    }
+    let mut end = 0;
     for run in touched.runs() {
-        let entries = run.iter().map(|packed| {
-            let entry = Touched::entry(*packed);
-            let scale = touched.scale.get(entry).copied().unwrap_or(1.0);
-            (touched.gradient_at[entry] as usize / step, scale)
-        });
-        lists.push(Touched::row(run[0]), entries);
+        end += run.len();
+        lists.offsets.push(index(end));
+        lists.target_at.push(index(Touched::row(run[0])));
     }
     lists
 }

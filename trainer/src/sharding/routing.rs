@@ -235,9 +235,10 @@ impl Router {
             .map(|table| self.table_batch(table, bags))
             .collect();
         if self.plan.world_size == 1 {
-            let touched = self
-                .held_by(0)
-                .map(|(_, shard)| self.touched_locally(shard, &tables));
+            let held: Vec<&ShardSpec> = self.held_by(0).map(|(_, shard)| shard).collect();
+            let touched = held
+                .into_par_iter()
+                .map(|shard| self.touched_locally(shard, &tables));
             return Ok(Routed {
                 rows: bags.rows,
                 touched: touched.collect(),
