@@ -398,9 +398,11 @@ impl FeatureSet {
                     let found = states.state(*key);
                     let state = found.filter(|state| state.remembers(now_us));
                     too_late += u64::from(found.is_some() && state.is_none());
-                    let summed = || states.windows(*key, now_us).map(Cow::Borrowed);
-                    let sum = |state| summed().unwrap_or_else(|| group.sums(state, now_us).into());
-                    let windows = state.map_or(Cow::default(), sum);
+                    let windows = match (state, states.windows(*key, now_us)) {
+                        (None, _) => Cow::default(),
+                        (Some(_), Some(summed)) => Cow::Borrowed(summed),
+                        (Some(state), None) => Cow::Owned(group.sums(state, now_us)),
+                    };
                     known.push(Seen { state, windows });
                     known.len() - 1
                 })

@@ -4,7 +4,6 @@
 //! The strategies are fixed, not tuned at the first call: tuning takes minutes on a GPU that it has not
 //! seen, and what a run computes would depend on what it found.
 
-use burn::{prelude::Backend, tensor::ops::FloatTensor};
 use burn_cubecl::{
     CubeBackend, CubeRuntime, FloatElement, IntElement, element::BoolElement,
     kernel::into_contiguous, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor,
@@ -17,6 +16,7 @@ use cubek::{
     },
     std::InputBinding,
 };
+use kernels::moved_at_once;
 
 use super::{FusedKernels, dropout, primitive, tensor};
 
@@ -155,7 +155,7 @@ impl<R: CubeRuntime> Pass<R> {
     fn over(like: &CubeTensor<R>, with_bias: bool) -> Self {
         let elements = like.meta.shape().num_elements();
         let columns = like.meta.shape()[1];
-        let width = moved_at_once(if with_bias { columns } else { elements });
+        let width = moved_at_once([if with_bias { columns } else { elements }]);
         Self {
             like: like.clone(),
             width,
@@ -171,16 +171,14 @@ impl<R: CubeRuntime> Pass<R> {
     }
 
     fn cubes(&self) -> (CubeCount, CubeDim) {
-        let dim = CubeDim::new(&self.like.client, self.count as usize);
-        let cubes = calculate_cube_count_elemwise(&self.like.client, self.count as usize, dim);
-        (cubes, dim)
+        units(&self.like.client, self.count as usize)
     }
 }
 
-/// How many numbers can be moved at once where so many lie beside each other.
-fn moved_at_once(count: usize) -> usize {
-    let divides = |width: &usize| count.is_multiple_of(*width);
-    [4, 2].into_iter().find(divides).unwrap_or(1)
+/// Units for so many vectors, and the cubes that they are in.
+fn units<R: CubeRuntime>(client: &ComputeClient<R>, count: usize) -> (CubeCount, CubeDim) {
+    let dim = CubeDim::new(client, count);
+    (calculate_cube_count_elemwise(client, count, dim), dim)
 }
 
 /// A contiguous tensor as a kernel's argument.
@@ -218,7 +216,8 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> FusedKernel
         let gradient = cut(gradient, outputs);
         let products = multiply(primitive(x), primitive(gradient));
         let sum = sum_over(products, 1, parts, inputs * outputs);
-        (of_x, reshaped::<Self, 1, 2>(sum, [inputs, outputs]))
+        let of_weight = tensor::<Self, 1>(sum).reshape([inputs, outputs]);
+        (of_x, primitive(of_weight))
     }
 
     fn bias_relu_forward(z: CubeTensor<R>, bias: CubeTensor<R>) -> CubeTensor<R> {
@@ -355,12 +354,11 @@ fn sum_over<R: CubeRuntime>(
     terms: usize,
     inner: usize,
 ) -> CubeTensor<R> {
-    let width = moved_at_once(inner);
+    let width = moved_at_once([inner]);
     let count = outer * inner / width;
     let shape = [outer * inner].into();
     let sums = empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape, x.dtype);
-    let dim = CubeDim::new(&x.client, count);
-    let cubes = calculate_cube_count_elemwise(&x.client, count, dim);
+    let (cubes, dim) = units(&x.client, count);
     // SAFETY: as above.
     unsafe {
         add_parts::launch_unchecked::<R>(
@@ -377,13 +375,6 @@ fn sum_over<R: CubeRuntime>(
         );
     }
     sums
-}
-
-fn reshaped<B: Backend, const D: usize, const E: usize>(
-    x: FloatTensor<B>,
-    shape: [usize; E],
-) -> FloatTensor<B> {
-    primitive(tensor::<B, D>(x).reshape(shape))
 }
 
 /// The product of two matrices, or of as many pairs of them.
