@@ -139,7 +139,11 @@ impl<'a> Partitioner<'a> {
         };
         let next = AtomicUsize::new(0);
         let work = |_| -> Result<(), AsOfError> {
-            while let Some((file, group)) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+            loop {
+                let place = next.fetch_add(1, Ordering::Relaxed);
+                let Some((file, group)) = groups.get(place) else {
+                    return Ok(());
+                };
                 let (path, metadata) = &self.files[*file];
                 let file = fs::File::open(path).map_err(io_error(path))?;
                 let reader =
@@ -149,11 +153,10 @@ impl<'a> Partitioner<'a> {
                         .with_projection(ProjectionMask::all())
                         .build()
                         .map_err(parquet_error(path))?;
-                for batch in reader {
-                    partitions.add(&batch.map_err(arrow_error(path))?)?;
+                for (at, batch) in reader.enumerate() {
+                    partitions.add((place, at), &batch.map_err(arrow_error(path))?)?;
                 }
             }
-            Ok(())
         };
         on_threads(threads, work)?;
         partitions.finish()?;
@@ -216,11 +219,16 @@ pub(super) struct Partitions {
     spilled_bytes: AtomicU64,
 }
 
+/// Where rows stand in their side: row group and batch. Threads bring them in any order.
+type Place = (usize, usize);
+
 #[derive(Default)]
 struct Part {
-    batches: Vec<RecordBatch>,
+    batches: Vec<(Place, RecordBatch)>,
     /// Rows that went to the disk.
     file: Option<StreamWriter<fs::File>>,
+    /// The places and numbers of the rows there, in their order.
+    spilled: Vec<(Place, usize)>,
 }
 
 impl Partitions {
@@ -245,7 +253,7 @@ impl Partitions {
     }
 
     /// Brings the rows of a partition together and gives each its own.
-    fn add(&self, rows: &RecordBatch) -> Result<(), AsOfError> {
+    fn add(&self, place: Place, rows: &RecordBatch) -> Result<(), AsOfError> {
         let count = self.parts.len();
         let of: Vec<usize> = self
             .columns
@@ -271,9 +279,8 @@ impl Partitions {
         for partition in 0..count {
             let (start, end) = (starts[partition] as usize, starts[partition + 1] as usize);
             if start < end {
-                self.part(partition)
-                    .batches
-                    .push(sorted.slice(start, end - start));
+                let rows = sorted.slice(start, end - start);
+                self.part(partition).batches.push((place, rows));
             }
         }
         let bytes = sorted.get_array_memory_size();
@@ -292,8 +299,11 @@ impl Partitions {
             return Ok(());
         }
         let batches = std::mem::take(&mut part.batches);
-        let rows = arrow::compute::concat_batches(&self.columns.schema, &batches);
-        let rows = rows.map_err(arrow_error(&self.path))?;
+        let places = batches
+            .iter()
+            .map(|(place, rows)| (*place, rows.num_rows()));
+        part.spilled.extend(places);
+        let rows = self.concat(&batches)?;
         let file = match &mut part.file {
             Some(file) => file,
             None => {
@@ -319,24 +329,42 @@ impl Partitions {
         Ok(())
     }
 
-    /// Takes all rows of a partition out; none if there are none.
+    fn concat(&self, batches: &[(Place, RecordBatch)]) -> Result<RecordBatch, AsOfError> {
+        let batches = batches.iter().map(|(_, rows)| rows);
+        let rows = arrow::compute::concat_batches(&self.columns.schema, batches);
+        rows.map_err(arrow_error(&self.path))
+    }
+
+    /// Takes all rows of a partition out, in the order in which they stand in their side; none if there
+    /// are none.
     pub fn take(&self, partition: usize) -> Result<Option<RecordBatch>, AsOfError> {
-        let Part { mut batches, file } = std::mem::take(&mut *self.part(partition));
+        let Part {
+            mut batches,
+            file,
+            spilled,
+        } = std::mem::take(&mut *self.part(partition));
         if file.is_some() {
             drop(file);
             let path = self.part_path(partition);
             let file = fs::File::open(&path).map_err(io_error(&path))?;
             let reader = StreamReader::try_new_buffered(file, None).map_err(arrow_error(&path))?;
+            let mut spilled = spilled.into_iter();
             for rows in reader {
-                batches.push(rows.map_err(arrow_error(&path))?);
+                let (rows, mut start) = (rows.map_err(arrow_error(&path))?, 0);
+                while start < rows.num_rows() {
+                    // Their places were noted before they were written.
+                    let (place, count) = spilled.next().expect("the place of spilled rows");
+                    batches.push((place, rows.slice(start, count)));
+                    start += count;
+                }
             }
             fs::remove_file(&path).map_err(io_error(&path))?;
         }
         if batches.is_empty() {
             return Ok(None);
         }
-        let rows = arrow::compute::concat_batches(&self.columns.schema, &batches);
-        Ok(Some(rows.map_err(arrow_error(&self.path))?))
+        batches.sort_unstable_by_key(|(place, _)| *place);
+        self.concat(&batches).map(Some)
     }
 }
 

@@ -184,6 +184,25 @@ proptest! {
     }
 }
 
+/// Whichever thread has read it first, and whether it was on the disk meanwhile.
+#[test]
+fn of_values_of_one_time_the_one_that_stands_last_is_taken() {
+    let rows: Vec<Row> = (0..20).map(|at| (Some(at % 2), Some("here"), 9)).collect();
+    let values: Vec<Value> = (0..700)
+        .map(|at| (Some(at % 2), Some("here"), 5, 5))
+        .collect();
+    let wanted: Vec<Option<i64>> = rows.iter().map(|row| search(row, &values)).collect();
+    for memory_bytes in [64, 20_000, 1 << 30] {
+        for _ in 0..20 {
+            assert_eq!(
+                join(&rows, &values, memory_bytes).0,
+                wanted,
+                "{memory_bytes}"
+            );
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_named() {
     let dir = tempfile::tempdir().unwrap();
