@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use features::{FeatureBatch, Jagged};
-use models::ctr::{DcnV2Config, Normalisation, Pooling};
+use models::ctr::{NetworkConfig, Normalisation, Pooling, network::DcnV2Config};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use trainer::{
@@ -91,12 +91,12 @@ impl Shape {
         plan: Plan,
         rank: usize,
     ) -> Result<Learner<B>, PlacementError> {
-        let model = DcnV2Config {
+        let model = NetworkConfig::DcnV2(DcnV2Config {
             num_cross_layers: self.cross_layers,
             cross_rank: self.cross_rank,
             hidden: self.hidden.clone(),
             ..DcnV2Config::default()
-        };
+        });
         let normalisation = Normalisation {
             mean: vec![0.0; self.num_dense],
             std: vec![1.0; self.num_dense],

@@ -15,7 +15,7 @@ use cli as _;
 use marquee_benches::{Backend, median, print, set_threads};
 use models::{
     Cpu,
-    ctr::{DcnV2Config, dcn_v2::weighted_bce},
+    ctr::{Mode, loss::weighted_bce, network::DcnV2Config},
     ops::{FusedOps, TrainingBackend},
 };
 use rand::{Rng, SeedableRng};
@@ -104,7 +104,11 @@ fn training<B: TrainingBackend>(config: &DcnV2Config, turns: usize) -> f64 {
         let input = tensor(input.clone(), INPUTS).require_grad();
         let labels = tensor(vec![0.0; TRAINING_ROWS], 1);
         let weights = tensor(vec![1.0; TRAINING_ROWS], 1);
-        let loss = weighted_bce(network.forward(input.clone()), labels, weights);
+        let loss = weighted_bce(
+            network.forward(input.clone(), Mode::Inference),
+            labels,
+            weights,
+        );
         let gradients = loss.backward();
         std::hint::black_box(input.grad(&gradients));
     })
@@ -116,7 +120,7 @@ fn serving<B: FusedOps>(config: &DcnV2Config, rows: usize, turns: usize) -> f64 
     let input = numbers(rows * INPUTS);
     median_ms(turns, || {
         let data = TensorData::new(input.clone(), [rows, INPUTS]);
-        let logits = network.forward(Tensor::<B, 2>::from_data(data, &device));
+        let logits = network.forward(Tensor::<B, 2>::from_data(data, &device), Mode::Inference);
         std::hint::black_box(logits.into_data());
     })
 }

@@ -13,8 +13,8 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    dcn_v2::{DcnV2, DcnV2Config},
     embedding::{EmbeddingTable, KnownIds, Pooling},
+    network::{InputLayout, Mode, Network, NetworkConfig},
 };
 use crate::{
     Cpu,
@@ -79,8 +79,7 @@ fn ids_tensor(feature: &str) -> String {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ModelFile {
-    architecture: String,
-    config: DcnV2Config,
+    network: NetworkConfig,
     schema: Schema,
     normalisation: Normalisation,
     calibration: Calibration,
@@ -118,11 +117,17 @@ impl ModelFile {
                 "the tables are not those of the schema's sparse features, in order".into(),
             );
         }
-        Ok(())
+        let fits = self.network.check(&self.layout());
+        fits.map_err(|error| error.to_string())
+    }
+
+    fn layout(&self) -> InputLayout {
+        let fields = self.tables.iter();
+        let fields = fields.map(|table| (table.feature.clone(), table.dim));
+        InputLayout::new(self.schema.dense.len(), fields)
     }
 }
 
-const ARCHITECTURE: &str = "dcn_v2";
 const MODEL_FILE: &str = "model.json";
 const DENSE_FILE: &str = "dense.safetensors";
 const TABLES_FILE: &str = "tables.safetensors";
@@ -170,13 +175,13 @@ pub enum CtrModelError {
 /// A click model that is ready to score.
 #[derive(Debug, Clone)]
 pub struct CtrModel<B: Backend = Cpu> {
-    config: DcnV2Config,
+    config: NetworkConfig,
     schema: Schema,
     normalisation: Normalisation,
     /// Correction of the logits.
     pub calibration: Calibration,
     tables: Vec<EmbeddingTable>,
-    network: DcnV2<B>,
+    network: Network<B>,
     device: B::Device,
 }
 
@@ -184,11 +189,11 @@ impl<B: FusedOps> CtrModel<B> {
     /// Joins the parts of a trained model. `tables` are in the order of the schema's sparse
     /// features.
     pub fn new(
-        config: DcnV2Config,
+        config: NetworkConfig,
         schema: Schema,
         normalisation: Normalisation,
         tables: Vec<EmbeddingTable>,
-        network: DcnV2<B>,
+        network: Network<B>,
         device: B::Device,
     ) -> Self {
         let calibration = Calibration::default();
@@ -242,7 +247,8 @@ impl<B: FusedOps> CtrModel<B> {
             TensorData::new(input, [batch.num_rows, width]),
             &self.device,
         );
-        let logits = self.network.forward(input).into_data().convert::<f32>();
+        let logits = self.network.forward(input, Mode::Inference);
+        let logits = logits.into_data().convert::<f32>();
         // The network gives one f32 per row.
         Ok(logits.to_vec().expect("the data were converted to f32"))
     }
@@ -291,8 +297,7 @@ impl<B: FusedOps> CtrModel<B> {
             dynamic: table.known.is_some(),
         };
         let file = ModelFile {
-            architecture: ARCHITECTURE.to_owned(),
-            config: self.config.clone(),
+            network: self.config.clone(),
             schema: self.schema.clone(),
             normalisation: self.normalisation.clone(),
             calibration: self.calibration,
@@ -333,25 +338,14 @@ impl<B: FusedOps> CtrModel<B> {
     pub fn load_on(dir: &Path, device: B::Device) -> Result<Self, CtrModelError> {
         let path = dir.join(MODEL_FILE);
         let file: ModelFile = files::read_json(&path)?;
-        if file.architecture != ARCHITECTURE {
-            return Err(ModelFileError::Architecture {
-                path,
-                found: file.architecture,
-                wanted: ARCHITECTURE,
-            }
-            .into());
-        }
         file.check()
             .map_err(|what| ModelFileError::content(&path, what))?;
         let tables = load_tables(&dir.join(TABLES_FILE), &file.tables)?;
-        let dims: usize = tables.iter().map(|table| table.dim).sum();
         let mut random = ChaCha8Rng::seed_from_u64(0);
-        let mut network = file
-            .config
-            .init(file.schema.dense.len() + dims, &mut random, &device);
+        let mut network = file.network.init(&file.layout(), &mut random, &device);
         files::load_weights(&mut network, &dir.join(DENSE_FILE))?;
         let ModelFile {
-            config,
+            network: config,
             schema,
             normalisation,
             calibration,
@@ -481,6 +475,7 @@ mod tests {
     use rand::Rng;
 
     use super::*;
+    use crate::ctr::network::DcnV2Config;
 
     fn model() -> CtrModel {
         let digest = "d".to_owned();
@@ -511,12 +506,14 @@ mod tests {
             u64::MAX - 1,
             u64::MAX,
         ]));
-        let config = DcnV2Config {
+        let config = NetworkConfig::DcnV2(DcnV2Config {
             hidden: vec![8],
             num_cross_layers: 1,
             ..DcnV2Config::default()
-        };
-        let network = config.init(10, &mut random, &Default::default());
+        });
+        let fields = tables.iter().map(|table| (table.feature.clone(), table.dim));
+        let layout = InputLayout::new(2, fields);
+        let network = config.init(&layout, &mut random, &Default::default());
         let normalisation = Normalisation {
             mean: vec![0.5, 1.0],
             std: vec![2.0, 0.5],
@@ -609,6 +606,13 @@ mod tests {
         refused(&|file| file.normalisation.mean.truncate(1), "1 means");
         refused(&|file| file.tables.reverse(), "in order");
         refused(&|file| file.tables.truncate(1), "in order");
+        refused(
+            &|file| {
+                file.network = NetworkConfig::Fm(Default::default());
+                file.tables[0].dim = 3;
+            },
+            "`s` has rows of 3 values and `m` of 4",
+        );
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Click models: embeddings and dense numbers in, a logit out.
 //!
-//! [`embedding`] pools the rows of a bag of ids; [`dcn_v2`] is the network over them;
-//! [`artifact`] is a trained model as files, ready to score.
+//! [`embedding`] pools the rows of a bag of ids; [`network`] has the networks over them, one of
+//! which a configuration names; [`loss`] is what training makes small; [`artifact`] is a trained
+//! model as files, ready to score.
 
 pub mod artifact;
-pub mod dcn_v2;
 pub mod embedding;
+pub mod loss;
+pub mod network;
 
 pub use artifact::{Calibration, CtrModel, CtrModelError, Normalisation};
-pub use dcn_v2::{DcnV2, DcnV2Config, Structure};
 pub use embedding::{EmbeddingTable, KnownIds, Pooling};
+pub use network::{InputLayout, Mode, Network, NetworkConfig, NetworkError};

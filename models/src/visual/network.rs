@@ -13,7 +13,7 @@ use super::{
     picture::Picture,
     vit::{Vit, VitConfig},
 };
-use crate::ctr::dcn_v2::linear;
+use crate::ctr::network::linear;
 
 /// Length of a picture's vector.
 pub const EMBEDDING_DIM: usize = 128;

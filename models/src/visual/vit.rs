@@ -13,7 +13,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::ctr::dcn_v2::linear;
+use crate::ctr::network::linear;
 
 /// Shape of the transformer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

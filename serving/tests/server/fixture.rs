@@ -14,7 +14,10 @@ use features::{
     online::{Online, OnlineConfig},
 };
 use models::{
-    ctr::{CtrModel, DcnV2Config, EmbeddingTable, Normalisation, Pooling},
+    ctr::{
+        CtrModel, EmbeddingTable, InputLayout, NetworkConfig, Normalisation, Pooling,
+        network::DcnV2Config,
+    },
     prescorer::{PreScorer, PreScorerInfo},
 };
 use prost::Message;
@@ -416,11 +419,11 @@ fn catalogue(recipe: &Recipe) -> Catalogue {
 }
 
 fn ranker(schema: &Schema, version: u64) -> CtrModel {
-    let config = DcnV2Config {
+    let config = NetworkConfig::DcnV2(DcnV2Config {
         num_cross_layers: 1,
         hidden: vec![8],
         ..DcnV2Config::default()
-    };
+    });
     let mut random = random(version, "ranker");
     let (rows, dim) = (64, 4);
     let tables: Vec<EmbeddingTable> = schema
@@ -437,8 +440,9 @@ fn ranker(schema: &Schema, version: u64) -> CtrModel {
                 .collect(),
         })
         .collect();
-    let width = schema.dense.len() + tables.len() * dim;
-    let network = config.init(width, &mut random, &Default::default());
+    let fields = tables.iter().map(|table| (table.feature.clone(), dim));
+    let layout = InputLayout::new(schema.dense.len(), fields);
+    let network = config.init(&layout, &mut random, &Default::default());
     let normalisation = Normalisation {
         mean: vec![0.0; schema.dense.len()],
         std: vec![1.0; schema.dense.len()],

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use features::Schema;
-use models::ctr::{DcnV2Config, Pooling};
+use models::ctr::{NetworkConfig, Pooling};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -31,7 +31,7 @@ pub struct CtrConfig {
     /// How rows are read.
     pub reader: ReaderConfig,
     /// The network.
-    pub model: DcnV2Config,
+    pub model: NetworkConfig,
     /// The embedding tables.
     pub tables: TablesConfig,
     /// The loop.
@@ -50,7 +50,7 @@ impl Default for CtrConfig {
             table: "impressions".to_owned(),
             split: SplitConfig::default(),
             reader: ReaderConfig::default(),
-            model: DcnV2Config::default(),
+            model: NetworkConfig::default(),
             tables: TablesConfig::default(),
             training: TrainingConfig::default(),
             checkpoint: CheckpointConfig::default(),
@@ -91,8 +91,10 @@ const LEAST_DYNAMIC_ROWS: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TablesConfig {
-    /// Length of a row.
+    /// Length of an id's vector.
     pub embedding_dim: usize,
+    /// That of single features that need longer or shorter ones, where the network allows it.
+    pub dim_of: BTreeMap<String, usize>,
     /// Rows of a table; more means fewer ids that share one.
     pub rows: usize,
     /// Rows of single features that need more or fewer.
@@ -116,6 +118,7 @@ impl Default for TablesConfig {
     fn default() -> Self {
         Self {
             embedding_dim: 16,
+            dim_of: BTreeMap::new(),
             rows: 65_536,
             rows_of: BTreeMap::new(),
             dynamic: BTreeMap::new(),
@@ -129,13 +132,18 @@ impl Default for TablesConfig {
 }
 
 impl TablesConfig {
-    /// One table per sparse feature.
+    /// One table per sparse feature, with the rows that a network wants.
     ///
     /// # Errors
     /// [`TablesError`] that names the feature.
-    pub fn tables(&self, schema: &Schema) -> Result<Vec<TableConfig>, TablesError> {
+    pub fn tables(
+        &self,
+        schema: &Schema,
+        network: &NetworkConfig,
+    ) -> Result<Vec<TableConfig>, TablesError> {
         let known = || schema.sparse.iter().map(|field| &field.name);
         let named = self.rows_of.keys().map(|name| ("rows_of", name));
+        let named = named.chain(self.dim_of.keys().map(|name| ("dim_of", name)));
         let named = named.chain(self.dynamic.keys().map(|name| ("dynamic", name)));
         for (key, feature) in named {
             if !known().any(|name| name == feature) {
@@ -157,10 +165,11 @@ impl TablesConfig {
                     least: LEAST_DYNAMIC_ROWS,
                 });
             }
+            let dim = self.dim_of.get(name).copied().unwrap_or(self.embedding_dim);
             Ok(TableConfig {
                 feature: name.clone(),
                 rows,
-                dim: self.embedding_dim,
+                dim: network.row_dim(dim),
                 pooling: self.pooling,
                 dynamic,
             })

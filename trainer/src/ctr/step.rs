@@ -11,8 +11,8 @@ use features::hash::{SEED, chain_integer};
 use models::{
     Cpu,
     ctr::{
-        DcnV2, DcnV2Config, EmbeddingTable, Normalisation, artifact::write_dense,
-        dcn_v2::weighted_bce,
+        EmbeddingTable, Mode, Network, NetworkConfig, Normalisation, artifact::write_dense,
+        loss::weighted_bce,
     },
 };
 use rand::SeedableRng;
@@ -145,8 +145,8 @@ impl Default for StepLimits {
 
 /// A model in training: network, tables and their optimizers.
 pub struct Learner<B: StepBackend> {
-    model: DcnV2Config,
-    network: DcnV2<B>,
+    model: NetworkConfig,
+    network: Network<B>,
     /// The network's weights and their optimizer.
     dense: B::Dense,
     num_weights: usize,
@@ -164,8 +164,11 @@ type Inner<B> = <B as AutodiffBackend>::InnerBackend;
 
 impl<B: StepBackend> Learner<B> {
     /// A fresh network over tables; `seed` fixes its weights and dropout.
+    ///
+    /// # Panics
+    /// If it cannot be made for them ([`NetworkConfig::check`]).
     pub fn new(
-        model: &DcnV2Config,
+        model: &NetworkConfig,
         training: &TrainingConfig,
         tables: B::Tables,
         normalisation: Normalisation,
@@ -178,7 +181,8 @@ impl<B: StepBackend> Learner<B> {
             normalisation.mean.len(),
             "room for the dense features"
         );
-        let network: DcnV2<B> = model.init(tables.width(), &mut random, &device);
+        let layout = tables.router().plan().layout();
+        let network: Network<B> = model.init(&layout, &mut random, &device);
         let weights = dense::flatten_weights(&network);
         let num_weights = weights.len();
         let dense = B::Dense::load(Saved::fresh(weights), &device);
@@ -326,9 +330,9 @@ impl<B: StepBackend> Learner<B> {
         let of_step = [self.seed, self.step].iter().fold(SEED, chain);
         let places = &batch.batch.places;
         let numbers: Vec<u64> = places.iter().map(|place| chain(of_step, place)).collect();
-        let logits = self.network.forward_with_dropout(
+        let logits = self.network.forward(
             dense::cast(input.clone(), self.training.precision),
-            &numbers,
+            Mode::Training { rows: &numbers },
         );
         let mut loss = weighted_bce(
             dense::cast(logits, Precision::F32),
@@ -360,7 +364,8 @@ impl<B: StepBackend> Learner<B> {
             return Ok(Vec::new());
         }
         let input = dense::cast(input, self.training.precision);
-        Ok(dense::to_vec(self.network.valid().forward(input)))
+        let logits = self.network.valid().forward(input, Mode::Inference);
+        Ok(dense::to_vec(logits))
     }
 
     /// The parts of a model that scores: network and whole tables as they stand, on the CPU.
@@ -370,12 +375,11 @@ impl<B: StepBackend> Learner<B> {
     pub fn parts(
         &self,
         group: &mut impl ProcessGroup,
-    ) -> Result<(DcnV2<Cpu>, Vec<EmbeddingTable>), ExchangeError> {
+    ) -> Result<(Network<Cpu>, Vec<EmbeddingTable>), ExchangeError> {
         let device = Default::default();
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
-        let network = self
-            .model
-            .init::<Cpu>(self.tables.width(), &mut random, &device);
+        let layout = self.router().plan().layout();
+        let network = self.model.init::<Cpu>(&layout, &mut random, &device);
         let weights = self.dense.save().weights;
         let network = dense::load_weights(network, &weights, Precision::F32, &device);
         Ok((network, self.tables.to_host()?.gather(group)?))

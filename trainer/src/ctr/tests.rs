@@ -6,9 +6,16 @@ use std::{
 };
 
 use burn::backend::Autodiff;
-use models::{Cpu, ctr::CtrModel};
+use models::{
+    Cpu,
+    ctr::{
+        CtrModel, NetworkConfig, NetworkError,
+        network::{DcnV2Config, DlrmConfig},
+    },
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::{
@@ -51,15 +58,24 @@ fn table(count: usize, seed: u64) -> (TempDir, Slice) {
 }
 
 fn config() -> CtrConfig {
-    let mut config = CtrConfig::default();
-    config.model.hidden = vec![16];
-    config.model.num_cross_layers = 1;
+    let mut config = CtrConfig {
+        model: network(0.1),
+        ..CtrConfig::default()
+    };
     config.tables.rows = 128;
     config.tables.embedding_dim = 4;
     config.training.batch_size = 64;
     config.training.epochs = 3;
-    config.model.net_dropout = 0.1;
     config
+}
+
+fn network(net_dropout: f64) -> NetworkConfig {
+    NetworkConfig::DcnV2(DcnV2Config {
+        hidden: vec![16],
+        num_cross_layers: 1,
+        net_dropout,
+        ..DcnV2Config::default()
+    })
 }
 
 /// One run, or a part of one, on some ranks.
@@ -224,10 +240,49 @@ fn a_table_of_an_unknown_feature_is_refused() {
 fn a_dropout_that_leaves_nothing_is_refused() {
     let mut config = config();
     for rate in [1.0, -0.1, f64::NAN] {
-        config.model.net_dropout = rate;
+        config.model = network(rate);
         let ended = end_of::<Autodiff<Cpu>>(&config, 1);
-        assert!(matches!(ended, Err(TrainError::Dropout { .. })), "{rate}");
+        let refused = matches!(ended, Err(TrainError::Network(NetworkError::Dropout { .. })));
+        assert!(refused, "{rate}");
     }
+}
+
+#[test]
+fn every_architecture_learns_and_has_the_same_loss_curve_on_two_ranks() {
+    for architecture in ["fm", "deep_fm", "dlrm", "dcn_v2", "auto_int", "final_mlp"] {
+        let mut config = config();
+        config.model = serde_json::from_value(json!({"architecture": architecture})).unwrap();
+        config.training.learning_rate = 0.003;
+        let (model, told) = fit(&config, 1);
+        let found = measured(&model, &rows(2000, 3)).auc.unwrap();
+        assert!(found > 0.97, "{architecture}: {found}");
+        assert_close(&losses(&fit(&config, 2).1), &losses(&told), 2e-4);
+    }
+}
+
+#[test]
+fn a_logistic_regression_has_the_weights_that_one_would_give() {
+    let mut config = config();
+    config.model = serde_json::from_value(json!({"architecture": "logistic_regression"})).unwrap();
+    config.training.learning_rate = 0.05;
+    let (model, _) = fit(&config, 1);
+    // What a line cannot say: that a number counts for some ids only.
+    let found = measured(&model, &rows(2000, 3)).auc.unwrap();
+    assert!((0.9..0.99).contains(&found), "{found}");
+}
+
+#[test]
+fn features_of_other_lengths_are_for_networks_that_allow_them() {
+    let mut config = config();
+    config.tables.dim_of = [("several".into(), 2)].into();
+    let (model, _) = fit(&config, 1);
+    assert!(measured(&model, &rows(2000, 3)).auc.unwrap() > 0.97);
+    config.model = NetworkConfig::Dlrm(DlrmConfig::default());
+    let error = end_of::<Autodiff<Cpu>>(&config, 1).unwrap_err().to_string();
+    assert!(error.contains("`id` has rows of 4 values and `several` of 2"), "{error}");
+    config.tables.dim_of = [("no".into(), 2)].into();
+    let error = end_of::<Autodiff<Cpu>>(&config, 1).unwrap_err().to_string();
+    assert!(error.contains("tables.dim_of names `no`"), "{error}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use features::Schema;
-use models::ctr::{Calibration, CtrModel, CtrModelError, Normalisation};
+use models::ctr::{Calibration, CtrModel, CtrModelError, NetworkError, Normalisation};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -110,11 +110,14 @@ pub enum TrainError {
         /// The key.
         key: &'static str,
     },
-    /// Nothing, or more than all, would be left.
-    #[error("model.net_dropout is {rate}, wanted at least 0 and below 1")]
-    Dropout {
-        /// The share.
-        rate: f64,
+    /// A network that cannot be made for the table's features.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// Several labels, of which the table has one.
+    #[error("model.architecture has {tasks} tasks, and training has the labels of one")]
+    Tasks {
+        /// How many.
+        tasks: usize,
     },
     /// Steps in a row that could not be taken.
     #[error(
@@ -362,11 +365,11 @@ fn learner<B: StepBackend>(
             return Err(TrainError::Zero { key });
         }
     }
-    let rate = config.model.net_dropout;
-    if !(0.0..1.0).contains(&rate) {
-        return Err(TrainError::Dropout { rate });
+    let tasks = config.model.num_tasks();
+    if tasks != 1 {
+        return Err(TrainError::Tasks { tasks });
     }
-    let tables = config.tables.tables(schema)?;
+    let tables = config.tables.tables(schema, &config.model)?;
     let world_size = groups.rows.world_size();
     if config.reader.streams < world_size {
         return Err(TrainError::Streams {
@@ -386,8 +389,10 @@ fn learner<B: StepBackend>(
     if world_size > 1 && groups.rows.rank() == 0 {
         tracing::info!("sharding plan\n{}", planned.describe());
     }
+    let plan = planned.plan.with_first_column(schema.dense.len());
+    config.model.check(&plan.layout())?;
     let tables = ShardedTables::new(
-        Arc::new(planned.plan.with_first_column(schema.dense.len())),
+        Arc::new(plan),
         groups.rows.rank(),
         config.tables.optimizer.clone(),
         config.tables.storage,

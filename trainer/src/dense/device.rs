@@ -8,7 +8,7 @@ use burn::{
 };
 use burn_cubecl::{kernel::into_contiguous, tensor::CubeTensor};
 use kernels::{Buffer, Device};
-use models::ctr::DcnV2;
+use models::ctr::Network;
 
 use super::{
     DenseState, Move, Precision, Saved, Total,
@@ -63,9 +63,9 @@ impl<R: GpuRuntime> DenseState<Autodiff<Gpu<R>>> for DeviceDense<R> {
 
     fn network(
         &self,
-        network: DcnV2<Autodiff<Gpu<R>>>,
+        network: Network<Autodiff<Gpu<R>>>,
         precision: Precision,
-    ) -> DcnV2<Autodiff<Gpu<R>>> {
+    ) -> Network<Autodiff<Gpu<R>>> {
         network.map(&mut Load {
             weights: cast(self.weights.clone(), precision),
             at: 0,
@@ -74,7 +74,7 @@ impl<R: GpuRuntime> DenseState<Autodiff<Gpu<R>>> for DeviceDense<R> {
 
     fn add(
         &mut self,
-        network: &DcnV2<Autodiff<Gpu<R>>>,
+        network: &Network<Autodiff<Gpu<R>>>,
         gradients: GradientsParams,
         loss: Flat<R>,
     ) {

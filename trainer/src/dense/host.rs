@@ -1,7 +1,7 @@
 //! In host memory.
 
 use burn::{optim::GradientsParams, tensor::Tensor};
-use models::{ctr::DcnV2, ops::TrainingBackend};
+use models::{ctr::Network, ops::TrainingBackend};
 
 use super::{
     Adam, DenseState, Move, Precision, Saved, Total,
@@ -45,13 +45,13 @@ impl<B: TrainingBackend> DenseState<B> for HostDense<B> {
         }
     }
 
-    fn network(&self, network: DcnV2<B>, precision: Precision) -> DcnV2<B> {
+    fn network(&self, network: Network<B>, precision: Precision) -> Network<B> {
         load_weights(network, &self.weights, precision, &self.device)
     }
 
     fn add(
         &mut self,
-        network: &DcnV2<B>,
+        network: &Network<B>,
         gradients: GradientsParams,
         loss: Tensor<B::InnerBackend, 1>,
     ) {

@@ -21,7 +21,7 @@ pub use device::DeviceDense;
 pub(crate) use device::{from_buffer, to_buffer};
 pub(crate) use flat::{cast, flatten_weights, load_weights, to_vec};
 pub use host::HostDense;
-use models::{ctr::DcnV2, ops::TrainingBackend};
+use models::{ctr::Network, ops::TrainingBackend};
 use serde::{Deserialize, Serialize};
 
 use crate::collective::{ExchangeError, ProcessGroup};
@@ -116,12 +116,12 @@ pub trait DenseState<B: TrainingBackend>: Send {
     fn save(&self) -> Saved;
 
     /// A network with these weights in a precision.
-    fn network(&self, network: DcnV2<B>, precision: Precision) -> DcnV2<B>;
+    fn network(&self, network: Network<B>, precision: Precision) -> Network<B>;
 
     /// Adds the gradients of this rank's rows, and the loss.
     fn add(
         &mut self,
-        network: &DcnV2<B>,
+        network: &Network<B>,
         gradients: GradientsParams,
         loss: Tensor<B::InnerBackend, 1>,
     );

@@ -7,7 +7,7 @@ use std::{
 
 use comfy_table::{Table, presets};
 use features::Jagged;
-use models::ctr::Pooling;
+use models::ctr::{InputLayout, Pooling};
 use serde::{Deserialize, Serialize};
 
 use super::{optimizer::SparseOptimizerConfig, storage::Storage, vocabulary::DynamicConfig};
@@ -246,6 +246,13 @@ impl Plan {
             first_column,
             ..self
         }
+    }
+
+    /// What stands in which column of the pooled block.
+    pub fn layout(&self) -> InputLayout {
+        let fields = self.tables.iter();
+        let fields = fields.map(|(table, _)| (table.feature.clone(), table.dim));
+        InputLayout::new(self.first_column, fields)
     }
 
     /// All tables in this process.

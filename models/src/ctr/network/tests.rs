@@ -1,0 +1,302 @@
+//! Every network against PyTorch on the same weights, and against finite differences.
+
+use std::{collections::HashMap, fs, path::PathBuf};
+
+use burn::{
+    backend::Autodiff,
+    module::{ModuleVisitor, Param, ParamId},
+    optim::GradientsParams,
+    tensor::TensorData,
+};
+use burn_store::ModuleSnapshot;
+use rand::{Rng, SeedableRng};
+use safetensors::{SafeTensors, tensor::TensorView};
+use serde_json::json;
+
+use super::*;
+use crate::{
+    Cpu,
+    ctr::loss::{entire_space, weighted_bce},
+    files,
+};
+
+type B = Autodiff<Cpu>;
+
+fn random() -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(1)
+}
+
+fn config(value: serde_json::Value) -> NetworkConfig {
+    serde_json::from_value(value).unwrap()
+}
+
+/// The file of `tests/parity/make.py` of a case.
+struct Case {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    config: NetworkConfig,
+    layout: InputLayout,
+}
+
+impl Case {
+    fn all() -> Vec<Self> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity");
+        let paths = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let cases = paths.filter(|path| path.extension().is_some_and(|ext| ext == "safetensors"));
+        cases.map(Self::read).collect()
+    }
+
+    fn read(path: PathBuf) -> Self {
+        let bytes = fs::read(&path).unwrap();
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        let metadata = metadata.metadata().clone().unwrap();
+        let dims: Vec<usize> = serde_json::from_str(&metadata["dims"]).unwrap();
+        let fields = dims.into_iter().enumerate();
+        let fields = fields.map(|(at, dim)| (format!("f{at}"), dim));
+        let num_dense = metadata["num_dense"].parse().unwrap();
+        Self {
+            config: serde_json::from_str(&metadata["config"]).unwrap(),
+            layout: InputLayout::new(num_dense, fields),
+            path,
+            bytes,
+        }
+    }
+
+    fn tensors(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.bytes).unwrap()
+    }
+
+    fn values(&self, name: &str) -> Vec<f32> {
+        let (values, _) = {
+            let tensors = self.tensors();
+            let view = tensors.tensor(name).unwrap();
+            let (values, rest) = view.data().as_chunks::<4>();
+            (values.to_vec(), rest.len())
+        };
+        values.into_iter().map(f32::from_le_bytes).collect()
+    }
+
+    fn tensor(&self, name: &str) -> Tensor<B, 2> {
+        let shape = self.tensors().tensor(name).unwrap().shape().to_vec();
+        Tensor::from_data(
+            TensorData::new(self.values(name), shape),
+            &Default::default(),
+        )
+    }
+
+    /// Our network with PyTorch's weights; none may be missing or left over.
+    fn network(&self) -> Network<B> {
+        let tensors = self.tensors();
+        let weights = tensors.iter().filter_map(|(name, view)| {
+            let name = name.strip_prefix("weight:")?;
+            let (dtype, shape) = (view.dtype(), view.shape().to_vec());
+            Some((name, TensorView::new(dtype, shape, view.data()).unwrap()))
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weights.safetensors");
+        fs::write(&path, safetensors::serialize(weights, None).unwrap()).unwrap();
+        let mut network = self
+            .config
+            .init::<B>(&self.layout, &mut random(), &Default::default());
+        files::load_weights(&mut network, &path).unwrap();
+        network
+    }
+
+    fn loss(&self, logits: Tensor<B, 2>) -> Tensor<B, 1> {
+        let (labels, weights) = (self.tensor("labels"), self.tensor("weights"));
+        match self.config.num_tasks() {
+            1 => weighted_bce(logits, labels, weights),
+            _ => entire_space(logits, labels, self.tensor("observed"), weights),
+        }
+    }
+
+    #[track_caller]
+    fn assert_close(&self, what: &str, found: &[f32]) {
+        let wanted = self.values(what);
+        assert_eq!(found.len(), wanted.len(), "{what} of {:?}", self.path);
+        for (found, wanted) in found.iter().zip(&wanted) {
+            let difference = (found - wanted).abs();
+            assert!(
+                difference <= 1e-5 * wanted.abs().max(1.0),
+                "{what} of {:?}: {found} {wanted}",
+                self.path
+            );
+        }
+    }
+}
+
+fn numbers<const D: usize>(tensor: Tensor<Cpu, D>) -> Vec<f32> {
+    tensor.into_data().into_vec().unwrap()
+}
+
+/// Gradients of a network's weights by their names.
+fn gradients_by_name(network: &Network<B>, gradients: GradientsParams) -> Vec<(String, Vec<f32>)> {
+    struct Take(GradientsParams, HashMap<ParamId, Vec<f32>>);
+    impl ModuleVisitor<B> for Take {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if let Some(gradient) = self.0.remove::<Cpu, D>(param.id) {
+                self.1.insert(param.id, numbers(gradient));
+            }
+        }
+    }
+    let mut take = Take(gradients, HashMap::new());
+    network.visit(&mut take);
+    let weights = network.collect(None, None, false);
+    let named = weights.iter().filter_map(|weight| {
+        let gradient = take.1.remove(&weight.tensor_id?)?;
+        Some((weight.full_path(), gradient))
+    });
+    named.collect()
+}
+
+#[test]
+fn every_network_equals_pytorch_s_with_the_same_weights_and_so_do_its_gradients() {
+    let cases = Case::all();
+    let mut architectures: Vec<String> = Vec::new();
+    for case in &cases {
+        let network = case.network();
+        let input = case.tensor("input").require_grad();
+        let logits = network.forward(input.clone(), Mode::Inference);
+        case.assert_close("logits", &numbers(logits.clone().inner()));
+        let loss = case.loss(logits);
+        case.assert_close("loss", &numbers(loss.clone().inner()));
+        let mut gradients = loss.backward();
+        let of_input = input.grad_remove(&mut gradients).unwrap();
+        case.assert_close("gradient:input", &numbers(of_input));
+        let gradients = GradientsParams::from_grads(gradients, &network);
+        let gradients = gradients_by_name(&network, gradients);
+        let weights = case.tensors().names().iter().filter(|name| name.starts_with("weight:")).count();
+        assert_eq!(gradients.len(), weights, "{:?}", case.path);
+        for (name, gradient) in gradients {
+            case.assert_close(&format!("gradient:{name}"), &gradient);
+        }
+        let value = serde_json::to_value(&case.config).unwrap();
+        architectures.push(value["architecture"].as_str().unwrap().to_owned());
+    }
+    architectures.sort();
+    architectures.dedup();
+    assert_eq!(
+        architectures,
+        [
+            "auto_int",
+            "dcn_v2",
+            "deep_fm",
+            "dlrm",
+            "final_mlp",
+            "fm",
+            "logistic_regression",
+            "mmoe"
+        ]
+    );
+}
+
+#[test]
+fn input_gradients_equal_finite_differences() {
+    for case in Case::all() {
+        let network = case.network();
+        let input = case.values("input");
+        let shape = [input.len() / case.layout.width(), case.layout.width()];
+        let loss = |values: Vec<f32>| {
+            let input = Tensor::<B, 2>::from_data(TensorData::new(values, shape), &Default::default());
+            let input = input.require_grad();
+            let loss = case.loss(network.forward(input.clone(), Mode::Inference));
+            let gradient = input.grad(&loss.backward()).unwrap();
+            (loss.into_scalar(), numbers(gradient))
+        };
+        let (_, gradient) = loss(input.clone());
+        // The whole gradient at once: along it, and along a random direction.
+        let mut random = random();
+        let drawn = input.iter().map(|_| random.random_range(-1.0..1.0));
+        for direction in [gradient.clone(), drawn.collect()] {
+            let step = 1e-3;
+            let at = |offset: f32| {
+                let moved = input.iter().zip(&direction).map(|(x, d)| x + offset * d);
+                f64::from(loss(moved.collect()).0)
+            };
+            let found = (at(step) - at(-step)) / f64::from(2.0 * step);
+            let products = gradient.iter().zip(&direction).map(|(g, d)| f64::from(g * d));
+            let wanted: f64 = products.sum();
+            // f32 and a step of 1e-3 leave about 1e-4; a kink of ReLU in between a little more.
+            assert!((found - wanted).abs() < 2e-3 * wanted.abs().max(1.0), "{:?}: {found} {wanted}", case.path);
+        }
+    }
+}
+
+#[test]
+fn a_seed_fixes_a_network() {
+    for case in Case::all() {
+        let logits = || {
+            let (mut random, device) = (random(), Default::default());
+            let network: Network<B> = case.config.init(&case.layout, &mut random, &device);
+            numbers(network.forward(case.tensor("input"), Mode::Inference).inner())
+        };
+        assert_eq!(logits(), logits());
+    }
+}
+
+#[test]
+fn what_a_row_drops_depends_on_its_number_alone() {
+    for case in Case::all() {
+        let mut value = serde_json::to_value(&case.config).unwrap();
+        value["net_dropout"] = json!(0.5);
+        let Ok(dropping) = serde_json::from_value::<NetworkConfig>(value) else {
+            // Two have no hidden values.
+            assert_eq!(case.config.net_dropout(), 0.0);
+            continue;
+        };
+        let network: Network<B> = dropping.init(&case.layout, &mut random(), &Default::default());
+        let input = case.tensor("input");
+        let run = |input: &Tensor<B, 2>, mode: Mode<'_>| {
+            numbers(network.forward(input.clone(), mode).inner())
+        };
+        let tasks = dropping.num_tasks();
+        let whole = run(&input, Mode::Training { rows: &[1, 2, 3, 4, 5, 6] });
+        let last = run(&input.clone().narrow(0, 5, 1), Mode::Training { rows: &[6] });
+        for (one, other) in whole[5 * tasks..].iter().zip(&last) {
+            assert!((one - other).abs() < 1e-5, "{:?}", case.path);
+        }
+        assert_ne!(whole, run(&input, Mode::Inference), "{:?}", case.path);
+        assert_ne!(whole, run(&input, Mode::Training { rows: &[7, 8, 9, 10, 11, 12] }));
+    }
+}
+
+#[test]
+fn a_network_that_cannot_be_is_refused_by_its_key() {
+    let layout = |dims: &[usize]| {
+        let fields = dims.iter().enumerate();
+        InputLayout::new(2, fields.map(|(at, dim)| (format!("f{at}"), *dim)))
+    };
+    let refused = |value: serde_json::Value, dims: &[usize], what: &str| {
+        let error = config(value).check(&layout(dims)).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    };
+    for rate in [1.0, -0.1] {
+        let value = json!({"architecture": "dcn_v2", "net_dropout": rate});
+        refused(value, &[4], "model.net_dropout");
+    }
+    for name in ["logistic_regression", "fm", "deep_fm", "dlrm", "auto_int"] {
+        let value = json!({"architecture": name});
+        refused(value.clone(), &[4, 5], "`f0` has rows of 4 values and `f1` of 5");
+        refused(value, &[], "at least one sparse feature");
+    }
+    refused(json!({"architecture": "fm"}), &[1, 1], "tables.embedding_dim");
+    refused(json!({"architecture": "auto_int", "num_heads": 0}), &[4], "model.num_heads");
+    refused(json!({"architecture": "mmoe", "num_experts": 0}), &[4], "model.num_experts");
+    let odd = json!({"architecture": "final_mlp", "hidden_2": [8, 7]});
+    refused(odd, &[4], "model.hidden_2 ends with 7 values");
+    let unknown = json!({"architecture": "final_mlp", "gate_context_1": ["g"]});
+    refused(unknown, &[4, 4], "`g`, which is not a sparse feature: f0, f1");
+}
+
+#[test]
+fn an_unknown_key_or_architecture_is_refused() {
+    let refused = |value: serde_json::Value, what: &str| {
+        let error = serde_json::from_value::<NetworkConfig>(value).unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
+    };
+    refused(json!({"architecture": "dlrm", "hidden": [4]}), "hidden");
+    refused(json!({"architecture": "fm", "hidden": [4]}), "hidden");
+    refused(json!({"architecture": "dcn_v3"}), "dcn_v3");
+}
