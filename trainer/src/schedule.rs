@@ -10,9 +10,10 @@ pub struct ScheduleConfig {
     pub warm_up_steps: u64,
     /// How it falls after that.
     pub decay: Decay,
-    /// Steps until the decay is over, warm-up included; for `step`, steps between two falls.
+    /// Steps until the decay is over, warm-up included; for `step`, steps between two falls; for
+    /// `plateau`, measures in a row without a better one before a fall.
     pub decay_steps: u64,
-    /// Where the decay ends; for `step`, what each fall leaves of the factor.
+    /// Where the decay ends; for `step` and `plateau`, what each fall leaves of the factor.
     pub floor: f64,
 }
 
@@ -28,6 +29,8 @@ pub enum Decay {
     Cosine,
     /// In steps.
     Step,
+    /// Whenever the measures on the validation rows stop getting better.
+    Plateau,
 }
 
 impl Default for ScheduleConfig {
@@ -42,7 +45,7 @@ impl Default for ScheduleConfig {
 }
 
 impl ScheduleConfig {
-    /// The factor of a step, counted from 0.
+    /// The factor of a step, counted from 0; that of `plateau` is for [`Self::falls`] to tell.
     pub fn rate(&self, step: u64) -> f64 {
         if step < self.warm_up_steps {
             return (step + 1) as f64 / self.warm_up_steps as f64;
@@ -51,7 +54,7 @@ impl ScheduleConfig {
         let length = self.decay_steps.saturating_sub(self.warm_up_steps).max(1) as f64;
         let done = (after / length).min(1.0);
         match self.decay {
-            Decay::Constant => 1.0,
+            Decay::Constant | Decay::Plateau => 1.0,
             Decay::Linear => 1.0 - (1.0 - self.floor) * done,
             Decay::Cosine => {
                 let falling = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
@@ -61,6 +64,12 @@ impl ScheduleConfig {
                 .floor
                 .powf((after / self.decay_steps.max(1) as f64).floor()),
         }
+    }
+
+    /// Whether the rate of `plateau` falls after so many measures without a better one.
+    pub fn falls(&self, since_best: u64) -> bool {
+        let due = since_best > 0 && since_best.is_multiple_of(self.decay_steps.max(1));
+        self.decay == Decay::Plateau && due
     }
 }
 
@@ -96,6 +105,19 @@ mod tests {
             rates(Decay::Step, [10, 119, 120, 230]),
             [1.0, 1.0, 0.1, 0.01]
         );
+    }
+
+    #[test]
+    fn a_plateau_is_left_by_a_fall() {
+        let schedule = ScheduleConfig {
+            decay: Decay::Plateau,
+            decay_steps: 2,
+            ..ScheduleConfig::default()
+        };
+        let falls: Vec<bool> = (0..5).map(|since| schedule.falls(since)).collect();
+        assert_eq!(falls, [false, false, true, false, true]);
+        assert!(!ScheduleConfig::default().falls(20_000));
+        assert_eq!(schedule.rate(5000), 1.0);
     }
 
     #[test]

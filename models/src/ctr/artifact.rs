@@ -13,6 +13,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    calibration::Calibration,
     embedding::{EmbeddingTable, KnownIds, Pooling},
     network::{InputLayout, Mode, Network, NetworkConfig},
 };
@@ -30,32 +31,6 @@ pub struct Normalisation {
     pub mean: Vec<f32>,
     /// One per dense feature; never 0.
     pub std: Vec<f32>,
-}
-
-/// Last correction of a logit: `scale × logit + offset` (Platt 1999).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Calibration {
-    /// Above 1 sharpens.
-    pub scale: f32,
-    /// Shifts all predictions.
-    pub offset: f32,
-}
-
-impl Default for Calibration {
-    fn default() -> Self {
-        Self {
-            scale: 1.0,
-            offset: 0.0,
-        }
-    }
-}
-
-impl Calibration {
-    /// The probability of a logit.
-    pub fn probability(&self, logit: f32) -> f32 {
-        1.0 / (1.0 + (-(self.scale * logit + self.offset)).exp())
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,12 +80,7 @@ impl ModelFile {
                 self.schema.dense[at].name, mean[at], std[at]
             ));
         }
-        let Calibration { scale, offset } = self.calibration;
-        if !scale.is_finite() || !offset.is_finite() {
-            return Err(format!(
-                "calibration is ({scale}, {offset}), wanted finite numbers"
-            ));
-        }
+        self.calibration.check()?;
         let tables = self.tables.iter().map(|table| &table.feature);
         if !tables.eq(self.schema.sparse.iter().map(|field| &field.name)) {
             return Err(
@@ -300,7 +270,7 @@ impl<B: FusedOps> CtrModel<B> {
             network: self.config.clone(),
             schema: self.schema.clone(),
             normalisation: self.normalisation.clone(),
-            calibration: self.calibration,
+            calibration: self.calibration.clone(),
             tables: self.tables.iter().map(shape).collect(),
         };
         files::write_json(&dir.join(MODEL_FILE), &file)?;
@@ -546,16 +516,23 @@ mod tests {
     fn a_model_survives_its_files_bit_for_bit() {
         let dir = tempfile::tempdir().unwrap();
         let mut model = model();
-        model.calibration = Calibration {
+        let isotonic = Calibration::Isotonic {
+            logits: vec![-0.1, 0.1, 0.2],
+            corrected: vec![-3.3, 0.7, 0.7],
+        };
+        let platt = Calibration::Platt {
             scale: 1.1,
             offset: -0.2,
         };
-        model.save(dir.path()).unwrap();
-        let loaded = CtrModel::load(dir.path()).unwrap();
-        let scores = model.score(&batch()).unwrap();
-        assert_eq!(loaded.score(&batch()).unwrap(), scores);
-        assert!(scores.iter().all(|score| (0.0..=1.0).contains(score)));
-        assert_ne!(scores[0], scores[1]);
+        for calibration in [platt, isotonic] {
+            model.calibration = calibration;
+            model.save(dir.path()).unwrap();
+            let loaded = CtrModel::load(dir.path()).unwrap();
+            let scores = model.score(&batch()).unwrap();
+            assert_eq!(loaded.score(&batch()).unwrap(), scores);
+            assert!(scores.iter().all(|score| (0.0..=1.0).contains(score)));
+            assert_ne!(scores[0], scores[1]);
+        }
     }
 
     #[test]
@@ -604,6 +581,23 @@ mod tests {
             "normalisation of b",
         );
         refused(&|file| file.normalisation.mean.truncate(1), "1 means");
+        let isotonic = |logits: &[f32], corrected: &[f32]| Calibration::Isotonic {
+            logits: logits.to_vec(),
+            corrected: corrected.to_vec(),
+        };
+        for calibration in [
+            Calibration::Platt {
+                scale: f32::MAX,
+                offset: 0.0,
+            },
+            isotonic(&[], &[]),
+            isotonic(&[1.0, 2.0], &[1.0]),
+            isotonic(&[1.0, 1.0], &[1.0, 2.0]),
+            isotonic(&[1.0, 2.0], &[2.0, 1.0]),
+        ] {
+            let change = |file: &mut ModelFile| file.calibration = calibration.clone();
+            refused(&change, "calibration");
+        }
         refused(&|file| file.tables.reverse(), "in order");
         refused(&|file| file.tables.truncate(1), "in order");
         refused(

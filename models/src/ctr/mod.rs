@@ -5,10 +5,12 @@
 //! model as files, ready to score.
 
 pub mod artifact;
+mod calibration;
 pub mod embedding;
 pub mod loss;
 pub mod network;
 
-pub use artifact::{Calibration, CtrModel, CtrModelError, Normalisation};
+pub use artifact::{CtrModel, CtrModelError, Normalisation};
+pub use calibration::Calibration;
 pub use embedding::{EmbeddingTable, KnownIds, Pooling};
 pub use network::{InputLayout, Mode, Network, NetworkConfig, NetworkError};

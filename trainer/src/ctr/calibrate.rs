@@ -1,6 +1,34 @@
 //! Fits the last correction of the logits on held-out rows.
 
 use models::ctr::Calibration;
+use serde::{Deserialize, Serialize};
+
+/// How logits are put right.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CalibrationMethod {
+    /// Stretched and shifted.
+    #[default]
+    Platt,
+    /// By the rates of clicks among neighbours, which needs many rows.
+    Isotonic,
+    /// Not at all.
+    None,
+}
+
+impl CalibrationMethod {
+    /// Fits to rows that were held out.
+    ///
+    /// # Shapes
+    /// - all: one number a row
+    pub fn fit(self, logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration {
+        match self {
+            Self::Platt => fit_calibration(logits, labels, weights),
+            Self::Isotonic => fit_isotonic(logits, labels, weights),
+            Self::None => Calibration::default(),
+        }
+    }
+}
 
 /// Newton steps; the problem is convex in two unknowns and settles within a few.
 const STEPS: usize = 100;
@@ -44,16 +72,134 @@ pub fn fit_calibration(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calib
         scale -= share * step[0];
         offset -= share * step[1];
     }
-    let found = Calibration {
-        scale: scale as f32,
-        offset: offset as f32,
+    let (scale, offset) = (scale as f32, offset as f32);
+    let sound = scale > 0.0 && scale.is_finite() && offset.is_finite();
+    match sound {
+        true => Calibration::Platt { scale, offset },
+        false => Calibration::default(),
+    }
+}
+
+/// Rows whose rate of clicks is one point of an isotonic calibration, if there are so many.
+const ROWS_OF_A_POINT: usize = 200;
+
+/// Neighbours by logit, and their clicks.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pool {
+    rows: usize,
+    weight: f64,
+    /// Weighted sums.
+    logits: f64,
+    clicks: f64,
+}
+
+impl Pool {
+    fn rate(&self) -> f64 {
+        self.clicks / self.weight
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.weight += other.weight;
+        self.logits += other.logits;
+        self.clicks += other.clicks;
+    }
+}
+
+/// Fits rates that rise with the logit by pooling neighbours that do not (Ayer et al., "An Empirical
+/// Distribution Function for Sampling with Incomplete Information", 1955), and joins their means by
+/// lines; then shifts all, so that the weighted sum of predictions equals that of the labels. Falls
+/// back to no correction if the labels are all equal.
+fn fit_isotonic(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration {
+    let mut order: Vec<usize> = (0..logits.len()).filter(|row| weights[*row] > 0.0).collect();
+    order.sort_by(|one, other| logits[*one].total_cmp(&logits[*other]));
+    let mut pools: Vec<Pool> = Vec::new();
+    for rows in order.chunk_by(|one, other| logits[*one] == logits[*other]) {
+        let mut pool = Pool::default();
+        for row in rows {
+            let weight = f64::from(weights[*row]);
+            pool.join(&Pool {
+                rows: 1,
+                weight,
+                logits: weight * f64::from(logits[*row]),
+                clicks: weight * f64::from(labels[*row]),
+            });
+        }
+        match pools.last_mut() {
+            Some(last) if last.rows < ROWS_OF_A_POINT => last.join(&pool),
+            _ => pools.push(pool),
+        }
+        while let [.., before, last] = &pools[..]
+            && before.rate() >= last.rate()
+        {
+            let last = *last;
+            pools.pop();
+            if let Some(before) = pools.last_mut() {
+                before.join(&last);
+            }
+        }
+    }
+    // Without a click or without any other there is no logit: half a row is thought of.
+    let logit = |pool: &Pool| {
+        let least = 0.5 / pool.rows.max(1) as f64;
+        let rate = pool.rate().clamp(least, 1.0 - least);
+        (rate / (1.0 - rate)).ln()
     };
-    let sound = scale > 0.0 && found.scale.is_finite() && found.offset.is_finite();
-    if sound { found } else { Calibration::default() }
+    let mut points: Vec<(f32, f32)> = Vec::new();
+    for pool in &pools {
+        let x = (pool.logits / pool.weight) as f32;
+        let y = logit(pool) as f32;
+        let after = |(before_x, before_y): &(f32, f32)| x > *before_x && y >= *before_y;
+        if points.last().is_none_or(after) {
+            points.push((x, y));
+        }
+    }
+    let (knots, corrected) = points.into_iter().unzip();
+    let unshifted = Calibration::Isotonic {
+        logits: knots,
+        corrected,
+    };
+    let clicked = labels.iter().zip(weights).any(|(label, weight)| label * weight > 0.0);
+    let other = labels.iter().zip(weights).any(|(label, weight)| (1.0 - label) * weight > 0.0);
+    match clicked && other {
+        true => shifted(unshifted, logits, labels, weights),
+        false => Calibration::default(),
+    }
+}
+
+/// Moves all points up or down together.
+fn shifted(isotonic: Calibration, logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration {
+    let Calibration::Isotonic { logits: knots, corrected } = &isotonic else {
+        return isotonic;
+    };
+    let rows: Vec<(f64, f64, f64)> = (logits.iter().zip(labels).zip(weights))
+        .map(|((logit, label), weight)| {
+            let logit = isotonic.corrected(*logit);
+            (f64::from(logit), f64::from(*label), f64::from(*weight))
+        })
+        .collect();
+    let mut offset = 0.0f64;
+    for _ in 0..STEPS {
+        let (mut error, mut curvature) = (0.0, 1e-9);
+        for (logit, label, weight) in &rows {
+            let p = 1.0 / (1.0 + (-(logit + offset)).exp());
+            error += weight * (p - label);
+            curvature += weight * p * (1.0 - p);
+        }
+        offset -= (error / curvature).clamp(-MAX_STEP, MAX_STEP);
+    }
+    Calibration::Isotonic {
+        logits: knots.clone(),
+        corrected: corrected.iter().map(|value| value + offset as f32).collect(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
     use super::*;
 
     #[test]
@@ -63,15 +209,68 @@ mod tests {
         let labels: Vec<f32> = x.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect();
         let logits: Vec<f32> = x.iter().map(|x| 2.0 * x + 1.0).collect();
         let found = fit_calibration(&logits, &labels, &vec![1.0; x.len()]);
-        assert!(
-            (found.scale - 0.5).abs() < 1e-4 && (found.offset + 0.5).abs() < 1e-4,
-            "{found:?}"
-        );
+        let Calibration::Platt { scale, offset } = found else {
+            panic!("{found:?}");
+        };
+        assert!((scale - 0.5).abs() < 1e-4 && (offset + 0.5).abs() < 1e-4);
     }
 
     #[test]
     fn labels_that_are_all_equal_change_nothing() {
-        let found = fit_calibration(&[0.1, 0.2], &[0.0, 0.0], &[1.0, 1.0]);
-        assert_eq!(found, Calibration::default());
+        for method in [CalibrationMethod::Platt, CalibrationMethod::Isotonic] {
+            for label in [0.0, 1.0] {
+                let found = method.fit(&[0.1, 0.2], &[label; 2], &[1.0, 1.0]);
+                assert_eq!(found, Calibration::default());
+            }
+            assert_eq!(method.fit(&[], &[], &[]), Calibration::default());
+        }
+    }
+
+    /// Rows whose rate of clicks is that of a curve which no line is, and weights of 1 to 3.
+    fn bent(rows: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>, Vec<f64>) {
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let (mut logits, mut labels, mut weights, mut truth) = (vec![], vec![], vec![], vec![]);
+        for _ in 0..rows {
+            let logit = random.random_range(-4.0f32..4.0);
+            let rate = 0.05 + 0.4 * f64::from(u8::from(logit > -1.0)) + 0.3 * f64::from(u8::from(logit > 2.0));
+            logits.push(logit);
+            labels.push(f32::from(u8::from(random.random_bool(rate))));
+            weights.push(random.random_range(1.0..3.0));
+            truth.push(rate);
+        }
+        (logits, labels, weights, truth)
+    }
+
+    #[test]
+    fn an_isotonic_calibration_follows_rates_that_no_line_does() {
+        let (logits, labels, weights, truth) = bent(40_000);
+        let error = |calibration: &Calibration| {
+            let terms = logits.iter().zip(&truth).map(|(logit, rate)| {
+                (f64::from(calibration.probability(*logit)) - rate).abs()
+            });
+            terms.sum::<f64>() / truth.len() as f64
+        };
+        let isotonic = CalibrationMethod::Isotonic.fit(&logits, &labels, &weights);
+        let platt = CalibrationMethod::Platt.fit(&logits, &labels, &weights);
+        assert!(error(&isotonic) < 0.02, "{}", error(&isotonic));
+        assert!(error(&platt) > 0.05, "{}", error(&platt));
+    }
+
+    proptest! {
+        #[test]
+        fn sums_are_kept_and_order_too(seed in any::<u64>(), rows in 10usize..3000, ties in 1u32..50) {
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            let logits: Vec<f32> = (0..rows).map(|_| random.random_range(0..ties) as f32 * 0.1 - 1.0).collect();
+            let mut labels: Vec<f32> = (0..rows).map(|_| f32::from(u8::from(random.random_bool(0.3)))).collect();
+            (labels[0], labels[1]) = (0.0, 1.0);
+            let weights: Vec<f32> = (0..rows).map(|_| random.random_range(0.5..2.0)).collect();
+            let found = CalibrationMethod::Isotonic.fit(&logits, &labels, &weights);
+            let sum = |of: &dyn Fn(usize) -> f32| (0..rows).map(|row| f64::from(of(row) * weights[row])).sum::<f64>();
+            let predicted = sum(&|row| found.probability(logits[row]));
+            let clicked = sum(&|row| labels[row]);
+            prop_assert!((predicted / clicked - 1.0).abs() < 1e-3, "{predicted} {clicked}");
+            let scores: Vec<f32> = (0..200).map(|at| found.corrected(at as f32 * 0.05 - 5.0)).collect();
+            prop_assert!(scores.is_sorted());
+        }
     }
 }

@@ -6,10 +6,11 @@ use features::Schema;
 use models::ctr::{NetworkConfig, Pooling};
 use serde::{Deserialize, Serialize};
 
+use super::calibrate::CalibrationMethod;
 use crate::{
     checkpoint::CheckpointConfig,
     collective::CollectiveConfig,
-    dense::Precision,
+    dense::{DenseOptimizerConfig, Precision},
     schedule::ScheduleConfig,
     sharding::{DynamicConfig, PlannerConfig, SparseOptimizerConfig, Storage, TableConfig},
     split::SplitConfig,
@@ -108,6 +109,10 @@ pub struct TablesConfig {
     /// Rows of a table that GPU memory holds at a time, of tables with more, which then lie in host
     /// memory; best more than the distinct rows of a step. 0: whole tables lie in GPU memory.
     pub gpu_cache_rows: usize,
+    /// Every epoch begins with fresh rows and the network of the one before: rows that have seen
+    /// each click once cannot learn them by heart. Source: Liu et al., "Multi-Epoch Learning for
+    /// Deep Click-Through Rate Prediction Models" (2023).
+    pub reinitialise_each_epoch: bool,
     /// How rows are moved.
     pub optimizer: SparseOptimizerConfig,
     /// How tables are spread over the ranks.
@@ -125,6 +130,7 @@ impl Default for TablesConfig {
             pooling: Pooling::default(),
             storage: Storage::default(),
             gpu_cache_rows: 0,
+            reinitialise_each_epoch: false,
             optimizer: SparseOptimizerConfig::default(),
             planner: PlannerConfig::default(),
         }
@@ -186,12 +192,24 @@ pub struct TrainingConfig {
     pub batch_size: usize,
     /// Parts into which a step is cut for memory's sake; their gradients are summed.
     pub micro_batches: usize,
-    /// Passes over the training rows; the best by validation log loss is kept.
+    /// Passes over the training rows.
     pub epochs: usize,
     /// Steps between two measures on the validation rows, besides the end of each epoch. 0: none.
+    /// The model that is best by log loss at a measure is kept.
     pub evaluate_every_steps: u64,
-    /// Step size of the dense weights (Adam).
+    /// Measures in a row without a better one that end the run. 0: none do.
+    pub early_stopping: u64,
+    /// How the logits are put right on the validation rows.
+    pub calibration: CalibrationMethod,
+    /// How much of each label is taken towards one half.
+    pub label_smoothing: f32,
+    /// How the dense weights are moved.
+    pub optimizer: DenseOptimizerConfig,
+    /// Step size of the dense weights.
     pub learning_rate: f64,
+    /// Share of the running mean of the dense weights that a step keeps; the mean is what scores.
+    /// 0: the weights themselves do.
+    pub ema_decay: f64,
     /// What the network computes in; its weights stay f32.
     pub precision: Precision,
     /// Pull of the dense weights towards zero.
@@ -230,7 +248,12 @@ impl Default for TrainingConfig {
             micro_batches: 1,
             epochs: 2,
             evaluate_every_steps: 0,
+            early_stopping: 0,
+            calibration: CalibrationMethod::default(),
+            label_smoothing: 0.0,
+            optimizer: DenseOptimizerConfig::default(),
             learning_rate: 1e-3,
+            ema_decay: 0.0,
             precision: Precision::default(),
             weight_decay: 0.0,
             max_gradient_norm: 10.0,

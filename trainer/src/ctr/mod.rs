@@ -14,7 +14,7 @@ mod tests;
 mod train;
 mod verb;
 
-pub use calibrate::fit_calibration;
+pub use calibrate::CalibrationMethod;
 pub use config::{CtrConfig, GuardConfig, TablesConfig, TablesError, TrainingConfig};
 pub use evaluate::{Evaluation, evaluate};
 pub use step::{Groups, Learner, RoutedBatch, StepBatch, StepLimits, StepOutcome};

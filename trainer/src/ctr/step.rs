@@ -5,6 +5,7 @@ use std::{sync::Arc, thread};
 use burn::{
     module::AutodiffModule,
     optim::GradientsParams,
+    prelude::Backend,
     tensor::{Tensor, TensorData, backend::AutodiffBackend},
 };
 use features::hash::{SEED, chain_integer};
@@ -23,8 +24,8 @@ use crate::{
     backend::StepBackend,
     checkpoint::{CheckpointError, Piece, Restored, Snapshot},
     collective::{CollectiveError, ExchangeError, JoinError, ProcessGroup, Rendezvous, TcpGroup},
-    dense::{self, DenseState, Move, Precision, Saved},
-    sharding::{Bags, Routed, Router, Tables},
+    dense::{self, DenseState, Move, Precision, Rule, Saved},
+    sharding::{Bags, PlacementError, Routed, Router, Tables},
 };
 
 /// The rows of one step, or this rank's part of them.
@@ -130,6 +131,8 @@ pub struct StepOutcome {
 pub struct StepLimits {
     /// A step with a higher loss moves nothing.
     pub max_loss: f32,
+    /// Factor on all learning rates, besides that of the schedule.
+    pub rate: f64,
     /// This rank was asked to stop; all ranks hear of it in the same step.
     pub stop: bool,
 }
@@ -138,6 +141,7 @@ impl Default for StepLimits {
     fn default() -> Self {
         Self {
             max_loss: f32::INFINITY,
+            rate: 1.0,
             stop: false,
         }
     }
@@ -149,6 +153,7 @@ pub struct Learner<B: StepBackend> {
     network: Network<B>,
     /// The network's weights and their optimizer.
     dense: B::Dense,
+    rule: Rule,
     num_weights: usize,
     tables: B::Tables,
     normalisation: Normalisation,
@@ -157,6 +162,9 @@ pub struct Learner<B: StepBackend> {
     step: u64,
     device: B::Device,
 }
+
+/// A network that scores.
+pub struct Scoring<B: StepBackend>(Network<Inner<B>>);
 
 /// Gradients of a micro-batch's tables that have reached their owners.
 type Given<'a, B> = <<B as StepBackend>::Tables as Tables<Inner<B>>>::Given<'a>;
@@ -185,11 +193,17 @@ impl<B: StepBackend> Learner<B> {
         let network: Network<B> = model.init(&layout, &mut random, &device);
         let weights = dense::flatten_weights(&network);
         let num_weights = weights.len();
-        let dense = B::Dense::load(Saved::fresh(weights), &device);
+        let rule = Rule {
+            config: training.optimizer,
+            segments: dense::segments(&network).into(),
+        };
+        let saved = Saved::fresh(weights, training.ema_decay > 0.0);
+        let dense = B::Dense::load(saved, &rule, &device);
         Self {
             model: model.clone(),
             network: dense.network(network, training.precision),
             dense,
+            rule,
             num_weights,
             tables,
             normalisation,
@@ -198,6 +212,14 @@ impl<B: StepBackend> Learner<B> {
             step: 0,
             device,
         }
+    }
+
+    /// Makes the rows of all tables as new; the network stays.
+    ///
+    /// # Errors
+    /// [`PlacementError`].
+    pub fn reinitialise_tables(&mut self) -> Result<(), PlacementError> {
+        self.tables.reinitialise()
     }
 
     /// Admits and evicts ids of dynamic tables by what a step's batches have seen, before the step
@@ -237,12 +259,13 @@ impl<B: StepBackend> Learner<B> {
         let (loss, gradient_norm) = (total.loss, total.gradient_norm);
         let applied = gradient_norm.is_finite() && loss.is_finite() && loss <= limits.max_loss;
         if applied {
-            let factor = self.training.schedule.rate(self.step);
+            let factor = limits.rate * self.training.schedule.rate(self.step);
             self.tables.apply(&given, factor as f32, rows)?;
             let by = Move {
                 rate: self.training.learning_rate * factor,
                 weight_decay: self.training.weight_decay,
                 max_norm: self.training.max_gradient_norm,
+                average: self.training.ema_decay as f32,
             };
             self.dense.apply(&total, by);
             self.refresh_network();
@@ -336,7 +359,7 @@ impl<B: StepBackend> Learner<B> {
         );
         let mut loss = weighted_bce(
             dense::cast(logits, Precision::F32),
-            column(&batch.batch.labels),
+            smoothed(column(&batch.batch.labels), self.training.label_smoothing),
             column(&batch.batch.weights),
         );
         if batch.weight != total_weight {
@@ -350,12 +373,20 @@ impl<B: StepBackend> Learner<B> {
         of_input.expect("a gradient of the input")
     }
 
+    /// The network as it scores: with the mean of its weights, where that is kept.
+    pub fn scoring(&self) -> Scoring<B> {
+        let network = self.network.clone();
+        let network = self.dense.averaged(network, self.training.precision);
+        Scoring(network.valid())
+    }
+
     /// Logits of this rank's rows, without dropout.
     ///
     /// # Errors
     /// [`ExchangeError`].
     pub fn logits(
         &self,
+        scoring: &Scoring<B>,
         batch: &RoutedBatch,
         rows: &mut impl ProcessGroup,
     ) -> Result<Vec<f32>, ExchangeError> {
@@ -364,8 +395,7 @@ impl<B: StepBackend> Learner<B> {
             return Ok(Vec::new());
         }
         let input = dense::cast(input, self.training.precision);
-        let logits = self.network.valid().forward(input, Mode::Inference);
-        Ok(dense::to_vec(logits))
+        Ok(dense::to_vec(scoring.0.forward(input, Mode::Inference)))
     }
 
     /// The parts of a model that scores: network and whole tables as they stand, on the CPU.
@@ -380,7 +410,8 @@ impl<B: StepBackend> Learner<B> {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let layout = self.router().plan().layout();
         let network = self.model.init::<Cpu>(&layout, &mut random, &device);
-        let weights = self.dense.save().weights;
+        let saved = self.dense.save();
+        let weights = saved.averages.unwrap_or(saved.weights);
         let network = dense::load_weights(network, &weights, Precision::F32, &device);
         Ok((network, self.tables.to_host()?.gather(group)?))
     }
@@ -419,16 +450,18 @@ impl<B: StepBackend> Learner<B> {
     pub fn save(&self, state: serde_json::Value) -> Result<Snapshot, ExchangeError> {
         let (shards, tables) = self.tables.to_host()?.save();
         let dense = self.dense.save();
+        let mut pieces = vec![
+            Piece::vector("weights", &dense.weights),
+            Piece::vector("means", &dense.means),
+            Piece::vector("squares", &dense.squares),
+        ];
+        pieces.extend(dense.averages.map(|averages| Piece::vector("averages", &averages)));
         Ok(Snapshot {
             step: self.step,
             shards,
             tables,
             ids: self.router().save_ids(),
-            dense: vec![
-                Piece::vector("weights", &dense.weights),
-                Piece::vector("adam.means", &dense.means),
-                Piece::vector("adam.squares", &dense.squares),
-            ],
+            dense: pieces,
             state,
         })
     }
@@ -460,13 +493,26 @@ impl<B: StepBackend> Learner<B> {
         };
         let saved = Saved {
             weights: read("weights")?,
-            means: read("adam.means")?,
-            squares: read("adam.squares")?,
+            means: read("means")?,
+            squares: read("squares")?,
+            averages: match self.training.ema_decay > 0.0 {
+                true => Some(read("averages")?),
+                false => None,
+            },
             updates,
         };
-        self.dense = B::Dense::load(saved, &self.device);
+        self.dense = B::Dense::load(saved, &self.rule, &self.device);
         self.refresh_network();
         self.step = restored.manifest.step;
         Ok(())
+    }
+}
+
+/// Labels drawn towards one half. Source: Szegedy et al., "Rethinking the Inception Architecture",
+/// CVPR 2016, section 7.
+fn smoothed<B: Backend>(labels: Tensor<B, 2>, smoothing: f32) -> Tensor<B, 2> {
+    match smoothing > 0.0 {
+        true => labels * (1.0 - smoothing) + 0.5 * smoothing,
+        false => labels,
     }
 }

@@ -15,8 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ahead::Ahead,
-    calibrate::fit_calibration,
-    config::{CtrConfig, TablesError},
+    config::{CtrConfig, TablesError, TrainingConfig},
     evaluate::{Evaluation, SCORE_BATCH, evaluate},
     moments::fit_normalisation,
     step::{Groups, Learner, StepBatch, StepLimits, StepOutcome},
@@ -119,6 +118,16 @@ pub enum TrainError {
         /// How many.
         tasks: usize,
     },
+    /// A number outside of its range.
+    #[error("training.{key} is {value}, wanted {wanted}")]
+    Range {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        wanted: &'static str,
+    },
     /// Steps in a row that could not be taken.
     #[error(
         "{count} steps in a row up to step {step} were skipped, the last with loss {loss}: lower training.learning_rate, or look for huge values in the rows named in metrics.jsonl"
@@ -211,10 +220,14 @@ struct State {
     /// Fitted on the training rows.
     normalisation: Option<Normalisation>,
     best: Option<Best>,
+    /// Measures since the best one.
+    since_best: u64,
+    /// How often the learning rates fell for want of better measures.
+    falls: u32,
 }
 
-/// The best epoch so far.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// The best measure so far.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Best {
     #[serde(with = "bits")]
@@ -242,8 +255,7 @@ mod bits {
 /// Trains a model, from the newest checkpoint if there is one; `report` hears of steps and epochs
 /// as they happen, and `stop` is looked at in every step.
 ///
-/// The epoch with the lowest log loss on the validation rows is kept, and its calibration fitted
-/// there. The same seed gives the same bits with the same number of ranks, however often the run
+/// What has the lowest log loss on the validation rows is kept, and its calibration fitted there. The same seed gives the same bits with the same number of ranks, however often the run
 /// was interrupted, and the same losses to rounding with any number.
 ///
 /// # Errors
@@ -280,7 +292,10 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
     };
     learner.set_normalisation(normalisation.clone());
     state.normalisation = Some(normalisation);
-    while state.epoch < task.config.training.epochs as u64 {
+    while !state.is_over(&task.config.training) {
+        if task.config.tables.reinitialise_each_epoch && state.epoch > 0 && state.batch == 0 {
+            learner.reinitialise_tables()?;
+        }
         let mut run = Epoch {
             task,
             learner: &mut learner,
@@ -289,24 +304,18 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
             stop,
             report: &mut report,
         };
-        if run.run(groups)? {
-            save_now(checkpoints, &learner, &state)?;
-            return Ok(Trained::Stopped { step: state.step });
+        match run.run(groups)? {
+            End::Stopped => {
+                save_now(checkpoints, &learner, &state)?;
+                return Ok(Trained::Stopped { step: state.step });
+            }
+            End::Early => break,
+            End::Done => {}
         }
         let (calibration, evaluation) = measure(task, &learner, &mut groups.rows)?;
         state.epoch += 1;
         state.batch = 0;
-        if state
-            .best
-            .is_none_or(|best| evaluation.log_loss < best.log_loss)
-        {
-            state.best = Some(Best {
-                log_loss: evaluation.log_loss,
-                step: state.step,
-                updates: state.updates,
-                calibration,
-            });
-        }
+        state.judge(calibration, &evaluation, &task.config.training);
         report(&Progress::Epoch {
             epoch: state.epoch,
             step: state.step,
@@ -315,8 +324,8 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
         });
         save_now(checkpoints, &learner, &state)?;
     }
-    // Every epoch was measured.
-    let best = state.best.expect("one epoch or more");
+    // Every epoch was measured, and one that ended early before its end.
+    let best = state.best.expect("one measure or more");
     if best.step != state.step {
         let restored =
             checkpoints.of_step(best.step, &mut groups.rows, |part| router.needs(part))?;
@@ -326,6 +335,45 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
     finished(task, &learner, best.calibration, &mut groups.ids)
 }
 
+impl State {
+    /// Takes a measure in; whether it is the best so far.
+    fn judge(
+        &mut self,
+        calibration: Calibration,
+        measured: &Evaluation,
+        training: &TrainingConfig,
+    ) -> bool {
+        let better = |best: &Best| measured.log_loss < best.log_loss;
+        if self.best.as_ref().is_none_or(better) {
+            self.best = Some(Best {
+                log_loss: measured.log_loss,
+                step: self.step,
+                updates: self.updates,
+                calibration,
+            });
+            self.since_best = 0;
+            return true;
+        }
+        self.since_best += 1;
+        self.falls += u32::from(training.schedule.falls(self.since_best));
+        false
+    }
+
+    /// Whether measures have not become better for too long.
+    fn is_stuck(&self, training: &TrainingConfig) -> bool {
+        training.early_stopping > 0 && self.since_best >= training.early_stopping
+    }
+
+    fn is_over(&self, training: &TrainingConfig) -> bool {
+        self.epoch >= training.epochs as u64 || self.is_stuck(training)
+    }
+
+    /// What the falls have left of the learning rates.
+    fn rate(&self, training: &TrainingConfig) -> f64 {
+        training.schedule.floor.powf(f64::from(self.falls))
+    }
+}
+
 /// Saves what the run cannot do without, and waits for it.
 fn save_now<B: StepBackend, G: ProcessGroup + 'static>(
     checkpoints: &mut Checkpoints<G>,
@@ -333,7 +381,7 @@ fn save_now<B: StepBackend, G: ProcessGroup + 'static>(
     state: &State,
 ) -> Result<(), TrainError> {
     let snapshot = learner.save(json(state))?;
-    told(checkpoints.save(snapshot, state.best.map(|best| best.step)));
+    told(checkpoints.save(snapshot, state.best.as_ref().map(|best| best.step)));
     Ok(checkpoints.wait()?)
 }
 
@@ -348,6 +396,25 @@ fn told(written: Result<(), CheckpointError>) {
 fn json(state: &State) -> serde_json::Value {
     // Plain numbers, which JSON can always say.
     serde_json::to_value(state).expect("a state is JSON")
+}
+
+fn check_ranges(training: &TrainingConfig) -> Result<(), TrainError> {
+    let optimizer = &training.optimizer;
+    let shares = [
+        ("ema_decay", training.ema_decay),
+        ("label_smoothing", f64::from(training.label_smoothing)),
+        ("optimizer.beta1", f64::from(optimizer.beta1)),
+        ("optimizer.beta2", f64::from(optimizer.beta2)),
+    ];
+    let wrong = shares.iter().find(|(_, share)| !(0.0..1.0).contains(share));
+    match wrong {
+        None => Ok(()),
+        Some((key, value)) => Err(TrainError::Range {
+            key,
+            value: *value,
+            wanted: "at least 0 and below 1",
+        }),
+    }
 }
 
 fn learner<B: StepBackend>(
@@ -365,6 +432,7 @@ fn learner<B: StepBackend>(
             return Err(TrainError::Zero { key });
         }
     }
+    check_ranges(&config.training)?;
     let tasks = config.model.num_tasks();
     if tasks != 1 {
         return Err(TrainError::Tasks { tasks });
@@ -413,6 +481,17 @@ fn learner<B: StepBackend>(
     ))
 }
 
+/// How a pass over the training rows ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// With its last row.
+    Done,
+    /// The run was asked to stop.
+    Stopped,
+    /// Measures have not become better for too long.
+    Early,
+}
+
 /// One pass over the training rows, or what is left of it.
 struct Epoch<'a, 'b, B: StepBackend, G> {
     task: Task<'a>,
@@ -424,8 +503,7 @@ struct Epoch<'a, 'b, B: StepBackend, G> {
 }
 
 impl<B: StepBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
-    /// Returns whether it was stopped before its end.
-    fn run(&mut self, groups: &mut Groups<G, impl ProcessGroup>) -> Result<bool, TrainError> {
+    fn run(&mut self, groups: &mut Groups<G, impl ProcessGroup>) -> Result<End, TrainError> {
         let Task { config, train, .. } = self.task;
         let first = self.state.batch * config.training.batch_size;
         let sizes = sizes(
@@ -463,6 +541,7 @@ impl<B: StepBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
                 }
                 let limits = StepLimits {
                     max_loss: self.max_loss(),
+                    rate: self.state.rate(&config.training),
                     stop: self.stop.load(Ordering::Relaxed),
                 };
                 let outcome = self
@@ -475,15 +554,17 @@ impl<B: StepBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
                 let speed = (self.state.samples - before) as f64 / started.elapsed().as_secs_f64();
                 self.tell(&outcome, speed);
                 if outcome.stopping {
-                    return Ok(true);
+                    return Ok(End::Stopped);
                 }
                 // The end of an epoch is measured and saved by itself.
-                if !last {
-                    self.evaluate_when_due(rows)?;
+                if !last && !self.evaluate_when_due(rows)? {
                     self.save_when_due()?;
                 }
+                if self.state.is_stuck(&config.training) {
+                    return Ok(End::Early);
+                }
             }
-            Ok(false)
+            Ok(End::Done)
         })
     }
 
@@ -544,24 +625,31 @@ impl<B: StepBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
         (state.curve_sum, state.curve_count) = (0.0, 0);
     }
 
-    fn evaluate_when_due(&mut self, rows: &mut impl ProcessGroup) -> Result<(), TrainError> {
+    /// Whether it was due, and the best so far; what is best is saved.
+    fn evaluate_when_due(&mut self, rows: &mut impl ProcessGroup) -> Result<bool, TrainError> {
         let every = self.task.config.training.evaluate_every_steps;
-        if every > 0 && self.state.step.is_multiple_of(every) {
-            let (_, valid) = measure(self.task, self.learner, rows)?;
-            (self.report)(&Progress::Evaluated {
-                step: self.state.step,
-                valid,
-                tables: self.learner.router().usage(rows)?,
-            });
+        if every == 0 || !self.state.step.is_multiple_of(every) {
+            return Ok(false);
         }
-        Ok(())
+        let (calibration, valid) = measure(self.task, self.learner, rows)?;
+        let training = &self.task.config.training;
+        let best = self.state.judge(calibration, &valid, training);
+        (self.report)(&Progress::Evaluated {
+            step: self.state.step,
+            valid,
+            tables: self.learner.router().usage(rows)?,
+        });
+        if best {
+            save_now(self.checkpoints, self.learner, self.state)?;
+        }
+        Ok(best)
     }
 
     fn save_when_due(&mut self) -> Result<(), TrainError> {
         let every = self.checkpoints.config().every_steps;
         if every > 0 && self.state.step.is_multiple_of(every) {
             let snapshot = self.learner.save(json(self.state))?;
-            let best = self.state.best.map(|best| best.step);
+            let best = self.state.best.as_ref().map(|best| best.step);
             told(self.checkpoints.save(snapshot, best));
         }
         Ok(())
@@ -597,6 +685,7 @@ fn measure<B: StepBackend>(
     learner: &Learner<B>,
     rows: &mut impl ProcessGroup,
 ) -> Result<(Calibration, Evaluation), TrainError> {
+    let scoring = learner.scoring();
     let mut read = batches(task.valid, task, Order::Stored, 0, rows);
     let (mut logits, mut clicks, mut weights) = (Vec::new(), Vec::new(), Vec::new());
     for size in sizes(task.valid.len(), SCORE_BATCH * rows.world_size()) {
@@ -604,11 +693,12 @@ fn measure<B: StepBackend>(
         clicks.extend_from_slice(&batch.labels);
         weights.extend_from_slice(&batch.weights);
         let routed = batch.route(learner.router(), rows)?;
-        logits.extend(learner.logits(&routed, rows)?);
+        logits.extend(learner.logits(&scoring, &routed, rows)?);
     }
     let mut all = |mine: &[f32]| Ok::<_, CollectiveError>(rows.all_gather_v(mine)?.concat());
     let (logits, clicks, weights) = (all(&logits)?, all(&clicks)?, all(&weights)?);
-    let calibration = fit_calibration(&logits, &clicks, &weights);
+    let method = task.config.training.calibration;
+    let calibration = method.fit(&logits, &clicks, &weights);
     let scores = logits.iter().map(|logit| calibration.probability(*logit));
     let scores: Vec<f32> = scores.collect();
     Ok((calibration, evaluate(&scores, &clicks, &weights)))
@@ -647,7 +737,7 @@ mod tests {
                 curve_sum: sum,
                 mean_loss: mean,
                 best: Some(Best { log_loss: loss, step: 3, updates: 2,
-                    calibration: Calibration { scale, offset: -scale }, }),
+                    calibration: Calibration::Platt { scale, offset: -scale }, }),
                 ..State::default()
             };
             let text = serde_json::to_string(&json(&state)).unwrap();
@@ -655,7 +745,7 @@ mod tests {
             let again: State = serde_json::from_value(value).unwrap();
             prop_assert_eq!(json(&again), json(&state));
             prop_assert_eq!(again.mean_loss.to_bits(), mean.to_bits());
-            prop_assert_eq!(again.best.map(|best| best.calibration.scale.to_bits()), Some(scale.to_bits()));
+            prop_assert_eq!(again.best, state.best);
         }
     }
 }

@@ -11,9 +11,9 @@ use kernels::{Buffer, Device};
 use models::ctr::Network;
 
 use super::{
-    DenseState, Move, Precision, Saved, Total,
-    adam::{BETA_1, BETA_2, EPS, corrected},
-    cast, to_vec,
+    DenseOptimizer, DenseState, Move, Precision, Rule, Saved, Total, cast,
+    optimizer::{Step, trust},
+    to_vec,
 };
 use crate::{
     backend::{Gpu, GpuRuntime},
@@ -29,6 +29,8 @@ pub struct DeviceDense<R: GpuRuntime> {
     weights: Flat<R>,
     means: Flat<R>,
     squares: Flat<R>,
+    averages: Option<Flat<R>>,
+    rule: Rule,
     updates: u64,
     /// `[num_weights + 2]`: the gradient, the loss, and whether to stop.
     sum: Flat<R>,
@@ -36,7 +38,7 @@ pub struct DeviceDense<R: GpuRuntime> {
 }
 
 impl<R: GpuRuntime> DenseState<Autodiff<Gpu<R>>> for DeviceDense<R> {
-    fn load(saved: Saved, device: &R::Device) -> Self {
+    fn load(saved: Saved, rule: &Rule, device: &R::Device) -> Self {
         let num_weights = saved.weights.len();
         let flat = |values: Vec<f32>| {
             let values = TensorData::new(values, [num_weights]);
@@ -46,6 +48,8 @@ impl<R: GpuRuntime> DenseState<Autodiff<Gpu<R>>> for DeviceDense<R> {
             weights: flat(saved.weights),
             means: flat(saved.means),
             squares: flat(saved.squares),
+            averages: saved.averages.map(flat),
+            rule: rule.clone(),
             updates: saved.updates,
             sum: Tensor::zeros([num_weights + 2], device),
             device: device.clone(),
@@ -57,6 +61,7 @@ impl<R: GpuRuntime> DenseState<Autodiff<Gpu<R>>> for DeviceDense<R> {
             weights: to_vec(self.weights.clone()),
             means: to_vec(self.means.clone()),
             squares: to_vec(self.squares.clone()),
+            averages: self.averages.clone().map(to_vec),
             updates: self.updates,
         }
     }
@@ -66,10 +71,16 @@ impl<R: GpuRuntime> DenseState<Autodiff<Gpu<R>>> for DeviceDense<R> {
         network: Network<Autodiff<Gpu<R>>>,
         precision: Precision,
     ) -> Network<Autodiff<Gpu<R>>> {
-        network.map(&mut Load {
-            weights: cast(self.weights.clone(), precision),
-            at: 0,
-        })
+        load(network, self.weights.clone(), precision)
+    }
+
+    fn averaged(
+        &self,
+        network: Network<Autodiff<Gpu<R>>>,
+        precision: Precision,
+    ) -> Network<Autodiff<Gpu<R>>> {
+        let weights = self.averages.as_ref().unwrap_or(&self.weights);
+        load(network, weights.clone(), precision)
     }
 
     fn add(
@@ -116,22 +127,43 @@ impl<R: GpuRuntime> DenseState<Autodiff<Gpu<R>>> for DeviceDense<R> {
         }
     }
 
-    /// As the host's Adam has it.
+    /// As the host's has it.
     fn apply(&mut self, total: &Total, by: Move) {
         self.updates += 1;
-        let (rate, square_scale) = corrected(by.rate, self.updates);
+        let config = self.rule.config;
+        let step = config.step(by.rate, by.weight_decay, self.updates);
+        let Step {
+            rate, weight_decay, ..
+        } = step;
         let mut gradient = self.sum.clone().narrow(0, 0, self.num_weights());
         if let Some(scale) = by.scale(total) {
             gradient = gradient * scale;
         }
-        if by.weight_decay > 0.0 {
-            gradient = gradient + self.weights.clone() * by.weight_decay;
+        let weights = self.weights.clone();
+        if weight_decay > 0.0 && config.decays_by_gradient() {
+            gradient = gradient + weights.clone() * weight_decay;
         }
-        let (means, squares) = (self.means.clone(), self.squares.clone());
-        self.means = means.clone() + (gradient.clone() - means) * (1.0 - BETA_1);
-        self.squares = squares.clone() + (gradient.powi_scalar(2) - squares) * (1.0 - BETA_2);
-        let length = (self.squares.clone() * square_scale).sqrt() + EPS;
-        self.weights = self.weights.clone() - self.means.clone() * rate / length;
+        self.weights = match config.kind {
+            DenseOptimizer::Adam => weights - self.adam(gradient, &step) * rate,
+            DenseOptimizer::AdamW => {
+                let decay = weights.clone() * weight_decay;
+                weights - (self.adam(gradient, &step) + decay) * rate
+            }
+            DenseOptimizer::Adagrad => {
+                self.squares = self.squares.clone() + gradient.clone() * gradient.clone();
+                let length = self.squares.clone().sqrt() + config.eps;
+                weights - gradient / length * rate
+            }
+            DenseOptimizer::Lamb => {
+                let decay = weights.clone() * weight_decay;
+                let direction = self.adam(gradient, &step) + decay;
+                self.moved_by_layer(&weights, &direction, rate)
+            }
+        };
+        if let Some(averages) = &mut self.averages {
+            let moved = 1.0 - by.kept(self.updates);
+            *averages = averages.clone() + (self.weights.clone() - averages.clone()) * moved;
+        }
     }
 
     fn clear(&mut self) {
@@ -143,6 +175,41 @@ impl<R: GpuRuntime> DeviceDense<R> {
     fn num_weights(&self) -> usize {
         self.weights.dims()[0]
     }
+
+    /// Takes a gradient into both means, and gives Adam's direction.
+    fn adam(&mut self, gradient: Flat<R>, step: &Step) -> Flat<R> {
+        let config = self.rule.config;
+        let (means, squares) = (self.means.clone(), self.squares.clone());
+        self.means = means.clone() + (gradient.clone() - means) * (1.0 - config.beta1);
+        self.squares = squares.clone() + (gradient.powi_scalar(2) - squares) * (1.0 - config.beta2);
+        let length = (self.squares.clone() * step.square_scale).sqrt() + config.eps;
+        self.means.clone() * step.mean_scale / length
+    }
+
+    /// LAMB's step, whose length each layer has for itself.
+    fn moved_by_layer(&self, weights: &Flat<R>, direction: &Flat<R>, rate: f32) -> Flat<R> {
+        let mut at = 0;
+        let layers = self.rule.segments.iter().map(|len| {
+            let mine = weights.clone().narrow(0, at, *len);
+            let moved = direction.clone().narrow(0, at, *len);
+            at += len;
+            let squares = [&mine, &moved].map(|part| part.clone().powi_scalar(2).sum());
+            let lengths = to_vec(Tensor::cat(squares.to_vec(), 0).sqrt());
+            mine - moved * (rate * trust(lengths[0], lengths[1]))
+        });
+        Tensor::cat(layers.collect(), 0)
+    }
+}
+
+fn load<R: GpuRuntime>(
+    network: Network<Autodiff<Gpu<R>>>,
+    weights: Flat<R>,
+    precision: Precision,
+) -> Network<Autodiff<Gpu<R>>> {
+    network.map(&mut Load {
+        weights: cast(weights, precision),
+        at: 0,
+    })
 }
 
 /// A tensor of f32 as numbers in memory.

@@ -55,6 +55,19 @@ pub(crate) fn flatten_weights<B: Backend>(module: &impl Module<B>) -> Vec<f32> {
     visitor.0
 }
 
+/// Numbers of each tensor.
+pub(crate) fn segments<B: Backend>(module: &impl Module<B>) -> Vec<usize> {
+    struct Count(Vec<usize>);
+    impl<B: Backend> ModuleVisitor<B> for Count {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            self.0.push(param.val().shape().num_elements());
+        }
+    }
+    let mut visitor = Count(Vec::new());
+    module.visit(&mut visitor);
+    visitor.0
+}
+
 /// The module with other weights, in a precision; the inverse of [`flatten_weights`].
 ///
 /// # Panics
@@ -121,6 +134,7 @@ mod tests {
         let weights: Vec<f32> = (0..8).map(|at| at as f32).collect();
         let layer = load_weights(layer, &weights, Precision::F32, &device);
         assert_eq!(flatten_weights(&layer), weights);
+        assert_eq!(segments(&layer), [6, 2]);
         let input = Tensor::<Autodiff<Cpu>, 2>::ones([1, 3], &device);
         let loss = layer.forward(input).sum();
         let gradients = GradientsParams::from_grads(loss.backward(), &layer);

@@ -4,7 +4,7 @@ use burn::{optim::GradientsParams, tensor::Tensor};
 use models::{ctr::Network, ops::TrainingBackend};
 
 use super::{
-    Adam, DenseState, Move, Precision, Saved, Total,
+    DenseState, Move, Optimizer, Precision, Rule, Saved, Total,
     flat::{add_gradients, load_weights, to_vec},
 };
 use crate::collective::{ExchangeError, ProcessGroup};
@@ -16,18 +16,21 @@ const REST: usize = 2;
 #[derive(Debug)]
 pub struct HostDense<B: TrainingBackend> {
     weights: Vec<f32>,
-    adam: Adam,
+    optimizer: Optimizer,
+    averages: Option<Vec<f32>>,
     /// `[num_weights + REST]`.
     sum: Vec<f32>,
     device: B::Device,
 }
 
 impl<B: TrainingBackend> DenseState<B> for HostDense<B> {
-    fn load(saved: Saved, device: &B::Device) -> Self {
+    fn load(saved: Saved, rule: &Rule, device: &B::Device) -> Self {
         Self {
             sum: vec![0.0; saved.weights.len() + REST],
             weights: saved.weights,
-            adam: Adam {
+            averages: saved.averages,
+            optimizer: Optimizer {
+                rule: rule.clone(),
                 means: saved.means,
                 squares: saved.squares,
                 step: saved.updates,
@@ -39,14 +42,20 @@ impl<B: TrainingBackend> DenseState<B> for HostDense<B> {
     fn save(&self) -> Saved {
         Saved {
             weights: self.weights.clone(),
-            means: self.adam.means.clone(),
-            squares: self.adam.squares.clone(),
-            updates: self.adam.step,
+            means: self.optimizer.means.clone(),
+            squares: self.optimizer.squares.clone(),
+            averages: self.averages.clone(),
+            updates: self.optimizer.step,
         }
     }
 
     fn network(&self, network: Network<B>, precision: Precision) -> Network<B> {
         load_weights(network, &self.weights, precision, &self.device)
+    }
+
+    fn averaged(&self, network: Network<B>, precision: Precision) -> Network<B> {
+        let weights = self.averages.as_ref().unwrap_or(&self.weights);
+        load_weights(network, weights, precision, &self.device)
     }
 
     fn add(
@@ -82,8 +91,14 @@ impl<B: TrainingBackend> DenseState<B> for HostDense<B> {
         if let Some(scale) = by.scale(total) {
             gradient.iter_mut().for_each(|value| *value *= scale);
         }
-        self.adam
+        self.optimizer
             .step(&mut self.weights, gradient, by.rate, by.weight_decay);
+        if let Some(averages) = &mut self.averages {
+            let moved = 1.0 - by.kept(self.optimizer.step);
+            for (average, weight) in averages.iter_mut().zip(&self.weights) {
+                *average += moved * (weight - *average);
+            }
+        }
     }
 
     fn clear(&mut self) {

@@ -4,13 +4,12 @@
 //! optimizer is one pass over memory, and its checkpoint is three vectors. They lie where the
 //! backend's tensors do ([`DenseState`]), as f32 whatever the network computes in.
 
-mod adam;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod device;
 mod flat;
 mod host;
+mod optimizer;
 
-pub(crate) use adam::Adam;
 use burn::{
     optim::GradientsParams,
     tensor::{FloatDType, Tensor},
@@ -19,8 +18,10 @@ use burn::{
 pub use device::DeviceDense;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(crate) use device::{from_buffer, to_buffer};
-pub(crate) use flat::{cast, flatten_weights, load_weights, to_vec};
+pub(crate) use flat::{cast, flatten_weights, load_weights, segments, to_vec};
 pub use host::HostDense;
+use optimizer::Optimizer;
+pub use optimizer::{DenseOptimizer, DenseOptimizerConfig, Rule};
 use models::{ctr::Network, ops::TrainingBackend};
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +70,9 @@ pub struct Move {
     pub weight_decay: f32,
     /// Longest gradient. 0: no limit.
     pub max_norm: f32,
+    /// Share of the old mean of the weights that a step keeps, where there is one. Source: Polyak
+    /// and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
+    pub average: f32,
 }
 
 impl Move {
@@ -78,9 +82,16 @@ impl Move {
         (self.max_norm > 0.0 && norm > self.max_norm && norm.is_finite())
             .then(|| self.max_norm / norm)
     }
+
+    /// What the running mean of the weights keeps in an update, from 1 on: less in the first ones,
+    /// so that it soon forgets where the network began.
+    fn kept(&self, update: u64) -> f32 {
+        let update = update as f32;
+        self.average.min((1.0 + update) / (10.0 + update))
+    }
 }
 
-/// Weights, means and mean squares of a network's optimizer, as they are saved.
+/// Weights of a network, and the state of their optimizer, as they are saved.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Saved {
     /// `[num_weights]`.
@@ -89,15 +100,18 @@ pub struct Saved {
     pub means: Vec<f32>,
     /// `[num_weights]`, running mean of its square.
     pub squares: Vec<f32>,
+    /// `[num_weights]`, running mean of the weights, where there is one ([`Move::average`]).
+    pub averages: Option<Vec<f32>>,
     /// Updates so far.
     pub updates: u64,
 }
 
 impl Saved {
-    /// Before the first step.
-    pub fn fresh(weights: Vec<f32>) -> Self {
+    /// Before the first step, with a running mean of the weights or without.
+    pub fn fresh(weights: Vec<f32>, averaged: bool) -> Self {
         let zeros = vec![0.0; weights.len()];
         Self {
+            averages: averaged.then(|| weights.clone()),
             weights,
             means: zeros.clone(),
             squares: zeros,
@@ -109,14 +123,17 @@ impl Saved {
 /// Weights of a network, the sum of their gradients over a step, and the optimizer's state, in the
 /// memory that a backend's tensors lie in.
 pub trait DenseState<B: TrainingBackend>: Send {
-    /// From what was saved.
-    fn load(saved: Saved, device: &B::Device) -> Self;
+    /// From what was saved, to be moved by a rule.
+    fn load(saved: Saved, rule: &Rule, device: &B::Device) -> Self;
 
     /// Copies what is saved.
     fn save(&self) -> Saved;
 
     /// A network with these weights in a precision.
     fn network(&self, network: Network<B>, precision: Precision) -> Network<B>;
+
+    /// A network with the running mean of the weights, where there is one; else with the weights.
+    fn averaged(&self, network: Network<B>, precision: Precision) -> Network<B>;
 
     /// Adds the gradients of this rank's rows, and the loss.
     fn add(

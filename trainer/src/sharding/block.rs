@@ -69,6 +69,12 @@ pub trait Tables<B: Backend>: Sized {
     /// [`ExchangeError`] if the device refuses.
     fn to_host(&self) -> Result<Cow<'_, ShardedTables>, ExchangeError>;
 
+    /// As [`ShardedTables::reinitialise`].
+    ///
+    /// # Errors
+    /// [`PlacementError`].
+    fn reinitialise(&mut self) -> Result<(), PlacementError>;
+
     /// As [`ShardedTables::observe`].
     ///
     /// # Errors
@@ -132,6 +138,11 @@ impl<B: Backend> Tables<B> for ShardedTables {
         _device: &B::Device,
     ) -> Result<Self, PlacementError> {
         Ok(tables)
+    }
+
+    fn reinitialise(&mut self) -> Result<(), PlacementError> {
+        self.reinitialise();
+        Ok(())
     }
 
     fn router(&self) -> &Router {

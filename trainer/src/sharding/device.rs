@@ -466,6 +466,17 @@ impl<R: GpuRuntime> Tables<Gpu<R>> for DeviceTables<R> {
         self.host.router()
     }
 
+    fn reinitialise(&mut self) -> Result<(), PlacementError> {
+        let mut host = self.host.clone();
+        for shard in &mut host.shards {
+            shard.values = Values::zeros(Storage::F32, shard.rows * shard.dim);
+        }
+        host.reinitialise();
+        self.stores.clear();
+        *self = Self::place(host, self.cache_rows, &self.place)?;
+        Ok(())
+    }
+
     fn to_host(&self) -> Result<Cow<'_, ShardedTables>, ExchangeError> {
         let mut host = self.host.clone();
         for (at, shard) in host.shards.iter_mut().enumerate() {

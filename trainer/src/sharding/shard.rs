@@ -186,6 +186,12 @@ impl Shard {
         }
     }
 
+    /// Makes all rows as new.
+    pub fn reinitialise(&mut self) {
+        self.state = zeros(self.rows * self.state_len);
+        self.initialise();
+    }
+
     /// Makes rows as new, those of `(table, row)` that are here.
     pub fn reset(&mut self, lost: &[(usize, u32)]) {
         let (rows, fresh) = self.fresh(lost);

@@ -69,6 +69,11 @@ impl ShardedTables {
         }
     }
 
+    /// Forgets what the rows have learnt, but not which ids have rows.
+    pub fn reinitialise(&mut self) {
+        self.shards.iter_mut().for_each(Shard::reinitialise);
+    }
+
     /// Width of the pooled block: room for dense features, and the dims of all tables.
     pub fn width(&self) -> usize {
         self.width
