@@ -1,5 +1,7 @@
 //! The training loop: what it learns, on how many ranks, and after what interruptions.
 
+mod recipe;
+
 use std::{
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
@@ -10,12 +12,11 @@ use models::{
     Cpu,
     ctr::{
         CtrModel, NetworkConfig, NetworkError,
-        network::{DcnV2Config, DlrmConfig},
+        network::DcnV2Config,
     },
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde_json::json;
 use tempfile::TempDir;
 
 use super::{
@@ -245,44 +246,6 @@ fn a_dropout_that_leaves_nothing_is_refused() {
         let refused = matches!(ended, Err(TrainError::Network(NetworkError::Dropout { .. })));
         assert!(refused, "{rate}");
     }
-}
-
-#[test]
-fn every_architecture_learns_and_has_the_same_loss_curve_on_two_ranks() {
-    for architecture in ["fm", "deep_fm", "dlrm", "dcn_v2", "auto_int", "final_mlp"] {
-        let mut config = config();
-        config.model = serde_json::from_value(json!({"architecture": architecture})).unwrap();
-        config.training.learning_rate = 0.003;
-        let (model, told) = fit(&config, 1);
-        let found = measured(&model, &rows(2000, 3)).auc.unwrap();
-        assert!(found > 0.97, "{architecture}: {found}");
-        assert_close(&losses(&fit(&config, 2).1), &losses(&told), 2e-4);
-    }
-}
-
-#[test]
-fn a_logistic_regression_has_the_weights_that_one_would_give() {
-    let mut config = config();
-    config.model = serde_json::from_value(json!({"architecture": "logistic_regression"})).unwrap();
-    config.training.learning_rate = 0.05;
-    let (model, _) = fit(&config, 1);
-    // What a line cannot say: that a number counts for some ids only.
-    let found = measured(&model, &rows(2000, 3)).auc.unwrap();
-    assert!((0.9..0.99).contains(&found), "{found}");
-}
-
-#[test]
-fn features_of_other_lengths_are_for_networks_that_allow_them() {
-    let mut config = config();
-    config.tables.dim_of = [("several".into(), 2)].into();
-    let (model, _) = fit(&config, 1);
-    assert!(measured(&model, &rows(2000, 3)).auc.unwrap() > 0.97);
-    config.model = NetworkConfig::Dlrm(DlrmConfig::default());
-    let error = end_of::<Autodiff<Cpu>>(&config, 1).unwrap_err().to_string();
-    assert!(error.contains("`id` has rows of 4 values and `several` of 2"), "{error}");
-    config.tables.dim_of = [("no".into(), 2)].into();
-    let error = end_of::<Autodiff<Cpu>>(&config, 1).unwrap_err().to_string();
-    assert!(error.contains("tables.dim_of names `no`"), "{error}");
 }
 
 #[test]
