@@ -293,6 +293,7 @@ mod gpu {
     use super::*;
     use crate::{
         backend::Gpu,
+        dense::DenseOptimizer,
         sharding::{PlacementError, Storage},
     };
 
@@ -346,6 +347,36 @@ mod gpu {
         for (world_size, gpu_cache_rows) in [(1, 0), (1, 20), (2, 300)] {
             config.tables.gpu_cache_rows = gpu_cache_rows;
             assert_close(&fit_on_gpu(&config, world_size), &wanted, 2e-4);
+        }
+    }
+
+    #[test]
+    fn a_gpu_moves_the_dense_weights_by_every_optimizer_and_begins_anew_every_epoch() {
+        let mut config = config();
+        config.training.ema_decay = 0.99;
+        config.training.weight_decay = 0.01;
+        config.tables.reinitialise_each_epoch = true;
+        for kind in [
+            DenseOptimizer::Adam,
+            DenseOptimizer::AdamW,
+            DenseOptimizer::Adagrad,
+            DenseOptimizer::Lamb,
+        ] {
+            config.training.optimizer.kind = kind;
+            let wanted = losses(&fit(&config, 1).1);
+            assert_close(&fit_on_gpu(&config, 1), &wanted, 2e-4);
+        }
+    }
+
+    #[test]
+    fn a_gpu_has_the_same_loss_curve_with_every_architecture() {
+        for architecture in ["deep_fm", "dlrm", "auto_int", "final_mlp"] {
+            let mut config = config();
+            let value = serde_json::json!({"architecture": architecture});
+            config.model = serde_json::from_value(value).unwrap();
+            config.training.epochs = 1;
+            let wanted = losses(&fit(&config, 1).1);
+            assert_close(&fit_on_gpu(&config, 1), &wanted, 2e-4);
         }
     }
 
