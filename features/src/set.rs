@@ -37,6 +37,9 @@ pub struct SparseField {
     pub name: String,
     /// Whether a row may have any number of ids; else it has exactly one.
     pub multi: bool,
+    /// How many ids there can be, from 0 on; unknown where they are hashes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cardinality: Option<u64>,
 }
 
 /// Columns of a [`FeatureBatch`], in order.
@@ -262,6 +265,7 @@ impl FeatureSet {
                 Kind::Sparse => set.schema.sparse.push(SparseField {
                     name,
                     multi: column.multi,
+                    cardinality: None,
                 }),
             }
             set.columns.push(column);

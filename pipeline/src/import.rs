@@ -1,3 +1,4 @@
 //! Foreign data as events of the log.
 
 pub mod movielens;
+pub mod rows;

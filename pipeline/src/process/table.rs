@@ -153,8 +153,17 @@ impl TrainingTable {
     /// Opens the table, or makes it.
     pub(crate) fn open(path: &Path, set: &FeatureSet) -> Result<Self, TableError> {
         let runtime = runtime()?;
-        let table = runtime.block_on(open_or_create(path, set))?;
+        let table = runtime.block_on(open_or_create(path, set.schema(), Some(set.spec())))?;
         let opened = Self::new(runtime, table, path, set.schema());
+        opened.check_schema()?;
+        Ok(opened)
+    }
+
+    /// Opens a table of columns that no spec made, or makes it.
+    pub(crate) fn of_schema(path: &Path, schema: &Schema) -> Result<Self, TableError> {
+        let runtime = runtime()?;
+        let table = runtime.block_on(open_or_create(path, schema, None))?;
+        let opened = Self::new(runtime, table, path, schema);
         opened.check_schema()?;
         Ok(opened)
     }
@@ -407,7 +416,11 @@ fn runtime() -> Result<Runtime, TableError> {
     runtime.map_err(|source| TableError::Runtime { source })
 }
 
-async fn open_or_create(path: &Path, set: &FeatureSet) -> Result<DeltaTable, TableError> {
+async fn open_or_create(
+    path: &Path,
+    schema: &Schema,
+    spec: Option<&FeatureSpec>,
+) -> Result<DeltaTable, TableError> {
     let url = table_url(path)?;
     let builder = DeltaTableBuilder::from_url(url.clone());
     let mut table = builder
@@ -418,16 +431,17 @@ async fn open_or_create(path: &Path, set: &FeatureSet) -> Result<DeltaTable, Tab
         table.load().await.map_err(delta_error("opening", path))?;
         return Ok(table);
     }
-    let schema = serde_json::to_string(set.schema()).expect("a schema is plain data");
-    let spec = serde_json::to_string(set.spec()).expect("a spec is plain data");
+    let text = serde_json::to_string(schema).expect("a schema is plain data");
+    let mut configuration = vec![(SCHEMA_KEY.to_owned(), Some(text))];
+    if let Some(spec) = spec {
+        let text = serde_json::to_string(spec).expect("a spec is plain data");
+        configuration.push((SPEC_KEY.to_owned(), Some(text)));
+    }
     CreateBuilder::new()
         .with_location(url)
-        .with_columns(columns::delta_fields(set.schema()))
+        .with_columns(columns::delta_fields(schema))
         .with_partition_columns([DAY])
-        .with_configuration([
-            (SCHEMA_KEY.to_owned(), Some(schema)),
-            (SPEC_KEY.to_owned(), Some(spec)),
-        ])
+        .with_configuration(configuration)
         .with_raise_if_key_not_exists(false)
         .await
         .map_err(delta_error("making", path))

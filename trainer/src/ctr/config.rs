@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use features::Schema;
+use features::{Schema, SparseField};
 use models::ctr::{NetworkConfig, Pooling};
 use serde::{Deserialize, Serialize};
 
@@ -96,7 +96,8 @@ pub struct TablesConfig {
     pub embedding_dim: usize,
     /// That of single features that need longer or shorter ones, where the network allows it.
     pub dim_of: BTreeMap<String, usize>,
-    /// Rows of a table; more means fewer ids that share one.
+    /// Rows of a table, where it is not known how many ids there are; more means fewer ids that
+    /// share one.
     pub rows: usize,
     /// Rows of single features that need more or fewer.
     pub rows_of: BTreeMap<String, usize>,
@@ -161,8 +162,11 @@ impl TablesConfig {
                 });
             }
         }
-        let table = |name: &String| {
-            let rows = self.rows_of.get(name).copied().unwrap_or(self.rows).max(1);
+        let table = |field: &SparseField| {
+            let name = &field.name;
+            let known = field.cardinality.and_then(|ids| usize::try_from(ids).ok());
+            let rows = self.rows_of.get(name).copied().or(known);
+            let rows = rows.unwrap_or(self.rows).max(1);
             let dynamic = self.dynamic.get(name).cloned();
             if dynamic.is_some() && rows < LEAST_DYNAMIC_ROWS {
                 return Err(TablesError::TooSmall {
@@ -180,7 +184,7 @@ impl TablesConfig {
                 dynamic,
             })
         };
-        known().map(table).collect()
+        schema.sparse.iter().map(table).collect()
     }
 }
 
