@@ -51,13 +51,14 @@ impl Case {
     fn read(path: PathBuf) -> Self {
         let bytes = fs::read(&path).unwrap();
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-        let metadata = metadata.metadata().clone().unwrap();
-        let dims: Vec<usize> = serde_json::from_str(&metadata["dims"]).unwrap();
+        let case = &metadata.metadata().as_ref().unwrap()["case"];
+        let case: serde_json::Value = serde_json::from_str(case).unwrap();
+        let dims: Vec<usize> = serde_json::from_value(case["dims"].clone()).unwrap();
         let fields = dims.into_iter().enumerate();
         let fields = fields.map(|(at, dim)| (format!("f{at}"), dim));
-        let num_dense = metadata["num_dense"].parse().unwrap();
+        let num_dense = case["num_dense"].as_u64().unwrap() as usize;
         Self {
-            config: serde_json::from_str(&metadata["config"]).unwrap(),
+            config: config(case["config"].clone()),
             layout: InputLayout::new(num_dense, fields),
             path,
             bytes,

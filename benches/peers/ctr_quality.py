@@ -1,12 +1,12 @@
-"""Trains the click model in PyTorch on the same rows as `marquee train`: its peer in quality.
+"""Trains a click model in PyTorch on the same rows as `marquee train`: its peer in quality.
 
-Reads the Delta table that the pipeline wrote and the resolved configuration of a run
+Reads the Delta table that the pipeline or an import wrote and the resolved configuration of a run
 (`config.resolved.toml` in its folder, or `marquee train CONFIG --print-config`), so that table,
-split and hyper-parameters are the same and no default stands here. Network, initial
+split and hyper-parameters are the same and no default stands here. Networks (networks.py), initial
 distributions, Adam, row-wise Adagrad, choice of the best epoch and calibration follow
 models/src/ctr and trainer/src/ctr; random numbers differ.
 
-    python dcnv2_movielens.py --table data/tables/impressions --config config.resolved.toml
+    python ctr_quality.py --table data/tables/impressions --config config.resolved.toml
 
 The last line on stdout is one JSON object with the mean test AUC over the seeds.
 
@@ -27,8 +27,20 @@ from deltalake import DeltaTable
 from torch import nn
 from torch.nn import functional as F
 
-GRADIENT_NORM = 10.0  # of each dense parameter, as the trainer clips
+import networks
+
 SCORE_BATCH = 4096
+DAY_US = 86_400_000_000
+# What this script knows of `[training]`; a configuration that wants more has no peer here.
+PLAIN = {
+    "calibration": "platt",
+    "early_stopping": 0,
+    "ema_decay": 0.0,
+    "evaluate_every_steps": 0,
+    "label_smoothing": 0.0,
+    "micro_batches": 1,
+    "precision": "f32",
+}
 
 
 @dataclass
@@ -83,7 +95,8 @@ def load(path, tables):
         else:
             lengths, ids = np.ones(len(rows), np.int64), column
         ids = ids.to_numpy(zero_copy_only=False).view(np.uint64)
-        num_rows = tables["rows_of"].get(field["name"], tables["rows"])
+        known = field.get("cardinality") or tables["rows"]
+        num_rows = tables["rows_of"].get(field["name"], known)
         starts = np.cumsum(lengths) - lengths
         return Bags(starts, lengths, (ids % np.uint64(num_rows)).astype(np.int64)), num_rows
 
@@ -97,13 +110,17 @@ def load(path, tables):
         rows.column("event_time_us").combine_chunks().to_numpy(),
         delta.version(),
     )
-    return data, [num_rows for _, num_rows in sparse]
+    return data, {field["name"]: rows for field, (_, rows) in zip(schema["sparse"], sparse)}
 
 
 def split(config, times):
     """By time, as ours: rows of the same microsecond stay together, on the later side."""
-    if config["by"] != "fractions":
-        sys.exit(f"split.by is {config['by']}: this script splits by fractions only")
+    if config["by"] == "days":
+        days = np.unique(times // DAY_US)
+        last = len(days) - config["test_days"]
+        held_out = [days[last - config["valid_days"]], days[last]]
+        first, second = (int(np.searchsorted(times, day * DAY_US)) for day in held_out)
+        return np.arange(first), np.arange(first, second), np.arange(second, len(times))
 
     def at(share):
         place = int(len(times) * share + 0.5)
@@ -113,47 +130,17 @@ def split(config, times):
     return np.arange(first), np.arange(first, second), np.arange(second, len(times))
 
 
-def linear(inputs, outputs, bias=True):
-    layer = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.uniform_(layer.weight, -(inputs**-0.5), inputs**-0.5)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-class DcnV2(nn.Module):
-    def __init__(self, inputs, config):
-        super().__init__()
-        rank, widths = config["cross_rank"], [inputs, *config["hidden"]]
-
-        def cross():
-            if rank == 0:
-                return linear(inputs, inputs)
-            return nn.Sequential(linear(inputs, rank, bias=False), linear(rank, inputs))
-
-        self.cross = nn.ModuleList(cross() for _ in range(config["num_cross_layers"]))
-        self.hidden = nn.ModuleList(linear(a, b) for a, b in zip(widths, widths[1:]))
-        self.dropout = nn.Dropout(config["net_dropout"])
-        self.stacked = config["structure"] == "stacked"
-        self.output = linear(widths[-1] + (0 if self.stacked else inputs), 1)
-
-    def forward(self, x0):
-        crossed = x0
-        for layer in self.cross:
-            crossed = x0 * layer(crossed) + crossed
-        deep = crossed if self.stacked else x0
-        for layer in self.hidden:
-            deep = self.dropout(F.relu(layer(deep)))
-        return self.output(deep if self.stacked else torch.cat([crossed, deep], 1)).squeeze(1)
-
-
 class Tables:
     """Mean-pooled tables outside autograd with a touched-rows-only optimizer."""
 
-    def __init__(self, num_rows, config):
-        self.dim, self.optimizer = config["embedding_dim"], config["optimizer"]
-        self.weights = [torch.empty(n, self.dim).uniform_(-0.01, 0.01) for n in num_rows]
-        self.accumulators = [torch.zeros(n) for n in num_rows]
+    def __init__(self, num_rows, config, model):
+        def dim(name):
+            return networks.row_dim(model, config["dim_of"].get(name, config["embedding_dim"]))
+
+        self.dims, self.optimizer = [dim(name) for name in num_rows], config["optimizer"]
+        shapes = list(zip(num_rows.values(), self.dims))
+        self.weights = [torch.empty(shape).uniform_(-0.01, 0.01) for shape in shapes]
+        self.accumulators = [torch.zeros(rows) for rows, _ in shapes]
 
     def lookup(self, batches):
         pooled = [
@@ -164,11 +151,11 @@ class Tables:
 
     @torch.no_grad()
     def update(self, batches, gradient):
-        columns = gradient.split(self.dim, 1)
+        columns = gradient.split(self.dims, 1)
         for batch, g, weights, state in zip(batches, columns, self.weights, self.accumulators):
             touched, inverse = torch.unique(batch.rows, return_inverse=True)
             shares = (g / batch.lengths.clamp(min=1)[:, None]).repeat_interleave(batch.lengths, 0)
-            sums = torch.zeros(len(touched), self.dim).index_add_(0, inverse, shares)
+            sums = torch.zeros(len(touched), g.shape[1]).index_add_(0, inverse, shares)
             sums += self.optimizer["weight_decay"] * weights[touched]
             rate = torch.full((len(touched),), self.optimizer["learning_rate"])
             if self.optimizer["kind"] == "rowwise_adagrad":
@@ -184,10 +171,11 @@ class Model:
         variance = dense.var(0)
         self.mean = dense.mean(0).astype(np.float32)
         self.std = np.where(variance > 1e-12, np.sqrt(variance), 1).astype(np.float32)
-        self.tables = Tables(num_rows, config["tables"])
-        inputs = dense.shape[1] + len(num_rows) * self.tables.dim
-        self.network = DcnV2(inputs, config["model"])
+        self.tables = Tables(num_rows, config["tables"], config["model"])
+        layout = networks.Layout(dense.shape[1], self.tables.dims, list(num_rows))
+        self.network = networks.make(config["model"], layout)
         training = config["training"]
+        self.gradient_norm = training["max_gradient_norm"] or float("inf")
         self.adam = torch.optim.Adam(
             self.network.parameters(),
             lr=training["learning_rate"],
@@ -204,13 +192,12 @@ class Model:
         dense, batches, pooled = self.input(rows)
         pooled.requires_grad_()
         labels, weights = (torch.from_numpy(v[rows]) for v in (self.data.clicks, self.data.weights))
-        logits = self.network(torch.cat([dense, pooled], 1))
+        logits = self.network(torch.cat([dense, pooled], 1)).squeeze(1)
         losses = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
         self.adam.zero_grad()
         (losses / weights.sum()).backward()
         self.tables.update(batches, pooled.grad)
-        for parameter in self.network.parameters():
-            nn.utils.clip_grad_norm_([parameter], GRADIENT_NORM)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_norm)
         self.adam.step()
 
     @torch.no_grad()
@@ -219,7 +206,7 @@ class Model:
         scores = []
         for start in range(0, len(rows), SCORE_BATCH):
             dense, _, pooled = self.input(rows[start : start + SCORE_BATCH])
-            scores.append(self.network(torch.cat([dense, pooled], 1)).numpy())
+            scores.append(self.network(torch.cat([dense, pooled], 1)).squeeze(1).numpy())
         return np.concatenate(scores).astype(np.float64)
 
 
@@ -286,6 +273,20 @@ def train(config, data, num_rows, seed):
     }
 
 
+def check(config):
+    """Ends where a configuration asks for what is not here: the peer would be another model."""
+    training, tables = config["training"], config["tables"]
+    wrong = [key for key, value in PLAIN.items() if training[key] != value]
+    wrong += ["optimizer"] * (training["optimizer"]["kind"] != "adam")
+    wrong += ["schedule"] * (training["schedule"]["decay"] != "constant" or training["schedule"]["warm_up_steps"] > 0)
+    wrong += ["tables.dynamic"] * bool(tables["dynamic"])
+    wrong += ["tables.reinitialise_each_epoch"] * tables["reinitialise_each_epoch"]
+    wrong += ["tables.pooling"] * (tables["pooling"] != "mean")
+    wrong += ["model.architecture"] * (config["model"]["architecture"] == "mmoe")
+    if wrong:
+        sys.exit(f"this script cannot do as the configuration wants: {', '.join(wrong)}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", type=Path, required=True, help="folder of the Delta table")
@@ -295,6 +296,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     config = tomllib.loads(args.config.read_text())
+    check(config)
     try:
         data, num_rows = load(args.table, config["tables"])
         runs = [train(config, data, num_rows, int(seed)) for seed in args.seeds.split(",")]
