@@ -136,6 +136,16 @@ pub const GROUPS: &[Group] = &[
             ),
             verb("eval", Program::Trainer, "Measure a registered click model"),
             nest(
+                "runs",
+                Program::Trainer,
+                "Runs of the data folder",
+                &[
+                    ("list", "All of them, with results"),
+                    ("show", "One: circumstances, results, metrics over time"),
+                    ("compare", "Several beside each other, on the terminal or a page"),
+                ],
+            ),
+            nest(
                 "launch",
                 Program::Launch,
                 "Runs of several processes",

@@ -1,6 +1,10 @@
 //! What every training verb does around its model: rows in; artifact, report and run folder out.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use cli::{CommonArgs, Layout, out, progress, write_json};
 use features::Schema;
@@ -9,9 +13,9 @@ use registry::{Artifact, Digest, Draft, Kind, Registry};
 use serde::Serialize;
 
 use crate::{
-    run::{REPORT, Run, code_revision},
     split::{Parts, SplitConfig},
     table::TrainingTable,
+    tracking::{REPORT, Run, RunInfo, TrackingConfig, code_revision, mlflow::Sender},
 };
 
 /// What a configuration says of the rows to learn from.
@@ -23,6 +27,14 @@ pub struct Source<'a> {
     pub split: &'a SplitConfig,
     /// Seed of the run, for the lineage.
     pub seed: u64,
+    /// Where the dense half runs.
+    pub device: &'a str,
+    /// Processes.
+    pub world_size: usize,
+    /// Who else hears of the run.
+    pub tracking: &'a TrackingConfig,
+    /// The whole configuration.
+    pub resolved: &'a str,
 }
 
 /// One run of a training verb.
@@ -52,11 +64,10 @@ impl Job {
     pub async fn start(
         common: &CommonArgs,
         kind: Kind,
-        resolved: &str,
         source: Source<'_>,
     ) -> anyhow::Result<Self> {
         let runs = Layout::new(common).runs();
-        let run = |_: u64| Run::start(&runs, kind.name(), resolved);
+        let run = |_: u64| Run::start(&runs, kind.name(), source.resolved);
         Self::start_with(common, kind, source, run).await
     }
 
@@ -78,13 +89,34 @@ impl Job {
             ("table_version".to_owned(), table.version().to_string()),
             ("seed".to_owned(), source.seed.to_string()),
         ]);
-        labels.extend(code_revision().map(|revision| ("code_revision".to_owned(), revision)));
+        let revision = code_revision();
+        labels.extend(revision.clone().map(|revision| ("code_revision".to_owned(), revision)));
+        let info = RunInfo {
+            kind: kind.name().to_owned(),
+            started_us: now_us(),
+            table: source.table.to_owned(),
+            table_version: table.version(),
+            spec: table.schema().digest.clone(),
+            seed: source.seed,
+            device: source.device.to_owned(),
+            world_size: source.world_size,
+            overrides: common.overrides.clone(),
+            code_revision: revision,
+        };
+        let mut run = run(table.version())?;
+        if run.is_written() {
+            info.write(&run.dir)?;
+            if !source.tracking.mlflow.is_empty() {
+                let sender = Sender::start(source.tracking, &run.dir, source.resolved, &info)?;
+                run.send_to(sender);
+            }
+        }
         Ok(Self {
             parts,
             schema: table.schema().clone(),
             table_version: table.version(),
             registry: Registry::open(&layout.registry())?,
-            run: run(table.version())?,
+            run,
             kind,
             labels,
             reports: layout.reports(),
@@ -141,8 +173,14 @@ impl Job {
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn report(&self, report: &impl Serialize, lines: &str) -> anyhow::Result<()> {
-        write_json(&self.run.dir.join(REPORT), report)?;
+    pub fn report(&mut self, report: &impl Serialize, lines: &str) -> anyhow::Result<()> {
+        let path = self.run.dir.join(REPORT);
+        write_json(&path, report)?;
+        let beside = ["config.resolved.toml", "reliability.svg"];
+        let mut files = vec![path];
+        files.extend(beside.map(|name| self.run.dir.join(name)));
+        files.retain(|file| file.exists());
+        self.run.finish_sending(&files, true);
         write_json(&self.reports.join(format!("{}.json", self.kind)), report)?;
         if self.as_json {
             out!("{}", serde_json::to_string(report)?);
@@ -152,4 +190,9 @@ impl Job {
         }
         Ok(())
     }
+}
+
+fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_micros() as i64)
 }

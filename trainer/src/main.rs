@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use trainer::{
     ctr::{self, CtrConfig, EvalArgs, TrainArgs},
     prescorer::{self, PreScorerConfig},
+    tracking::{RunsVerb, run_runs},
     visual::{self, VisualTrainConfig},
 };
 
@@ -27,6 +28,9 @@ enum Verb {
     },
     /// Measure a registered click model
     Eval(EvalArgs),
+    /// Runs of the data folder: list, show, compare
+    #[command(subcommand)]
+    Runs(RunsVerb),
 }
 
 /// The one key that says which trainer a file is for.
@@ -73,6 +77,10 @@ fn run() -> anyhow::Result<()> {
                 }
                 other => anyhow::bail!("kind `{other}` is none of ctr, prescorer, visual"),
             }
+        }
+        Verb::Runs(verb) => {
+            cli::init_logging(verb.common().verbose);
+            run_runs(&verb)
         }
         Verb::Eval(args) => {
             cli::init_logging(args.common.verbose);

@@ -15,6 +15,7 @@ use crate::{
     sharding::{DynamicConfig, PlannerConfig, SparseOptimizerConfig, Storage, TableConfig},
     split::SplitConfig,
     table::ReaderConfig,
+    tracking::TrackingConfig,
 };
 
 /// `configs/ctr.toml`.
@@ -41,6 +42,8 @@ pub struct CtrConfig {
     pub checkpoint: CheckpointConfig,
     /// How ranks find and wait for each other.
     pub collective: CollectiveConfig,
+    /// Who else hears of the run.
+    pub tracking: TrackingConfig,
 }
 
 impl Default for CtrConfig {
@@ -56,6 +59,7 @@ impl Default for CtrConfig {
             training: TrainingConfig::default(),
             checkpoint: CheckpointConfig::default(),
             collective: CollectiveConfig::default(),
+            tracking: TrackingConfig::default(),
         }
     }
 }

@@ -31,8 +31,8 @@ use crate::{
     collective::{Membership, ProcessGroup, Rendezvous, TcpGroup},
     job::{Job, Source},
     plot::Plot,
-    run::Run,
     table::{Examples, TrainingTable},
+    tracking::Run,
 };
 
 /// What a training found, for `reports/ctr.json`.
@@ -93,6 +93,19 @@ pub enum Device {
     /// An NVIDIA GPU.
     #[cfg(feature = "cuda")]
     Cuda,
+}
+
+impl Device {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            #[cfg(feature = "tch")]
+            Self::Libtorch => "libtorch",
+            #[cfg(feature = "cuda")]
+            Self::Cuda => "cuda",
+        }
+    }
 }
 
 /// A device that does not exist, or not in this build.
@@ -159,6 +172,10 @@ pub async fn run_train(
         table: &config.table,
         split: &config.split,
         seed: config.seed,
+        device: args.device.name(),
+        world_size: met.membership.world_size,
+        tracking: &config.tracking,
+        resolved: &loaded.resolved,
     };
     let mut run_digest = String::new();
     let choose = |version| {
@@ -232,12 +249,13 @@ pub async fn run_train(
     )?;
     bar.finish_and_clear();
     match trained {
-        Trained::Stopped { step } => Err(Preempted {
-            saved: format!("{} at step {step}", job.run.dir.display()),
+        Trained::Stopped { step } => {
+            job.run.finish_sending(&[], false);
+            let saved = format!("{} at step {step}", job.run.dir.display());
+            Err(Preempted { saved }.into())
         }
-        .into()),
         Trained::Done(model) if rank == 0 => {
-            finish(&job, config, &model, speed).await?;
+            finish(&mut job, config, &model, speed).await?;
             // A later run of the same configuration is another one.
             if config.checkpoint.url.is_some() {
                 folder.clear()?;
@@ -253,6 +271,7 @@ fn digest_of_run(config: &CtrConfig, table_version: u64) -> anyhow::Result<Strin
     let mut config = config.clone();
     config.checkpoint = Default::default();
     config.collective = Default::default();
+    config.tracking = Default::default();
     config.tables.planner = Default::default();
     config.tables.gpu_cache_rows = Default::default();
     config.reader.prefetch_steps = Default::default();
@@ -382,7 +401,7 @@ fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
 
 /// Measures a trained model on the test rows and publishes it.
 async fn finish(
-    job: &Job,
+    job: &mut Job,
     config: &CtrConfig,
     model: &CtrModel<Cpu>,
     speed: f64,

@@ -13,6 +13,7 @@ use crate::{
     job::{Job, Source},
     split::SplitConfig,
     table::Examples,
+    tracking::TrackingConfig,
 };
 
 /// `configs/prescorer.toml`.
@@ -39,6 +40,8 @@ pub struct PreScorerConfig {
     pub early_stopping_rounds: usize,
     /// Threads of LightGBM.
     pub threads: usize,
+    /// Who else hears of the run.
+    pub tracking: TrackingConfig,
 }
 
 impl Default for PreScorerConfig {
@@ -54,6 +57,7 @@ impl Default for PreScorerConfig {
             min_rows_in_leaf: 50,
             early_stopping_rounds: 20,
             threads: 2,
+            tracking: TrackingConfig::default(),
         }
     }
 }
@@ -128,8 +132,12 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
         table: &config.table,
         split: &config.split,
         seed: config.seed,
+        device: "cpu",
+        world_size: 1,
+        tracking: &config.tracking,
+        resolved: &loaded.resolved,
     };
-    let job = Job::start(common, Kind::Prescorer, &loaded.resolved, source).await?;
+    let mut job = Job::start(common, Kind::Prescorer, source).await?;
     let parts = &job.parts;
     let (train, valid, test) = (parts.train.load()?, parts.valid.load()?, parts.test.load()?);
     let schema = &job.schema;

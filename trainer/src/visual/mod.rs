@@ -30,6 +30,7 @@ use crate::{
     job::{Job, Source},
     plot::Plot,
     split::SplitConfig,
+    tracking::TrackingConfig,
 };
 
 /// `configs/visual.toml`.
@@ -54,6 +55,8 @@ pub struct VisualTrainConfig {
     pub learning_rate: f64,
     /// Pull of the weights towards zero.
     pub weight_decay: f32,
+    /// Who else hears of the run.
+    pub tracking: TrackingConfig,
 }
 
 impl Default for VisualTrainConfig {
@@ -68,6 +71,7 @@ impl Default for VisualTrainConfig {
             epochs: 5,
             learning_rate: 1e-3,
             weight_decay: 0.05,
+            tracking: TrackingConfig::default(),
         }
     }
 }
@@ -220,8 +224,12 @@ pub async fn run_train(
         table: &config.table,
         split: &config.split,
         seed: config.seed,
+        device: "cpu",
+        world_size: 1,
+        tracking: &config.tracking,
+        resolved: &loaded.resolved,
     };
-    let mut job = Job::start(common, Kind::Visual, &loaded.resolved, source).await?;
+    let mut job = Job::start(common, Kind::Visual, source).await?;
     let catalogue = job.registry.newest(Kind::Catalogue).await?;
     let gallery = Gallery::load(&job.registry.fetch(&catalogue.digest).await?)?;
     let (train, test) = (

@@ -9,7 +9,10 @@ use std::{
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::tensorboard::EventFile;
+use super::{mlflow::Sender, tensorboard::EventFile};
+
+/// File of the configuration with all its defaults.
+pub(super) const CONFIG: &str = "config.resolved.toml";
 
 /// File of the metrics over time, one JSON object a line.
 const METRICS: &str = "metrics.jsonl";
@@ -32,6 +35,8 @@ pub struct Run {
     metrics: Option<File>,
     /// Begun when there is something to write.
     events: Option<EventFile>,
+    /// A tracking server that hears of it too.
+    sender: Option<Sender>,
 }
 
 impl Run {
@@ -43,7 +48,7 @@ impl Run {
         fs::create_dir_all(runs).with_context(|| format!("making {}", runs.display()))?;
         let runs = fs::canonicalize(runs).with_context(|| format!("finding {}", runs.display()))?;
         let dir = next_dir(&runs, name)?;
-        fs::write(dir.join("config.resolved.toml"), resolved)
+        fs::write(dir.join(CONFIG), resolved)
             .with_context(|| format!("writing into {}", dir.display()))?;
         let metrics = open_metrics(&dir)?;
         Ok(Self::new(dir, Some(metrics)))
@@ -114,6 +119,25 @@ impl Run {
             dir,
             metrics,
             events: None,
+            sender: None,
+        }
+    }
+
+    /// Whether this rank writes it.
+    pub(crate) fn is_written(&self) -> bool {
+        self.metrics.is_some()
+    }
+
+    /// A tracking server hears of it from now on.
+    pub(crate) fn send_to(&mut self, sender: Sender) {
+        self.sender = Some(sender);
+    }
+
+    /// All that a tracking server should hear has reached it, with these files; `done` says whether
+    /// the run is over.
+    pub(crate) fn finish_sending(&mut self, files: &[PathBuf], done: bool) {
+        if let Some(sender) = self.sender.take() {
+            sender.finish(files, done);
         }
     }
 
@@ -135,6 +159,9 @@ impl Run {
     /// # Errors
     /// When the disk refuses.
     pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> anyhow::Result<()> {
+        if let Some(sender) = &self.sender {
+            sender.metrics(step, values);
+        }
         self.with_events(|events| events.scalars(step, values))
     }
 
@@ -159,13 +186,7 @@ impl Run {
     /// # Errors
     /// When they cannot be read.
     pub fn metrics(&self) -> anyhow::Result<Vec<serde_json::Value>> {
-        let path = self.dir.join(METRICS);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        Ok(text
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect())
+        read_metrics(&self.dir)
     }
 
     /// Leaves out the lines that do not count any more, because the run goes on after a step.
@@ -188,6 +209,16 @@ impl Run {
         self.metrics = Some(open_metrics(&self.dir)?);
         Ok(())
     }
+}
+
+/// As [`Run::metrics`], of a run's folder.
+pub(super) fn read_metrics(dir: &Path) -> anyhow::Result<Vec<serde_json::Value>> {
+    let path = dir.join(METRICS);
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect())
 }
 
 fn open_metrics(dir: &Path) -> anyhow::Result<File> {
