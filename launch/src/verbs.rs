@@ -89,8 +89,12 @@ pub const GROUPS: &[Group] = &[
             nest(
                 "import",
                 Program::Pipeline,
-                "Foreign data as events",
-                &[("movielens", "MovieLens-100K with its real timestamps")],
+                "Foreign data",
+                &[
+                    ("movielens", "MovieLens-100K with its real timestamps, as events"),
+                    ("csv", "Rows of CSV as a training table"),
+                    ("libfm", "Rows of libfm or libffm as a training table"),
+                ],
             ),
             nest(
                 "events",

@@ -20,6 +20,7 @@ pub mod prescorer;
 pub mod schedule;
 pub mod sharding;
 pub mod split;
+pub mod sweep;
 pub mod table;
 pub mod tracking;
 pub mod visual;

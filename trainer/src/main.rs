@@ -1,6 +1,6 @@
 //! `marquee-trainer`: training and evaluation of every model.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use cli::{CommonArgs, load_config};
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use trainer::{
     ctr::{self, CtrConfig, EvalArgs, TrainArgs},
     prescorer::{self, PreScorerConfig},
+    sweep::run_sweep,
     tracking::{RunsVerb, run_runs},
     visual::{self, VisualTrainConfig},
 };
@@ -25,6 +26,9 @@ enum Verb {
         common: CommonArgs,
         #[command(flatten)]
         args: TrainArgs,
+        /// Try other values of some keys, as this file has them, instead of one configuration
+        #[arg(long, value_name = "SWEEP", conflicts_with_all = ["config", "config_positional"])]
+        sweep: Option<PathBuf>,
     },
     /// Measure a registered click model
     Eval(EvalArgs),
@@ -50,7 +54,15 @@ fn run() -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     match Verb::parse() {
-        Verb::Train { common, args } => {
+        Verb::Train {
+            common,
+            sweep: Some(path),
+            ..
+        } => {
+            cli::init_logging(common.verbose);
+            run_sweep(&common, &path)
+        }
+        Verb::Train { common, args, .. } => {
             cli::init_logging(common.verbose);
             let kind = load_config::<KindOnly>(&common, None)?.config.kind;
             match kind.as_str() {
@@ -79,7 +91,7 @@ fn run() -> anyhow::Result<()> {
             }
         }
         Verb::Runs(verb) => {
-            cli::init_logging(verb.common().verbose);
+            cli::init_logging(0);
             run_runs(&verb)
         }
         Verb::Eval(args) => {

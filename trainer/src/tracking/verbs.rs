@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use chrono::DateTime;
 use clap::Subcommand;
-use cli::{CommonArgs, Layout, out};
+use cli::{Layout, out};
 use comfy_table::{Table, presets::NOTHING};
 use serde_json::json;
 use textplots::{Chart, LabelBuilder, LabelFormat, Plot, Shape};
@@ -25,14 +25,14 @@ pub enum RunsVerb {
         #[arg(long)]
         kind: Option<String>,
         #[command(flatten)]
-        common: CommonArgs,
+        place: Place,
     },
     /// One run: its circumstances, results and metrics over time
     Show {
         /// Its name, as `marquee runs list` has it
         name: String,
         #[command(flatten)]
-        common: CommonArgs,
+        place: Place,
     },
     /// Several runs beside each other: what differs in configuration and results
     Compare {
@@ -43,16 +43,26 @@ pub enum RunsVerb {
         #[arg(long, value_name = "PATH")]
         html: Option<PathBuf>,
         #[command(flatten)]
-        common: CommonArgs,
+        place: Place,
     },
 }
 
+/// Where runs are, and how they are shown.
+#[derive(Debug, clap::Args)]
+pub struct Place {
+    /// Data folder
+    #[arg(long, value_name = "DIR", env = "MARQUEE_ROOT", default_value = "data")]
+    root: PathBuf,
+    /// Print results as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 impl RunsVerb {
-    /// Flags that every verb has.
-    pub fn common(&self) -> &CommonArgs {
+    fn place(&self) -> &Place {
         match self {
-            Self::List { common, .. } | Self::Show { common, .. } | Self::Compare { common, .. } => {
-                common
+            Self::List { place, .. } | Self::Show { place, .. } | Self::Compare { place, .. } => {
+                place
             }
         }
     }
@@ -69,8 +79,8 @@ const DRAWN: [&str; 4] = ["valid/log_loss", "train/loss", "valid/loss", "valid/a
 /// # Errors
 /// Whatever keeps it from its end.
 pub fn run_runs(verb: &RunsVerb) -> anyhow::Result<()> {
-    let runs = Layout::new(verb.common()).runs();
-    let as_json = verb.common().json;
+    let place = verb.place();
+    let (runs, as_json) = (Layout::at(&place.root).runs(), place.json);
     match verb {
         RunsVerb::List { kind, .. } => {
             let mut all = Recorded::all(&runs)?;

@@ -1,0 +1,162 @@
+//! `marquee train --sweep`: many runs of one configuration with other values of some keys.
+//!
+//! [`space`] says which values are tried, [`trials`] runs them as processes of their own within a
+//! budget, and [`report`] makes a table and a plot of what came of it. A sweep has a folder, in which
+//! every trial that is done stands: the same command again goes on where it was stopped.
+
+mod report;
+mod space;
+mod trials;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use cli::{CommonArgs, Layout, Usage, load_config, out};
+use registry::Digest;
+use serde::{Deserialize, Serialize};
+
+pub use self::space::{Range, SpaceError};
+use self::{
+    report::{plot, table},
+    space::Assignment,
+    trials::{Outcome, Runner},
+};
+
+/// `configs/sweeps/*.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SweepConfig {
+    /// The configuration that is tried with other values.
+    pub base: PathBuf,
+    /// Which values are tried.
+    pub strategy: Strategy,
+    /// Number of a run's report that is compared.
+    pub metric: String,
+    /// Whether more of it is better.
+    pub maximise: bool,
+    /// Seed of the values that are drawn; the runs have that of `base`.
+    pub seed: u64,
+    /// Runs at a time.
+    pub parallel: usize,
+    /// Threads of each.
+    pub threads: usize,
+    /// Values by the key of `base`.
+    pub parameters: BTreeMap<String, Range>,
+}
+
+impl Default for SweepConfig {
+    fn default() -> Self {
+        Self {
+            base: PathBuf::from("configs/ctr.toml"),
+            strategy: Strategy::Grid {},
+            metric: "valid_log_loss".to_owned(),
+            maximise: false,
+            seed: 1,
+            parallel: 1,
+            threads: 2,
+            parameters: BTreeMap::new(),
+        }
+    }
+}
+
+/// Which values are tried.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Strategy {
+    /// Every combination of choices.
+    Grid {},
+    /// Combinations that are drawn. Source: Bergstra and Bengio, "Random Search for Hyper-Parameter
+    /// Optimization", JMLR 2012.
+    Random {
+        /// How many.
+        trials: usize,
+    },
+    /// Drawn, and run with little of something first; the best part of them again with more of it,
+    /// and so on. Source: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and
+    /// Hyperparameter Optimization", AISTATS 2016.
+    SuccessiveHalving {
+        /// How many are drawn.
+        trials: usize,
+        /// Key of what they get more of, as `training.epochs`.
+        resource: String,
+        /// What each gets at first.
+        least: u64,
+        /// What the last get.
+        most: u64,
+        /// How much more the next round gets; one part in so many goes on to it.
+        factor: u64,
+    },
+}
+
+/// Runs a sweep to its end, and tells of it.
+///
+/// # Errors
+/// A configuration that cannot be, a folder that cannot be written, or trials that all failed.
+pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
+    let mut own = common.clone();
+    own.config = Some(path.to_owned());
+    let loaded = load_config::<SweepConfig>(&own, None)?;
+    if common.print(&loaded) {
+        return Ok(());
+    }
+    let config = &loaded.config;
+    let rounds = space::rounds(config).map_err(|error| {
+        let text = error.to_string();
+        anyhow::Error::from(error).context(Usage(text))
+    })?;
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let digest = Digest::of(loaded.resolved.as_bytes());
+    let dir = Layout::new(common)
+        .root
+        .join("sweeps")
+        .join(format!("{name}-{}", digest.short()));
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    cli::write_text(&dir.join("sweep.toml"), &loaded.resolved)?;
+
+    let runner = Runner::open(config, common, &dir)?;
+    let mut candidates = rounds.first;
+    let mut last: Vec<(Assignment, Outcome)> = Vec::new();
+    let mut all: Vec<(Assignment, Outcome)> = Vec::new();
+    for round in &rounds.resources {
+        let assigned = candidates.iter().map(|candidate| candidate.with(round.as_ref()));
+        last = runner.run(assigned.collect())?;
+        all.extend(last.iter().cloned());
+        let mut ranked: Vec<usize> = (0..last.len()).collect();
+        ranked.sort_by(|one, other| config.order(&last[*one].1, &last[*other].1));
+        ranked.truncate(rounds.kept(ranked.len()));
+        candidates = ranked.into_iter().map(|at| candidates[at].clone()).collect();
+    }
+    last.sort_by(|one, other| config.order(&one.1, &other.1));
+    let path = dir.join("sweep.svg");
+    cli::write_text(&path, &plot(config, &all))?;
+    if common.json {
+        out!("{}", report::as_json(&dir, &all, last.first()));
+    } else {
+        out!("{}", table(config, &all));
+        out!("plot in {}", path.display());
+    }
+    match last.first() {
+        Some((assignment, Outcome::Done { value, .. })) => {
+            if !common.json {
+                out!("best {} {value:.6}: {assignment}", config.metric);
+            }
+            Ok(())
+        }
+        _ => anyhow::bail!("every trial failed; their logs are in {}", dir.display()),
+    }
+}
+
+impl SweepConfig {
+    /// The better first, failures last.
+    fn order(&self, one: &Outcome, other: &Outcome) -> std::cmp::Ordering {
+        let key = |outcome: &Outcome| match outcome {
+            Outcome::Done { value, .. } if self.maximise => -value,
+            Outcome::Done { value, .. } => *value,
+            Outcome::Failed { .. } => f64::INFINITY,
+        };
+        key(one).total_cmp(&key(other))
+    }
+}
