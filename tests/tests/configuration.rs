@@ -5,7 +5,7 @@ use std::fs;
 use marquee_tests::{Bench, checkout};
 
 /// Each shipped configuration and the verb that reads it.
-const CONFIGS: [(&[&str], &str); 13] = [
+const CONFIGS: [(&[&str], &str); 15] = [
     (&["world", "generate"], "configs/world.toml"),
     (&["world", "generate"], "configs/world-small.toml"),
     (&["world", "generate"], "configs/world-procedural.toml"),
@@ -13,6 +13,8 @@ const CONFIGS: [(&[&str], &str); 13] = [
     (&["events", "process"], "configs/movielens/pipeline.toml"),
     (&["import", "movielens"], "configs/movielens/import.toml"),
     (&["train"], "configs/movielens/ctr.toml"),
+    (&["train"], "configs/movielens/ctr-deep_fm.toml"),
+    (&["train"], "configs/movielens/ctr-final_mlp.toml"),
     (&["train"], "configs/ctr.toml"),
     (&["train"], "configs/prescorer.toml"),
     (&["train"], "configs/visual.toml"),

@@ -1,0 +1,273 @@
+//! Runs as they are kept, shown, compared, swept over, and sent to a real MLflow server.
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use marquee_tests::{Bench, TRAIN};
+use serde_json::{Value, json};
+
+/// An MLflow server of our own on SQLite, on loopback: `launch/setup-engines` installs it.
+struct Mlflow {
+    server: Child,
+    address: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Mlflow {
+    fn start() -> Self {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv-mlflow/bin/mlflow");
+        let dir = tempfile::tempdir().unwrap();
+        // A port that was free just now; the server takes none by itself.
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .unwrap()
+            .port();
+        let address = format!("127.0.0.1:{port}");
+        let store = format!("sqlite:///{}/mlflow.db", dir.path().display());
+        let server = Command::new(&program)
+            .args(["server", "--backend-store-uri", &store, "--workers", "1"])
+            .arg("--artifacts-destination")
+            .arg(dir.path().join("artifacts"))
+            .args(["--host", "127.0.0.1", "--port", &port.to_string()])
+            .current_dir(dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| {
+                panic!("{}: {error}; run launch/setup-engines", program.display())
+            });
+        let mut mlflow = Self {
+            server,
+            address,
+            _dir: dir,
+        };
+        while mlflow.ask("GET", "/health", None).is_none() {
+            let ended = mlflow.server.try_wait().unwrap();
+            assert!(ended.is_none(), "the server ended: {ended:?}");
+            std::thread::yield_now();
+        }
+        mlflow
+    }
+
+    /// The body of an answer; none without one.
+    fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Option<String> {
+        let mut stream = TcpStream::connect(&self.address).ok()?;
+        let body = body.map_or(String::new(), |body| body.to_string());
+        let request = format!(
+            "{method} {path} HTTP/1.0\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.lines().next()?.contains(" 200 ").then(|| body.to_owned())
+    }
+
+    fn api(&self, method: &str, path: &str, body: Option<Value>) -> Value {
+        let answer = self.ask(method, &format!("/api/2.0/mlflow/{path}"), body);
+        serde_json::from_str(&answer.unwrap_or_else(|| panic!("no answer of {path}"))).unwrap()
+    }
+}
+
+impl Drop for Mlflow {
+    fn drop(&mut self) {
+        // Its workers are children of it.
+        let id = self.server.id().to_string();
+        Command::new("pkill").args(["-P", &id]).status().ok();
+        self.server.kill().ok();
+        self.server.wait().ok();
+    }
+}
+
+#[test]
+fn an_mlflow_server_hears_of_all_that_a_run_is() {
+    let bench = Bench::with_table();
+    let mlflow = Mlflow::start();
+    let server = format!("tracking.mlflow=\"http://{}\"", mlflow.address);
+    let flags = ["--set", &server, "--set", "tracking.experiment=\"ctr\""];
+    let report = bench.run(&[&TRAIN[..], &flags].concat()).ok().json();
+
+    let experiment = mlflow.api("GET", "experiments/get-by-name?experiment_name=ctr", None);
+    let id = &experiment["experiment"]["experiment_id"];
+    let found = mlflow.api("POST", "runs/search", Some(json!({"experiment_ids": [id]})));
+    let [run] = &found["runs"].as_array().unwrap()[..] else {
+        panic!("{found}");
+    };
+    assert_eq!(run["info"]["status"], "FINISHED");
+    assert_eq!(run["info"]["run_name"], "ctr-001");
+    let param = |key: &str| {
+        let params = run["data"]["params"].as_array().unwrap();
+        params.iter().find(|param| param["key"] == key).map(|param| param["value"].clone())
+    };
+    assert_eq!(param("training.epochs"), Some(json!("2")));
+    assert_eq!(param("model.architecture"), Some(json!("dcn_v2")));
+    let tags = run["data"]["tags"].as_array().unwrap();
+    let version = report["table_version"].to_string();
+    assert!(tags.contains(&json!({"key": "table_version", "value": version})), "{tags:?}");
+
+    let run_id = run["info"]["run_id"].as_str().unwrap();
+    let query = format!("metrics/get-history?run_id={run_id}&metric_key=train/loss");
+    let history = mlflow.api("GET", &query, None);
+    let curve = report["curve"].as_array().unwrap();
+    let sent = history["metrics"].as_array().unwrap();
+    let points = |points: &[Value], key: &str| -> Vec<(u64, f64)> {
+        let point = |point: &Value| (point["step"].as_u64().unwrap(), point[key].as_f64().unwrap());
+        points.iter().map(point).collect()
+    };
+    assert_eq!(points(sent, "value"), points(curve, "loss"));
+    let files = mlflow.api("GET", &format!("artifacts/list?run_id={run_id}"), None);
+    for name in ["report.json", "config.resolved.toml", "reliability.svg"] {
+        let files = files["files"].as_array().unwrap();
+        assert!(files.iter().any(|file| file["path"] == name), "{name}: {files:?}");
+    }
+}
+
+#[test]
+fn a_tracking_server_that_is_not_there_is_told_by_its_key() {
+    let bench = Bench::with_table();
+    let server = ["--set", "tracking.mlflow=\"http://127.0.0.1:1\""];
+    let told = ["tracking.mlflow", "http://127.0.0.1:1", "leave the key empty"];
+    bench.run(&[&TRAIN[..], &server].concat()).refused(1, &told);
+}
+
+#[test]
+fn runs_are_listed_shown_and_compared() {
+    let bench = Bench::with_table();
+    bench.run(&["runs", "list"]).ok().stdout.contains("no runs");
+    bench.run(&TRAIN).ok();
+    let deeper = ["--set", "model.hidden=[16]", "--seed", "2"];
+    let second = bench.run(&[&TRAIN[..], &deeper].concat()).ok().json();
+    bench.run(&["train", "configs/prescorer.toml"]).ok();
+
+    let list = bench.run(&["runs", "list"]).ok().stdout;
+    for part in ["ctr-001", "ctr-002", "prescorer-001", "done"] {
+        assert!(list.contains(part), "{part}: {list}");
+    }
+    let only = bench.run(&["runs", "list", "--kind", "ctr", "--json"]).ok().json();
+    let [one, other] = &only.as_array().unwrap()[..] else {
+        panic!("{only}");
+    };
+    assert_eq!(one["info"]["overrides"], json!(["training.epochs=2", "training.batch_size=32", "checkpoint.every_steps=4"]));
+    assert_eq!(other["info"]["seed"], 2);
+    assert_eq!(other["info"]["table_version"], second["table_version"]);
+    assert_eq!(other["artifact"], second["artifact"]);
+    assert_eq!(other["results"]["auc"], second["auc"]);
+
+    let shown = bench.run(&["runs", "show", "ctr-002"]).ok().stdout;
+    let log_loss = format!("{:.5}", second["log_loss"].as_f64().unwrap());
+    for part in ["impressions version", "cpu × 1", &log_loss, "by step"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    bench.run(&["runs", "show", "ctr-009"]).refused(1, &["no run `ctr-009`", "ctr-001, ctr-002"]);
+
+    let page = bench.root.path().join("page.html");
+    let page = page.to_str().unwrap();
+    let told = bench.run(&["runs", "compare", "ctr-001", "ctr-002", "--html", page]).ok().stdout;
+    assert!(told.contains("model.hidden") && told.contains("[128, 64]"), "{told}");
+    assert!(!told.contains("model.num_cross_layers"), "what is the same: {told}");
+    let page = std::fs::read_to_string(page).unwrap();
+    for part in ["<svg", "train/loss", "valid/auc", "model.hidden", "ctr-002"] {
+        assert!(page.contains(part), "{part}");
+    }
+}
+
+#[test]
+fn a_sweep_finds_the_best_and_does_nothing_twice() {
+    let bench = Bench::with_table();
+    let sweep = bench.root.path().join("wide.toml");
+    let text = r#"
+        base = "configs/ctr.toml"
+        parallel = 2
+        threads = 1
+        [strategy]
+        kind = "successive_halving"
+        trials = 4
+        resource = "training.epochs"
+        least = 1
+        most = 2
+        factor = 2
+        [parameters]
+        "training.learning_rate" = { choice = [1e-9, 1e-3, 3e-3] }
+        "tables.embedding_dim" = { integer = [4, 8] }
+        "training.batch_size" = { choice = [64] }
+    "#;
+    std::fs::write(&sweep, text).unwrap();
+    let sweep = sweep.to_str().unwrap();
+    let found = bench.run(&["train", "--sweep", sweep, "--json"]).ok().json();
+    let trials = found["trials"].as_array().unwrap();
+    assert_eq!(trials.len(), 4 + 2);
+    let value = |trial: &Value| trial["outcome"]["value"].as_f64().unwrap();
+    let last = trials[4..].iter().map(value).fold(f64::INFINITY, f64::min);
+    assert_eq!(value(&found["best"]), last);
+    assert_eq!(found["best"]["parameters"]["training.epochs"], 2);
+    let dir = Path::new(found["dir"].as_str().unwrap());
+    let done = || std::fs::read_to_string(dir.join("trials.jsonl")).unwrap();
+    let before = done();
+    let again = bench.run(&["train", "--sweep", sweep]).ok().stdout;
+    assert_eq!(done(), before);
+    assert!(again.contains("best valid_log_loss") && dir.join("sweep.svg").exists(), "{again}");
+    let shipped = ["train", "--sweep", "configs/sweeps/ctr.toml", "--print-config"];
+    let shipped = bench.run(&shipped).ok().stdout;
+    assert!(shipped.contains("successive_halving"), "{shipped}");
+    let nothing = ["train", "--sweep", sweep, "--set", "strategy.trials=0"];
+    bench.run(&nothing).refused(2, &["strategy.trials is 0"]);
+}
+
+#[test]
+fn rows_of_csv_are_imported_and_learnt_from() {
+    let bench = Bench::default();
+    let dir = bench.root.path();
+    let mut parts = [String::new(), String::new(), String::new()];
+    for (part, text) in parts.iter_mut().enumerate() {
+        text.push_str("label,site,age\n");
+        for row in 0..[4000, 600, 600][part] {
+            // A click where the site's number and the age are both even or both odd.
+            let (site, age) = ((row * 7 + part) % 40, (row * 11) % 9);
+            let label = u8::from((site + age) % 2 == 0);
+            text.push_str(&format!("{label},s{site},{age}\n"));
+        }
+    }
+    for (name, text) in ["train", "valid", "test"].iter().zip(parts) {
+        std::fs::write(dir.join(format!("{name}.csv")), text).unwrap();
+    }
+    let schema = dir.join("schema.toml");
+    let file = |name: &str| format!("{name} = [\"{}/{name}.csv\"]\n", dir.display());
+    let text = format!(
+        "{}{}{}table = \"sites\"\nsparse = [{{ column = \"site\" }}, {{ column = \"age\" }}]\n",
+        file("train"),
+        file("valid"),
+        file("test")
+    );
+    std::fs::write(&schema, text).unwrap();
+    let schema = schema.to_str().unwrap();
+    let told = bench.run(&["import", "csv", schema]).ok().stdout;
+    assert!(told.contains("4000 training, 600 validation and 600 test rows"), "{told}");
+    assert!(told.contains("site: 41 ids"), "{told}");
+    let train = [
+        "train",
+        "configs/ctr.toml",
+        "--json",
+        "--set",
+        "table=sites",
+        "--set",
+        "training.epochs=8",
+        "--set",
+        "training.batch_size=64",
+        "--set",
+        "training.learning_rate=0.003",
+        "--set",
+        "tables.optimizer.learning_rate=0.1",
+        "--set",
+        "model={architecture=\"deep_fm\",hidden=[32]}",
+    ];
+    let report = bench.run(&train).ok().json();
+    assert!(report["auc"].as_f64().unwrap() > 0.95, "{report}");
+    assert_eq!(report["train_rows"], 4000);
+    bench.run(&["import", "csv", schema]).refused(1, &["is a table already"]);
+}
