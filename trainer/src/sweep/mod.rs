@@ -117,7 +117,7 @@ pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
     cli::write_text(&dir.join("sweep.toml"), &loaded.resolved)?;
 
     let runner = Runner::open(config, common, &dir)?;
-    let mut candidates = rounds.first;
+    let mut candidates = rounds.first.clone();
     let mut last: Vec<(Assignment, Outcome)> = Vec::new();
     let mut all: Vec<(Assignment, Outcome)> = Vec::new();
     for round in &rounds.resources {

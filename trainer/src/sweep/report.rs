@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use comfy_table::{Table, presets::NOTHING};
+use comfy_table::{Table, presets};
 use serde_json::json;
 
 use super::{SweepConfig, space::Assignment, trials::Outcome};
@@ -18,7 +18,7 @@ pub fn table(config: &SweepConfig, trials: &Trials) -> Table {
     let mut header = vec![config.metric.clone()];
     let longest = ranked.iter().map(|(trial, _)| trial).max_by_key(|trial| trial.0.len());
     header.extend(longest.into_iter().flat_map(|trial| trial.0.iter().map(|(key, _)| key.clone())));
-    table.load_preset(NOTHING).set_header(header);
+    table.load_style(presets::UTF8_BORDERS_ONLY).set_header(header);
     for (trial, outcome) in ranked {
         let result = match outcome {
             Outcome::Done { value, .. } => format!("{value:.6}"),

@@ -10,7 +10,7 @@ use anyhow::Context;
 use chrono::DateTime;
 use clap::Subcommand;
 use cli::{Layout, out};
-use comfy_table::{Table, presets::NOTHING};
+use comfy_table::{Table, presets};
 use serde_json::json;
 use textplots::{Chart, LabelBuilder, LabelFormat, Plot, Shape};
 
@@ -129,7 +129,7 @@ fn as_value(run: &Recorded) -> serde_json::Value {
 
 fn table(header: impl IntoIterator<Item = String>) -> Table {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(header);
+    table.load_style(presets::UTF8_BORDERS_ONLY).set_header(header);
     table
 }
 
