@@ -200,14 +200,23 @@ fn drawn(config: &SweepConfig, trials: usize) -> Vec<Assignment> {
     let mut one = |(key, range): (&String, &Range)| {
         let value = match range {
             Range::Choice(values) => values[random.random_range(0..values.len())].clone(),
-            Range::Uniform([low, high]) => random.random_range(*low..*high).into(),
-            Range::LogUniform([low, high]) => random.random_range(low.ln()..high.ln()).exp().into(),
+            Range::Uniform([low, high]) => short(random.random_range(*low..*high)).into(),
+            Range::LogUniform([low, high]) => {
+                short(random.random_range(low.ln()..high.ln()).exp()).into()
+            }
             Range::Integer([low, high]) => random.random_range(*low..=*high).into(),
         };
         (key.clone(), value)
     };
     let trial = |_| Assignment(config.parameters.iter().map(&mut one).collect());
     (0..trials).map(trial).collect()
+}
+
+/// With four significant digits: more decide nothing, and are hard to read.
+fn short(value: f64) -> f64 {
+    let text = format!("{value:.3e}");
+    // A number was written just before.
+    text.parse().unwrap_or(value)
 }
 
 #[cfg(test)]
@@ -237,7 +246,7 @@ mod tests {
         let first = rounds(&config).unwrap().first;
         assert_eq!(rounds(&config).unwrap().first, first);
         let column = |at: usize| first.iter().map(move |assignment| &assignment.0[at].1);
-        assert!(column(0).all(|value| (-1.0..2.0).contains(&value.as_float().unwrap())));
+        assert!(column(0).all(|value| (-1.0..=2.0).contains(&value.as_float().unwrap())));
         let small = column(1).filter(|value| value.as_float().unwrap() < 1e-3).count();
         assert!((40..95).contains(&small), "a third of the orders of magnitude: {small}");
         assert!((3..=5).all(|wanted| column(2).any(|value| value.as_integer() == Some(wanted))));

@@ -72,7 +72,7 @@ impl RunsVerb {
 const LISTED: [&str; 3] = ["auc", "log_loss", "calibration_ratio"];
 
 /// Metrics that are drawn, the first that runs have.
-const DRAWN: [&str; 4] = ["valid/log_loss", "train/loss", "valid/loss", "valid/auc"];
+const DRAWN: [&str; 3] = ["train/loss", "valid/log_loss", "valid/loss"];
 
 /// Runs one of the verbs.
 ///
@@ -286,8 +286,8 @@ fn plots(runs: &[&Recorded]) -> anyhow::Result<String> {
         let line = Shape::Lines(&points);
         let mut chart = Chart::new_with_y_range(120, 40, x_min, x_max, y_min, y_max);
         let chart = chart
-            .x_label_format(LabelFormat::Value)
-            .y_label_format(LabelFormat::Value)
+            .x_label_format(LabelFormat::Custom(Box::new(|value| format!("{value:.0}"))))
+            .y_label_format(LabelFormat::Custom(Box::new(|value| format!("{value:.4}"))))
             .lineplot(&line);
         chart.axis();
         chart.figures();
