@@ -1,7 +1,7 @@
 //! Reads LightGBM's `model.txt`: `key=value` lines, one block per tree.
 //!
 //! Format: `GBDT::SaveModelToString` in LightGBM's `gbdt_model_text.cpp` and `Tree::ToString` in
-//! its `tree.cpp`. Only what the pre-scorer uses is read: binary objective, numerical splits,
+//! its `tree.cpp`. Only what the pre-scorer uses is read: binary objective or cross-entropy, numerical splits,
 //! constant leaves. Everything else is refused by name, never guessed.
 
 use std::{collections::BTreeMap, str::FromStr};
@@ -273,12 +273,17 @@ impl<'a> Block<'a> {
     fn binary_objective(&self) -> Result<f64, TreesError> {
         let (line, text) = self.get("objective")?;
         let mut words = text.split_whitespace();
-        if words.next() != Some("binary") {
-            return Err(TreesError::Unsupported {
-                line,
-                what: format!("objective `{}`", shorten(text)),
-                mend: "objective = binary",
-            });
+        match words.next() {
+            Some("binary") => {}
+            // Of labels between 0 and 1, with a sigmoid as it is.
+            Some("cross_entropy") => return Ok(1.0),
+            _ => {
+                return Err(TreesError::Unsupported {
+                    line,
+                    what: format!("objective `{}`", shorten(text)),
+                    mend: "objective = binary or cross_entropy",
+                });
+            }
         }
         let sigmoid = words.find_map(|word| word.strip_prefix("sigmoid:"));
         match sigmoid.map_or(Ok(1.0), f64::from_str) {
@@ -474,7 +479,7 @@ mod tests {
         check(
             "objective=binary",
             "objective=regression",
-            "objective = binary",
+            "objective = binary or cross_entropy",
         );
         check("num_class=1", "num_class=3", "num_class=3");
         check("Tree=1", "Tree=2", "the next tree");

@@ -16,7 +16,7 @@ mod verb;
 
 pub use calibrate::CalibrationMethod;
 pub use config::{CtrConfig, GuardConfig, TablesConfig, TablesError, TrainingConfig};
-pub use evaluate::{Evaluation, evaluate};
+pub use evaluate::{Evaluation, evaluate, score_all};
 pub use step::{Groups, Learner, RoutedBatch, StepBatch, StepLimits, StepOutcome};
 pub use train::{Progress, Task, TrainError, Trained, train};
 pub use verb::{Device, DeviceNotBuilt, EvalArgs, Resume, TrainArgs, run_eval, run_train};

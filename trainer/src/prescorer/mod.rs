@@ -1,15 +1,21 @@
-//! Trains the pre-scorer with LightGBM on the dense features.
+//! Trains the pre-scorer with LightGBM on the dense features, on clicks or on what a click model says.
 
-use anyhow::Context;
-use cli::{CommonArgs, Loaded, write_text};
+use std::collections::BTreeMap;
+
+use anyhow::{Context, bail};
+use cli::{CommonArgs, Loaded, Usage, write_text};
 use lightgbm3::{Booster, Dataset};
-use models::prescorer::{PreScorer, PreScorerInfo, Trees};
-use registry::Kind;
+use models::{
+    ctr::CtrModel,
+    prescorer::{PreScorer, PreScorerInfo, Trees},
+};
+use registry::{Digest, Kind};
+use features::Schema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    ctr::{Evaluation, evaluate},
+    ctr::{Evaluation, evaluate, score_all},
     job::{Job, Source},
     split::SplitConfig,
     table::Examples,
@@ -38,6 +44,10 @@ pub struct PreScorerConfig {
     pub min_rows_in_leaf: usize,
     /// Trees without a better validation loss before training ends.
     pub early_stopping_rounds: usize,
+    /// Dense features with which a score may only rise (1) or only fall (-1), all else being equal.
+    pub monotone: BTreeMap<String, i32>,
+    /// What a click model says instead of clicks.
+    pub distillation: DistillationConfig,
     /// Threads of LightGBM.
     pub threads: usize,
     /// Who else hears of the run.
@@ -56,8 +66,30 @@ impl Default for PreScorerConfig {
             learning_rate: 0.05,
             min_rows_in_leaf: 50,
             early_stopping_rounds: 20,
+            monotone: BTreeMap::new(),
+            distillation: DistillationConfig::default(),
             threads: 2,
             tracking: TrackingConfig::default(),
+        }
+    }
+}
+
+/// Trees that learn from a click model, whose probabilities say more than a click or none. Source:
+/// Hinton et al., "Distilling the Knowledge in a Neural Network" (2015).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DistillationConfig {
+    /// The click model: `newest`, or a digest; empty: clicks alone.
+    pub teacher: String,
+    /// How much of each label is the model's probability; the rest is the click.
+    pub share: f32,
+}
+
+impl Default for DistillationConfig {
+    fn default() -> Self {
+        Self {
+            teacher: String::new(),
+            share: 1.0,
         }
     }
 }
@@ -66,12 +98,16 @@ impl Default for PreScorerConfig {
 struct Report {
     #[serde(flatten)]
     test: Evaluation,
+    /// How far the scores are from the teacher's: mean difference of probabilities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from_teacher: Option<f64>,
     trees: usize,
     table_version: u64,
     artifact: registry::Digest,
 }
 
-/// Trains trees on the dense features of these names and returns LightGBM's model text.
+/// Trains trees on the dense features of these names and returns LightGBM's model text. The labels
+/// are probabilities, of which clicks are two.
 ///
 /// # Errors
 /// What LightGBM says.
@@ -105,9 +141,15 @@ pub fn fit(
     };
     let train = dataset(train, None)?;
     let valid = dataset(valid, Some(&train))?;
-    let parameters = json!({
-        "objective": "binary",
-        "metric": "binary_logloss",
+    let monotone = names.iter().map(|name| config.monotone.get(name).copied().unwrap_or(0));
+    let (objective, metric) = match &*config.distillation.teacher {
+        "" => ("binary", "binary_logloss"),
+        // The same for labels between 0 and 1.
+        _ => ("cross_entropy", "cross_entropy"),
+    };
+    let mut parameters = json!({
+        "objective": objective,
+        "metric": metric,
         "num_iterations": config.trees,
         "num_leaves": config.leaves,
         "learning_rate": config.learning_rate,
@@ -119,7 +161,56 @@ pub fn fit(
         "force_row_wise": true,
         "verbosity": -1,
     });
+    if !config.monotone.is_empty() {
+        parameters["monotone_constraints"] = monotone.collect::<Vec<i32>>().into();
+        parameters["monotone_constraints_method"] = "advanced".into();
+    }
     Booster::train_with_valid(train, Some(valid), &parameters)?.save_string()
+}
+
+struct Teacher {
+    digest: Digest,
+    model: CtrModel,
+}
+
+/// The click model to learn from, if there is to be one.
+async fn teacher(config: &PreScorerConfig, job: &Job) -> anyhow::Result<Option<Teacher>> {
+    let digest = match &*config.distillation.teacher {
+        "" => return Ok(None),
+        "newest" => job.registry.newest(Kind::Ctr).await?.digest,
+        digest => digest
+            .parse()
+            .with_context(|| Usage(format!("distillation.teacher is `{digest}`")))?,
+    };
+    let model = CtrModel::load(&job.registry.fetch(&digest).await?)?;
+    if model.schema().digest != job.schema.digest {
+        bail!(
+            "distillation.teacher {} takes the features of spec {}, and the table holds those of {}: train one on this table first",
+            digest.short(),
+            model.schema().digest,
+            job.schema.digest
+        );
+    }
+    Ok(Some(Teacher { digest, model }))
+}
+
+fn check(config: &PreScorerConfig, schema: &Schema) -> anyhow::Result<()> {
+    for (feature, way) in &config.monotone {
+        let known = schema.dense.iter().any(|field| field.name == *feature);
+        if !known || ![-1, 0, 1].contains(way) {
+            let known: Vec<&str> = schema.dense.iter().map(|field| &*field.name).collect();
+            let text = format!(
+                "monotone.{feature} is {way}, wanted 1 or -1 for one of {}",
+                known.join(", ")
+            );
+            bail!(Usage(text));
+        }
+    }
+    let share = config.distillation.share;
+    if !(0.0..=1.0).contains(&share) {
+        bail!(Usage(format!("distillation.share is {share}, wanted 0 to 1")));
+    }
+    Ok(())
 }
 
 /// Trains a pre-scorer, measures it on the test rows and publishes it.
@@ -139,8 +230,21 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
     };
     let mut job = Job::start(common, Kind::Prescorer, source).await?;
     let parts = &job.parts;
-    let (train, valid, test) = (parts.train.load()?, parts.valid.load()?, parts.test.load()?);
+    let mut learnt = [parts.train.load()?, parts.valid.load()?];
+    let test = parts.test.load()?;
     let schema = &job.schema;
+    check(config, schema)?;
+    let teacher = teacher(config, &job).await?;
+    if let Some(teacher) = &teacher {
+        let share = config.distillation.share;
+        for rows in &mut learnt {
+            let scores = score_all(&teacher.model, rows, false)?;
+            for (label, score) in rows.clicks.iter_mut().zip(scores) {
+                *label += share * (score - *label);
+            }
+        }
+    }
+    let [train, valid] = &learnt;
     let info = PreScorerInfo {
         feature_digest: schema.digest.clone(),
         dense: schema
@@ -149,18 +253,31 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
             .map(|field| field.name.clone())
             .collect(),
     };
-    let text = fit(config, &info.dense, &train, &valid).context("training trees with LightGBM")?;
+    let text = fit(config, &info.dense, train, valid).context("training trees with LightGBM")?;
     let dir = job.model_dir();
     PreScorer::save(&dir, &info, &text)?;
     let scorer = PreScorer::load(&dir)?;
-    let evaluation = evaluate(&scorer.score(&test.features)?, &test.clicks, &test.weights);
+    let scores = scorer.score(&test.features)?;
+    let evaluation = evaluate(&scores, &test.clicks, &test.weights);
+    let from_teacher = match &teacher {
+        None => None,
+        Some(teacher) => {
+            let wanted = score_all(&teacher.model, &test, false)?;
+            let differences = scores.iter().zip(&wanted);
+            let sum: f64 = differences.map(|(one, other)| f64::from((one - other).abs())).sum();
+            Some(sum / scores.len().max(1) as f64)
+        }
+    };
     let trees = Trees::parse(&text)?.num_trees();
 
     let auc = evaluation.auc.map(|auc| ("auc", auc));
     let metrics = [("log_loss", evaluation.log_loss)].into_iter().chain(auc);
-    let artifact = job.publish(job.features().await?, metrics).await?;
+    let mut parents = job.features().await?;
+    parents.extend(teacher.map(|teacher| teacher.digest));
+    let artifact = job.publish(parents, metrics).await?;
     let report = Report {
         test: evaluation,
+        from_teacher,
         trees,
         table_version: job.table_version,
         artifact: artifact.digest,
@@ -248,6 +365,55 @@ mod tests {
         }
         let scores: Vec<f32> = found.iter().map(|score| *score as f32).collect();
         assert!(evaluate(&scores, &test.clicks, &test.weights).auc.unwrap() > 0.85);
+    }
+
+    #[test]
+    fn a_score_only_goes_the_way_that_a_feature_is_bound_to() {
+        let mut config = PreScorerConfig {
+            trees: 60,
+            min_rows_in_leaf: 10,
+            ..Default::default()
+        };
+        let (train, valid) = (rows(4_000, 1), rows(1_000, 2));
+        let mut falls = |config: &PreScorerConfig| {
+            let text = fit(config, &names(), &train, &valid).unwrap();
+            let trees = Trees::parse(&text).unwrap();
+            let base = rows(200, 3);
+            let at = |a: f32| {
+                let mut values = base.features.dense.clone();
+                values.chunks_exact_mut(3).for_each(|row| row[0] = a);
+                trees.predict(&values)
+            };
+            let scores: Vec<Vec<f64>> = (-10..=10).map(|at_a| at(at_a as f32 * 0.1)).collect();
+            let pairs = scores.windows(2);
+            pairs.flat_map(|pair| pair[0].iter().zip(&pair[1])).filter(|(low, high)| high < low).count()
+        };
+        assert!(falls(&config) > 0, "noise makes some fall");
+        config.monotone = [("a".to_owned(), 1)].into();
+        assert_eq!(falls(&config), 0);
+    }
+
+    #[test]
+    fn probabilities_as_labels_are_learnt_as_such() {
+        let mut config = PreScorerConfig {
+            trees: 60,
+            min_rows_in_leaf: 10,
+            ..Default::default()
+        };
+        config.distillation.teacher = "newest".to_owned();
+        let soft = |seed| {
+            let mut rows = rows(4_000, seed);
+            let values = rows.features.dense.chunks_exact(3);
+            let probabilities = values.map(|row| 0.5 + 0.3 * row[0]);
+            rows.clicks = probabilities.collect();
+            rows
+        };
+        let text = fit(&config, &names(), &soft(1), &soft(2)).unwrap();
+        let test = soft(3);
+        let found = Trees::parse(&text).unwrap().predict(&test.features.dense);
+        let differences = found.iter().zip(&test.clicks).map(|(one, other)| (one - f64::from(*other)).abs());
+        let mean = differences.sum::<f64>() / found.len() as f64;
+        assert!(mean < 0.02, "{mean}");
     }
 
     #[test]
