@@ -139,6 +139,11 @@ pub const GROUPS: &[Group] = &[
                 "Train the model that a configuration describes",
             ),
             verb("eval", Program::Trainer, "Measure a registered click model"),
+            verb(
+                "gate",
+                Program::Trainer,
+                "Refuse a click model that is worse than what serves, or wrong for some",
+            ),
             nest(
                 "runs",
                 Program::Trainer,

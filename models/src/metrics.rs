@@ -25,6 +25,25 @@ pub fn auc(scores: &[f32], labels: &[f32]) -> Option<f64> {
     (positives > 0.0 && negatives > 0.0).then(|| won / (positives * negatives))
 }
 
+/// The mean of each group's AUC, by its rows; groups with one label only have none and do not count.
+/// `None` if no group has one. Source: Zhou et al., "Deep Interest Network", KDD 2018, equation 5.
+///
+/// # Shapes
+/// - all: one value a row
+pub fn grouped_auc(scores: &[f32], labels: &[f32], groups: &[u32]) -> Option<f64> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by_key(|row| groups[*row]);
+    let (mut sum, mut rows) = (0.0, 0.0);
+    for group in order.chunk_by(|one, other| groups[*one] == groups[*other]) {
+        let part = |values: &[f32]| -> Vec<f32> { group.iter().map(|row| values[*row]).collect() };
+        if let Some(auc) = auc(&part(scores), &part(labels)) {
+            sum += auc * group.len() as f64;
+            rows += group.len() as f64;
+        }
+    }
+    (rows > 0.0).then(|| sum / rows)
+}
+
 /// Weighted mean negative log likelihood, nats. Probabilities are kept 1e-7 away from 0 and 1.
 pub fn log_loss(probabilities: &[f32], labels: &[f32], weights: &[f32]) -> f64 {
     let total: f64 = weights.iter().copied().map(f64::from).sum();
@@ -131,6 +150,17 @@ mod tests {
             (found - expected).abs() < 1e-6,
             "found {found}, expected {expected}"
         );
+    }
+
+    #[test]
+    fn grouped_auc_is_the_mean_of_groups_with_both_labels() {
+        let scores = [0.1, 0.9, 0.8, 0.2, 0.5, 0.7];
+        let labels = [0.0, 1.0, 0.0, 1.0, 1.0, 1.0];
+        // Right, wrong, and of one label only.
+        let found = grouped_auc(&scores, &labels, &[7, 7, 3, 3, 5, 5]);
+        assert_eq!(found, Some(0.5));
+        assert_eq!(grouped_auc(&scores, &labels, &[0, 1, 2, 3, 4, 5]), None);
+        assert_eq!(grouped_auc(&scores, &labels, &[0; 6]), auc(&scores, &labels));
     }
 
     #[test]

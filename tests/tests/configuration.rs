@@ -5,7 +5,7 @@ use std::fs;
 use marquee_tests::{Bench, checkout};
 
 /// Each shipped configuration and the verb that reads it.
-const CONFIGS: [(&[&str], &str); 15] = [
+const CONFIGS: [(&[&str], &str); 16] = [
     (&["world", "generate"], "configs/world.toml"),
     (&["world", "generate"], "configs/world-small.toml"),
     (&["world", "generate"], "configs/world-procedural.toml"),
@@ -18,6 +18,7 @@ const CONFIGS: [(&[&str], &str); 15] = [
     (&["train"], "configs/ctr.toml"),
     (&["train"], "configs/prescorer.toml"),
     (&["train"], "configs/visual.toml"),
+    (&["gate"], "configs/gate.toml"),
     (&["embed"], "configs/embed.toml"),
     (&["index", "build"], "configs/index.toml"),
     (&["serve"], "configs/serving.toml"),

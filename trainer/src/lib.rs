@@ -14,6 +14,7 @@ pub mod checkpoint;
 pub mod collective;
 pub mod ctr;
 pub mod dense;
+pub mod gate;
 pub mod job;
 pub mod plot;
 pub mod prescorer;

@@ -7,6 +7,7 @@ use cli::{CommonArgs, load_config};
 use serde::{Deserialize, Serialize};
 use trainer::{
     ctr::{self, CtrConfig, EvalArgs, TrainArgs},
+    gate::{GateArgs, GateConfig, run_gate},
     prescorer::{self, PreScorerConfig},
     sweep::run_sweep,
     tracking::{RunsVerb, run_runs},
@@ -32,6 +33,8 @@ enum Verb {
     },
     /// Measure a registered click model
     Eval(EvalArgs),
+    /// Refuse a click model that is worse than what serves, or wrong for some
+    Gate(GateArgs),
     /// Runs of the data folder: list, show, compare
     #[command(subcommand)]
     Runs(RunsVerb),
@@ -93,6 +96,14 @@ fn run() -> anyhow::Result<()> {
         Verb::Runs(verb) => {
             cli::init_logging(0);
             run_runs(&verb)
+        }
+        Verb::Gate(args) => {
+            cli::init_logging(args.common.verbose);
+            let loaded = load_config::<GateConfig>(&args.common, Some("configs/gate.toml"))?;
+            if args.common.print(&loaded) {
+                return Ok(());
+            }
+            runtime.block_on(run_gate(&args, &loaded.config))
         }
         Verb::Eval(args) => {
             cli::init_logging(args.common.verbose);

@@ -19,6 +19,8 @@ pub enum Projection {
     Training,
     /// The dense features alone.
     Dense,
+    /// The creatives' ids alone.
+    Creatives,
 }
 
 /// Rows of the training table in memory. Columns that were not read are empty.
@@ -42,6 +44,14 @@ pub struct Examples {
     pub scene_ids: Vec<String>,
     /// Categories of the creatives.
     pub categories: Vec<String>,
+    /// Whom they were shown to; empty for those who are not known.
+    pub user_ids: Vec<String>,
+    /// Genres of the experiences.
+    pub genres: Vec<String>,
+    /// Kinds of devices.
+    pub devices: Vec<String>,
+    /// Formats of the placements.
+    pub formats: Vec<String>,
     /// Places in the order in which batches take rows; empty where no batch was taken.
     pub places: Vec<u64>,
 }
@@ -59,9 +69,14 @@ impl Projection {
                 "creative_id",
                 "scene_id",
                 "category",
+                "user_id",
+                "genre",
+                "device",
+                "format",
             ],
             Self::Training => &["click", "weight", "impression_id"],
             Self::Dense => &[],
+            Self::Creatives => return vec!["creative_id".to_owned()],
         };
         let mut names: Vec<String> = labels.iter().map(|name| (*name).to_owned()).collect();
         names.extend(schema.dense.iter().map(|field| format!("d_{}", field.name)));
@@ -160,6 +175,10 @@ impl Examples {
             creative_ids: Vec::new(),
             scene_ids: Vec::new(),
             categories: Vec::new(),
+            user_ids: Vec::new(),
+            genres: Vec::new(),
+            devices: Vec::new(),
+            formats: Vec::new(),
             places: Vec::new(),
         }
     }
@@ -199,6 +218,10 @@ impl Examples {
         self.creative_ids.clear();
         self.scene_ids.clear();
         self.categories.clear();
+        self.user_ids.clear();
+        self.genres.clear();
+        self.devices.clear();
+        self.formats.clear();
     }
 
     /// Appends rows of another part with the same columns, in the order given.
@@ -219,6 +242,10 @@ impl Examples {
         extend(&mut self.creative_ids, &other.creative_ids, rows);
         extend(&mut self.scene_ids, &other.scene_ids, rows);
         extend(&mut self.categories, &other.categories, rows);
+        extend(&mut self.user_ids, &other.user_ids, rows);
+        extend(&mut self.genres, &other.genres, rows);
+        extend(&mut self.devices, &other.devices, rows);
+        extend(&mut self.formats, &other.formats, rows);
     }
 
     /// Appends the rows of a record batch.
@@ -228,6 +255,11 @@ impl Examples {
         schema: &Schema,
         projection: Projection,
     ) -> Result<(), TableError> {
+        if projection == Projection::Creatives {
+            self.creative_ids.extend(columns.texts("creative_id")?);
+            self.features.num_rows += columns.batch.num_rows();
+            return Ok(());
+        }
         if projection != Projection::Dense {
             self.clicks.extend(columns.floats("click")?);
             self.weights.extend(columns.floats("weight")?);
@@ -240,6 +272,10 @@ impl Examples {
             self.creative_ids.extend(columns.texts("creative_id")?);
             self.scene_ids.extend(columns.texts("scene_id")?);
             self.categories.extend(columns.texts("category")?);
+            self.user_ids.extend(columns.texts("user_id")?);
+            self.genres.extend(columns.texts("genre")?);
+            self.devices.extend(columns.texts("device")?);
+            self.formats.extend(columns.texts("format")?);
         }
         let rows = columns.batch.num_rows();
         let dense = schema
@@ -316,6 +352,10 @@ mod tests {
             ("creative_id", texts()),
             ("scene_id", texts()),
             ("category", texts()),
+            ("user_id", texts()),
+            ("genre", texts()),
+            ("device", texts()),
+            ("format", texts()),
             ("d_a", floats([0.5, 0.25, 0.0])),
             ("s_s", integers([7, -1, 9])),
             ("s_m", lists([&[Some(1), Some(2)], &[], &[Some(3)]])),

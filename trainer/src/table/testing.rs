@@ -48,6 +48,10 @@ pub(crate) fn push(rows: &mut Examples, x: f32, id: u64, several: &[u64], label:
         &mut rows.creative_ids,
         &mut rows.scene_ids,
         &mut rows.categories,
+        &mut rows.user_ids,
+        &mut rows.genres,
+        &mut rows.devices,
+        &mut rows.formats,
     ] {
         texts.push(String::new());
     }
@@ -95,6 +99,10 @@ fn record_batch(rows: &Examples) -> RecordBatch {
         ("creative_id", texts(&rows.creative_ids)),
         ("scene_id", texts(&rows.scene_ids)),
         ("category", texts(&rows.categories)),
+        ("user_id", texts(&rows.user_ids)),
+        ("genre", texts(&rows.genres)),
+        ("device", texts(&rows.devices)),
+        ("format", texts(&rows.formats)),
         ("d_x", floats(&rows.features.dense)),
         (
             "s_id",

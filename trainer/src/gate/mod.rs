@@ -1,0 +1,196 @@
+//! The gate in front of a click model: measured against what serves, on the same rows.
+//!
+//! [`measure`] says how good a model is, overall and by slice, and how certain that is
+//! ([`resample`]); [`rules`] refuse what is certain to be worse; [`page`] shows all of it. Source of
+//! the questions: Breck et al., "The ML Test Score", IEEE Big Data 2017.
+
+mod measure;
+mod page;
+mod resample;
+mod rules;
+mod slices;
+
+use anyhow::bail;
+use cli::{CommonArgs, GateRefused, Layout, out, write_json, write_text};
+use models::ctr::CtrModel;
+use registry::{Digest, Kind, Registry};
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    measure::{Interval, Measures, SliceMeasures},
+    rules::RulesConfig,
+};
+use self::{measure::Candidate, rules::judge, slices::Slices};
+use crate::{
+    ctr::score_all,
+    split::SplitConfig,
+    table::{Examples, Projection, TrainingTable},
+};
+
+/// `configs/gate.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GateConfig {
+    /// Seed of what is drawn for the intervals.
+    pub seed: u64,
+    /// Name of the training table.
+    pub table: String,
+    /// What is held out: models are measured on the test rows.
+    pub split: SplitConfig,
+    /// What a model is compared with: the click model of the bundle that most of this channel's
+    /// traffic sees; nothing, if there is no such channel.
+    pub channel: String,
+    /// Times that rows are drawn again for an interval.
+    pub replicates: usize,
+    /// How certain an interval is.
+    pub confidence: f64,
+    /// What is refused.
+    pub rules: RulesConfig,
+}
+
+impl Default for GateConfig {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            table: "impressions".to_owned(),
+            split: SplitConfig::default(),
+            channel: "live".to_owned(),
+            replicates: 200,
+            confidence: 0.95,
+            rules: RulesConfig::default(),
+        }
+    }
+}
+
+/// `marquee gate`.
+#[derive(Debug, clap::Args)]
+pub struct GateArgs {
+    /// Flags that all verbs share.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Digest of the model; by default the newest
+    #[arg(long)]
+    pub model: Option<Digest>,
+    /// Digest of the model to compare with; by default the one that serves
+    #[arg(long)]
+    pub against: Option<Digest>,
+}
+
+/// What the gate found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The model.
+    pub model: String,
+    /// What it was compared with.
+    pub against: Option<String>,
+    /// Version of the table.
+    pub table_version: u64,
+    /// Rows, clicks and people that both were measured on.
+    pub rows: usize,
+    /// Clicks among them.
+    pub clicks: usize,
+    /// People among them.
+    pub users: usize,
+    /// The model's.
+    pub measures: Measures,
+    /// Those of the other.
+    pub against_measures: Option<Measures>,
+    /// The model's less the other's.
+    pub differences: Option<Measures>,
+    /// By slice, those of most rows first.
+    pub slices: Vec<SliceMeasures>,
+    /// Why the model is refused; empty: it passes.
+    pub refused: Vec<String>,
+}
+
+/// Measures a model, tells of it, and refuses what the rules refuse.
+///
+/// # Errors
+/// [`GateRefused`], or whatever keeps it from measuring.
+pub async fn run_gate(args: &GateArgs, config: &GateConfig) -> anyhow::Result<()> {
+    let layout = Layout::new(&args.common);
+    let registry = Registry::open(&layout.registry())?;
+    let digest = match &args.model {
+        Some(digest) => digest.clone(),
+        None => registry.newest(Kind::Ctr).await?.digest,
+    };
+    let against = match &args.against {
+        Some(digest) => Some(digest.clone()),
+        None => live(&registry, &config.channel).await?,
+    };
+    // A model is no better nor worse than itself.
+    let against = against.filter(|other| *other != digest);
+
+    let table = TrainingTable::open(&layout.table(&config.table)).await?;
+    let parts = config.split.parts(&table.rows()?)?;
+    let known = parts.train.read(Projection::Creatives)?.creative_ids;
+    let rows = parts.test.load()?;
+    let model = candidate(&registry, &digest, &table, &rows).await?;
+    let other = match &against {
+        Some(other) => Some(candidate(&registry, other, &table, &rows).await?),
+        None => None,
+    };
+    let slices = Slices::of(&rows, &known.into_iter().collect());
+    let mut verdict = measure::measure(config, &rows, &slices, &model, other.as_ref());
+    verdict.model = digest.to_string();
+    verdict.against = against.map(|other| other.to_string());
+    verdict.table_version = table.version();
+    verdict.refused = judge(&config.rules, &verdict);
+
+    let reports = layout.reports();
+    write_json(&reports.join("gate.json"), &verdict)?;
+    let path = reports.join("gate.html");
+    write_text(&path, &page::page(config, &verdict, &rows, &model, other.as_ref()))?;
+    if args.common.json {
+        out!("{}", serde_json::to_string(&verdict)?);
+    } else {
+        out!("{}", rules::told(&verdict));
+        out!("page in {}", path.display());
+    }
+    match verdict.refused.is_empty() {
+        true => Ok(()),
+        false => bail!(GateRefused {
+            reason: verdict.refused.join("; "),
+        }),
+    }
+}
+
+/// The click model that most of a channel's traffic sees.
+async fn live(registry: &Registry, channel: &str) -> anyhow::Result<Option<Digest>> {
+    let Some(channel) = registry.channel(channel).await? else {
+        return Ok(None);
+    };
+    let most = channel.targets.iter().max_by(|one, other| one.share.total_cmp(&other.share));
+    let Some(target) = most else {
+        return Ok(None);
+    };
+    for parent in registry.get(&target.bundle).await?.parents {
+        if registry.get(&parent).await?.kind == Kind::Ctr {
+            return Ok(Some(parent));
+        }
+    }
+    Ok(None)
+}
+
+async fn candidate(
+    registry: &Registry,
+    digest: &Digest,
+    table: &TrainingTable,
+    rows: &Examples,
+) -> anyhow::Result<Candidate> {
+    let model = CtrModel::load(&registry.fetch(digest).await?)?;
+    if model.schema().digest != table.schema().digest {
+        bail!(
+            "model {} takes the features of spec {}, and the table holds those of {}: measure it on the table that it was trained on",
+            digest.short(),
+            model.schema().digest,
+            table.schema().digest
+        );
+    }
+    Ok(Candidate {
+        scores: score_all(&model, rows, false)?,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+//! The gate's report as an HTML page.
+
+use std::fmt::Write;
+
+use models::metrics::reliability;
+
+use super::{
+    GateConfig, Interval, Measures, SliceMeasures, Verdict, measure::Candidate, rules::text,
+};
+use crate::{
+    plot::{Lines, escape},
+    table::Examples,
+};
+
+const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;color:#222;background:#fff}\
+table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #8884;padding:.3rem .8rem;text-align:left}\
+td+td{font-variant-numeric:tabular-nums}.plots{display:flex;flex-wrap:wrap;gap:1rem}svg{width:24rem}\
+.passed{color:#087f23}.refused{color:#b00020}\
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}.passed{color:#6fdc8c}.refused{color:#ff8389}}";
+
+/// Slices that are shown as the worst.
+const WORST: usize = 10;
+
+/// Points of a curve.
+const POINTS: usize = 20;
+
+/// Curves, measures and slices of a verdict.
+pub fn page(
+    config: &GateConfig,
+    verdict: &Verdict,
+    rows: &Examples,
+    model: &Candidate,
+    other: Option<&Candidate>,
+) -> String {
+    let short = |digest: &str| digest.chars().take(12).collect::<String>();
+    let name = short(&verdict.model);
+    let mut html = format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Gate of {name}</title><style>{STYLE}</style><h1>Gate of ctr {name}</h1>"
+    );
+    // Writing to a string does not fail.
+    let _ = match verdict.refused.is_empty() {
+        true => write!(html, "<p class=\"passed\"><b>Passed.</b></p>"),
+        false => {
+            let reasons = verdict.refused.iter();
+            let items: String = reasons.map(|reason| format!("<li>{}</li>", escape(reason))).collect();
+            write!(html, "<p class=\"refused\"><b>Refused:</b></p><ul>{items}</ul>")
+        }
+    };
+    let _ = write!(
+        html,
+        "<p>{} rows of {} people with {} clicks, version {} of table {}. Intervals of {:.0} % by drawing people {} times.</p>",
+        verdict.rows,
+        verdict.users,
+        verdict.clicks,
+        verdict.table_version,
+        escape(&config.table),
+        config.confidence * 100.0,
+        config.replicates
+    );
+    html += &measures(verdict);
+    let mut worst: Vec<&SliceMeasures> = verdict
+        .slices
+        .iter()
+        .filter(|slice| slice.rows >= config.rules.slice_min_rows)
+        .collect();
+    let wrong = |slice: &SliceMeasures| slice.calibration_ratio.value.ln().abs();
+    worst.sort_by(|one, other| wrong(other).total_cmp(&wrong(one)));
+    worst.truncate(WORST);
+    html += &slices(&format!("The {WORST} worst slices by calibration"), &worst);
+    html += "<h2>Curves</h2><div class=\"plots\">";
+    let mut models = vec![(name, model)];
+    models.extend(verdict.against.as_deref().map(short).zip(other));
+    for (title, x, of) in [
+        (
+            "Reliability: observed click rate",
+            "predicted click rate",
+            reliable as fn(&[f32], &[f32]) -> Vec<(f64, f64)>,
+        ),
+        ("ROC: clicks found", "other rows taken with them", roc),
+    ] {
+        let curves: Vec<(&str, Vec<(f64, f64)>)> = models
+            .iter()
+            .map(|(name, model)| (&**name, of(&model.scores, &rows.clicks)))
+            .collect();
+        let lines: Vec<(&str, &[(f64, f64)])> =
+            curves.iter().map(|(name, points)| (*name, &points[..])).collect();
+        html += &Lines {
+            title,
+            x,
+            lines: &lines,
+        }
+        .to_svg();
+    }
+    html += "</div>";
+    html += &slices("All slices", &verdict.slices.iter().collect::<Vec<_>>());
+    html + "</html>\n"
+}
+
+fn measures(verdict: &Verdict) -> String {
+    let mut html = "<h2>Measures</h2><table><tr><th></th><th>the model</th>".to_owned();
+    let columns = [
+        Some(&verdict.measures),
+        verdict.against_measures.as_ref(),
+        verdict.differences.as_ref(),
+    ];
+    if verdict.against.is_some() {
+        html += "<th>what serves</th><th>difference</th>";
+    }
+    html += "</tr>";
+    let plain = |value: f64| Interval {
+        value,
+        low: None,
+        high: None,
+    };
+    type Of<'a> = &'a dyn Fn(&Measures) -> Option<Interval>;
+    let rows: [(&str, Of<'_>); 6] = [
+        ("AUC", &|it| Some(it.auc)),
+        ("grouped AUC, by person", &|it| it.grouped_auc.map(plain)),
+        ("log loss", &|it| Some(it.log_loss)),
+        ("normalised entropy", &|it| Some(it.normalised_entropy)),
+        ("calibration ratio", &|it| Some(it.calibration_ratio)),
+        ("expected calibration error", &|it| Some(plain(it.ece))),
+    ];
+    for (name, of) in rows {
+        html += &format!("<tr><td>{name}</td>");
+        for measures in columns.into_iter().flatten() {
+            let found = of(measures).map_or(String::new(), |interval| text(&interval));
+            html += &format!("<td>{found}</td>");
+        }
+        html += "</tr>";
+    }
+    html + "</table>"
+}
+
+fn slices(title: &str, slices: &[&SliceMeasures]) -> String {
+    if slices.is_empty() {
+        return String::new();
+    }
+    let mut html = format!(
+        "<h2>{title}</h2><table><tr><th>by</th><th></th><th>rows</th><th>clicks</th><th>AUC</th><th>normalised entropy</th><th>calibration ratio</th><th>of what serves</th></tr>"
+    );
+    let maybe = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.4}"));
+    for slice in slices {
+        html += &format!(
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.4}</td><td>{}</td><td>{}</td></tr>",
+            escape(&slice.by),
+            escape(&slice.value),
+            slice.rows,
+            slice.clicks,
+            maybe(slice.auc),
+            slice.normalised_entropy,
+            text(&slice.calibration_ratio),
+            maybe(slice.against_calibration_ratio)
+        );
+    }
+    html + "</table>"
+}
+
+fn reliable(scores: &[f32], clicks: &[f32]) -> Vec<(f64, f64)> {
+    let bins = reliability(scores, clicks, POINTS);
+    bins.iter().map(|bin| (bin.mean_predicted, bin.mean_observed)).collect()
+}
+
+/// Shares of clicks and of other rows above a score, from the highest on.
+fn roc(scores: &[f32], clicks: &[f32]) -> Vec<(f64, f64)> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|one, other| scores[*other].total_cmp(&scores[*one]));
+    let total = clicks.iter().filter(|click| **click > 0.5).count();
+    let others = (scores.len() - total).max(1) as f64;
+    let (mut found, mut points) = (0, vec![(0.0, 0.0)]);
+    let step = scores.len().div_ceil(5 * POINTS).max(1);
+    for (at, row) in order.iter().enumerate() {
+        found += usize::from(clicks[*row] > 0.5);
+        if (at + 1).is_multiple_of(step) || at + 1 == order.len() {
+            points.push(((at + 1 - found) as f64 / others, found as f64 / total.max(1) as f64));
+        }
+    }
+    points
+}

@@ -1,0 +1,139 @@
+//! What the gate refuses.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Interval, Verdict};
+
+/// A bound is broken where the whole interval lies beyond it: what may be chance is not refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RulesConfig {
+    /// Fewest rows; with fewer nothing can be said, and a model is refused.
+    pub min_rows: usize,
+    /// How much less AUC than the model it is compared with.
+    pub max_auc_loss: f64,
+    /// How much more normalised entropy than the model it is compared with.
+    pub max_entropy_rise: f64,
+    /// How far the calibration ratio may be from 1.
+    pub calibration: f64,
+    /// The same of a slice.
+    pub slice_calibration: f64,
+    /// Fewest rows of a slice that is looked at.
+    pub slice_min_rows: usize,
+}
+
+impl Default for RulesConfig {
+    fn default() -> Self {
+        Self {
+            min_rows: 1000,
+            max_auc_loss: 0.002,
+            max_entropy_rise: 0.002,
+            calibration: 0.02,
+            slice_calibration: 0.1,
+            slice_min_rows: 1000,
+        }
+    }
+}
+
+/// Why a model is refused; nothing: it is not.
+pub fn judge(rules: &RulesConfig, verdict: &Verdict) -> Vec<String> {
+    let mut refused = Vec::new();
+    if verdict.rows < rules.min_rows {
+        refused.push(format!(
+            "{} rows, wanted at least {} (rules.min_rows)",
+            verdict.rows, rules.min_rows
+        ));
+    }
+    let calibration = &verdict.measures.calibration_ratio;
+    if outside(calibration, rules.calibration) {
+        refused.push(format!(
+            "calibration ratio {}, wanted 1 ± {} (rules.calibration)",
+            text(calibration),
+            rules.calibration
+        ));
+    }
+    for slice in &verdict.slices {
+        let ratio = &slice.calibration_ratio;
+        if slice.rows >= rules.slice_min_rows && outside(ratio, rules.slice_calibration) {
+            refused.push(format!(
+                "calibration ratio {} of {} {} ({} rows), wanted 1 ± {} (rules.slice_calibration)",
+                text(ratio),
+                slice.by,
+                slice.value,
+                slice.rows,
+                rules.slice_calibration
+            ));
+        }
+    }
+    if let Some(differences) = &verdict.differences {
+        if high(&differences.auc) < -rules.max_auc_loss {
+            refused.push(format!(
+                "AUC differs by {}, wanted at least -{} (rules.max_auc_loss)",
+                text(&differences.auc),
+                rules.max_auc_loss
+            ));
+        }
+        if low(&differences.normalised_entropy) > rules.max_entropy_rise {
+            refused.push(format!(
+                "normalised entropy differs by {}, wanted at most {} (rules.max_entropy_rise)",
+                text(&differences.normalised_entropy),
+                rules.max_entropy_rise
+            ));
+        }
+    }
+    refused
+}
+
+fn low(interval: &Interval) -> f64 {
+    interval.low.unwrap_or(interval.value)
+}
+
+fn high(interval: &Interval) -> f64 {
+    interval.high.unwrap_or(interval.value)
+}
+
+/// Whether the whole interval is farther from 1 than it may be; no number is.
+fn outside(ratio: &Interval, tolerance: f64) -> bool {
+    let inside = low(ratio) <= 1.0 + tolerance && high(ratio) >= 1.0 - tolerance;
+    !(inside && ratio.value.is_finite())
+}
+
+/// A value and its interval.
+pub fn text(interval: &Interval) -> String {
+    let value = interval.value;
+    match (interval.low, interval.high) {
+        (Some(low), Some(high)) => format!("{value:.4} ({low:.4} to {high:.4})"),
+        _ => format!("{value:.4}"),
+    }
+}
+
+/// A few lines for a terminal.
+pub fn told(verdict: &Verdict) -> String {
+    let short = |digest: &str| digest.chars().take(12).collect::<String>();
+    let mut lines = vec![format!(
+        "ctr {} on {} rows of {} people, {} clicks",
+        short(&verdict.model),
+        verdict.rows,
+        verdict.users,
+        verdict.clicks
+    )];
+    let measures = &verdict.measures;
+    let differences = verdict.differences.as_ref();
+    for (name, of) in [
+        ("AUC", (|it| &it.auc) as fn(&super::Measures) -> &Interval),
+        ("log loss", |it| &it.log_loss),
+        ("normalised entropy", |it| &it.normalised_entropy),
+        ("calibration ratio", |it| &it.calibration_ratio),
+    ] {
+        let mut line = format!("  {name:18} {}", text(of(measures)));
+        if let (Some(differences), Some(against)) = (differences, &verdict.against) {
+            line += &format!("; less that of {}: {}", short(against), text(of(differences)));
+        }
+        lines.push(line);
+    }
+    lines.push(match verdict.refused.is_empty() {
+        true => "passed".to_owned(),
+        false => format!("refused: {}", verdict.refused.join("; ")),
+    });
+    lines.join("\n")
+}
