@@ -1,11 +1,15 @@
-//! `marquee registry list | show | channel`.
+//! `marquee registry list | show | channel | graph | promote | gc`.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context, bail, ensure};
 use cli::out;
 use comfy_table::{CellAlignment, Table, presets};
-use registry::{Artifact, Channel, Digest, Kind, Registry, Stage, block_on};
+use registry::{Artifact, Channel, Digest, Keep, Kind, Registry, Stage, block_on};
 
 use crate::{
     args::LookArgs,
@@ -42,6 +46,39 @@ pub enum RegistryVerb {
         #[command(flatten)]
         look: LookArgs,
     },
+    /// The lineage of one artifact, or of all, as a Mermaid flowchart
+    Graph {
+        /// Digest, or its first digits; by default all artifacts
+        digest: Option<String>,
+        #[command(flatten)]
+        look: LookArgs,
+    },
+    /// Set an artifact's stage: candidate, shadow, canary, live a step at a time, or retired
+    Promote {
+        /// Digest, or its first digits
+        digest: String,
+        /// The stage
+        stage: Stage,
+        #[command(flatten)]
+        look: LookArgs,
+    },
+    /// Say which artifacts no channel, stage or child needs, and with --remove remove them
+    Gc {
+        /// Keep so many of each kind, the newest
+        #[arg(long, default_value_t = 3)]
+        keep: usize,
+        /// Keep what so many last generations of every channel serve
+        #[arg(long, default_value_t = 5)]
+        generations: usize,
+        /// Keep what is younger, in hours
+        #[arg(long, default_value_t = 24)]
+        hours: u32,
+        /// Remove them
+        #[arg(long)]
+        remove: bool,
+        #[command(flatten)]
+        look: LookArgs,
+    },
 }
 
 /// Runs one of the verbs.
@@ -52,7 +89,10 @@ pub fn run(verb: RegistryVerb) -> anyhow::Result<()> {
     let look = match &verb {
         RegistryVerb::List { look, .. }
         | RegistryVerb::Show { look, .. }
-        | RegistryVerb::Channel { look, .. } => look.clone(),
+        | RegistryVerb::Channel { look, .. }
+        | RegistryVerb::Graph { look, .. }
+        | RegistryVerb::Promote { look, .. }
+        | RegistryVerb::Gc { look, .. } => look.clone(),
     };
     cli::init_logging(look.verbose);
     let registry = open(&look.layout().registry())?;
@@ -60,6 +100,27 @@ pub fn run(verb: RegistryVerb) -> anyhow::Result<()> {
         RegistryVerb::List { kind, .. } => list(&registry, kind, look.json),
         RegistryVerb::Show { digest, .. } => show(&registry, &digest, look.json),
         RegistryVerb::Channel { name, .. } => channel(&registry, &name, look.json),
+        RegistryVerb::Graph { digest, .. } => graph(&registry, digest.as_deref(), look.json),
+        RegistryVerb::Promote { digest, stage, .. } => {
+            let artifact = resolve(&registry, &digest)?;
+            block_on(registry.set_stage(&artifact.digest, stage))?;
+            out!("{} {} is {stage}", artifact.kind, artifact.digest.short());
+            Ok(())
+        }
+        RegistryVerb::Gc {
+            keep,
+            generations,
+            hours,
+            remove,
+            ..
+        } => {
+            let keep = Keep {
+                newest: keep,
+                generations,
+                after_us: now_us() - i64::from(hours) * 3_600_000_000,
+            };
+            collect(&registry, &keep, remove, look.json)
+        }
     }
 }
 
@@ -105,11 +166,7 @@ fn show(registry: &Registry, digest: &str, as_json: bool) -> anyhow::Result<()> 
         return Ok(());
     }
     out!("{} {}", artifact.kind, artifact.digest);
-    out!(
-        "published {}, stage {}",
-        time(artifact.published_us),
-        stage_name(stage)?
-    );
+    out!("published {}, stage {}", time(artifact.published_us), stage);
     let mut files = new_table(&["file", "size", "sha-256"]);
     for (name, file) in &artifact.files {
         files.add_row([
@@ -136,9 +193,77 @@ fn show(registry: &Registry, digest: &str, as_json: bool) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn stage_name(stage: Stage) -> anyhow::Result<String> {
-    let name = serde_json::to_value(stage)?;
-    Ok(name.as_str().unwrap_or_default().to_owned())
+/// Artifacts and what they were made from, from the parents to the children.
+fn graph(registry: &Registry, digits: Option<&str>, as_json: bool) -> anyhow::Result<()> {
+    let mut artifacts = block_on(registry.list(None))?;
+    if let Some(digits) = digits {
+        let mut needed = BTreeSet::new();
+        let mut open = vec![resolve(registry, digits)?.digest];
+        while let Some(digest) = open.pop() {
+            let of = artifacts.iter().find(|artifact| artifact.digest == digest);
+            open.extend(of.into_iter().flat_map(|artifact| artifact.parents.clone()));
+            needed.insert(digest);
+        }
+        artifacts.retain(|artifact| needed.contains(&artifact.digest));
+    }
+    if as_json {
+        out!("{}", serde_json::to_string(&artifacts)?);
+        return Ok(());
+    }
+    out!("flowchart LR");
+    for artifact in &artifacts {
+        let stage = block_on(registry.stage(&artifact.digest))?;
+        let short = artifact.digest.short();
+        out!("    {short}[\"{} {short}<br>{stage}\"]", artifact.kind);
+    }
+    for artifact in &artifacts {
+        for parent in &artifact.parents {
+            out!("    {} --> {}", parent.short(), artifact.digest.short());
+        }
+    }
+    Ok(())
+}
+
+fn collect(registry: &Registry, keep: &Keep, remove: bool, as_json: bool) -> anyhow::Result<()> {
+    let found = block_on(registry.collect(keep, remove))?;
+    let size: u64 = found.removed.iter().map(Artifact::bytes).sum();
+    if as_json {
+        let value = serde_json::json!({
+            "removed": if remove { &found.removed[..] } else { &[] },
+            "unneeded": found.removed,
+            "kept": found.kept.len(),
+            "bytes": size,
+        });
+        out!("{value}");
+        return Ok(());
+    }
+    let mut table = new_table(&["kind", "digest", "published", "size"]);
+    for artifact in &found.removed {
+        table.add_row([
+            artifact.kind.to_string(),
+            artifact.digest.short().to_owned(),
+            time(artifact.published_us),
+            bytes(artifact.bytes()),
+        ]);
+    }
+    align_right(&mut table, &[3]);
+    if !found.removed.is_empty() {
+        out!("{table}");
+    }
+    let (count, kept) = (found.removed.len(), found.kept.len());
+    let size = bytes(size);
+    match remove {
+        true => out!("{count} artifacts removed ({size}), {kept} kept"),
+        false => out!(
+            "{count} artifacts that nothing needs ({size}), {kept} kept; --remove removes them"
+        ),
+    }
+    Ok(())
+}
+
+fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_micros() as i64)
 }
 
 /// The artifact whose digest starts with these digits.

@@ -91,7 +91,10 @@ pub const GROUPS: &[Group] = &[
                 Program::Pipeline,
                 "Foreign data",
                 &[
-                    ("movielens", "MovieLens-100K with its real timestamps, as events"),
+                    (
+                        "movielens",
+                        "MovieLens-100K with its real timestamps, as events",
+                    ),
                     ("csv", "Rows of CSV as a training table"),
                     ("libfm", "Rows of libfm or libffm as a training table"),
                 ],
@@ -151,7 +154,10 @@ pub const GROUPS: &[Group] = &[
                 &[
                     ("list", "All of them, with results"),
                     ("show", "One: circumstances, results, metrics over time"),
-                    ("compare", "Several beside each other, on the terminal or a page"),
+                    (
+                        "compare",
+                        "Several beside each other, on the terminal or a page",
+                    ),
                 ],
             ),
             nest(
@@ -210,6 +216,9 @@ pub const GROUPS: &[Group] = &[
                     ("list", "Artifacts in the order of publishing"),
                     ("show", "One artifact: files, figures, lineage"),
                     ("channel", "What a channel serves"),
+                    ("graph", "Lineage as a flowchart"),
+                    ("promote", "Set an artifact's stage"),
+                    ("gc", "Remove what no channel, stage or child needs"),
                 ],
             ),
             verb(

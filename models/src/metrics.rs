@@ -160,7 +160,10 @@ mod tests {
         let found = grouped_auc(&scores, &labels, &[7, 7, 3, 3, 5, 5]);
         assert_eq!(found, Some(0.5));
         assert_eq!(grouped_auc(&scores, &labels, &[0, 1, 2, 3, 4, 5]), None);
-        assert_eq!(grouped_auc(&scores, &labels, &[0; 6]), auc(&scores, &labels));
+        assert_eq!(
+            grouped_auc(&scores, &labels, &[0; 6]),
+            auc(&scores, &labels)
+        );
     }
 
     #[test]

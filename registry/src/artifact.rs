@@ -174,6 +174,58 @@ pub enum Stage {
     Retired,
 }
 
+impl Stage {
+    /// All stages.
+    pub const ALL: [Self; 5] = [
+        Self::Candidate,
+        Self::Shadow,
+        Self::Canary,
+        Self::Live,
+        Self::Retired,
+    ];
+
+    /// As in records and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Candidate => "candidate",
+            Self::Shadow => "shadow",
+            Self::Canary => "canary",
+            Self::Live => "live",
+            Self::Retired => "retired",
+        }
+    }
+
+    /// Whether one may come after another: a step towards traffic at a time, back to the shadow from
+    /// anywhere, and to its end from anywhere.
+    pub fn may_become(self, next: Self) -> bool {
+        use Stage::{Canary, Candidate, Live, Retired, Shadow};
+        matches!(
+            (self, next),
+            (Candidate | Canary | Live | Retired, Shadow)
+                | (Shadow | Live, Canary)
+                | (Canary, Live)
+                | (Candidate | Shadow | Canary | Live, Retired)
+        )
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Stage {
+    type Err = RegistryError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|stage| stage.name() == text);
+        found.ok_or_else(|| RegistryError::BadStage {
+            text: text.to_owned(),
+        })
+    }
+}
+
 /// What to publish.
 #[derive(Debug, Clone)]
 pub struct Draft {
@@ -240,4 +292,35 @@ pub(crate) fn content_digest(
         hash.update(format!("parent {parent}\n"));
     }
     Digest::from_hash(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_go_a_step_at_a_time_and_back() {
+        use Stage::{Canary, Candidate, Live, Retired, Shadow};
+        let way = [Candidate, Shadow, Canary, Live, Retired, Shadow];
+        assert!(way.windows(2).all(|pair| pair[0].may_become(pair[1])));
+        for (stage, next) in [
+            (Candidate, Live),
+            (Candidate, Canary),
+            (Shadow, Live),
+            (Retired, Live),
+            (Live, Candidate),
+            (Live, Live),
+        ] {
+            assert!(!stage.may_become(next), "{stage:?} {next:?}");
+        }
+    }
+
+    #[test]
+    fn a_stage_is_named_as_it_is_written() {
+        for stage in Stage::ALL {
+            assert_eq!(stage.name().parse::<Stage>().unwrap(), stage);
+            assert_eq!(serde_json::to_value(stage).unwrap(), stage.name());
+        }
+        assert!("best".parse::<Stage>().is_err());
+    }
 }

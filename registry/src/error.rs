@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{Digest, Kind};
+use crate::{Digest, Kind, Stage};
 
 /// Why the registry could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,24 @@ pub enum RegistryError {
         what: String,
         /// Where and why parsing stopped.
         source: serde_json::Error,
+    },
+    /// No stage.
+    #[error("`{text}` is none of candidate, shadow, canary, live, retired")]
+    BadStage {
+        /// What it is.
+        text: String,
+    },
+    /// A stage that may not come after the one before.
+    #[error(
+        "{digest} is {from}, and may not become {to} from there: candidate, shadow, canary, live, a step at a time"
+    )]
+    Stages {
+        /// The artifact.
+        digest: Digest,
+        /// Its stage.
+        from: Stage,
+        /// The one asked for.
+        to: Stage,
     },
     /// No such artifact.
     #[error("no artifact {digest} in the registry; `marquee registry list` shows what there is")]

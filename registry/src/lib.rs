@@ -16,10 +16,12 @@
 
 mod artifact;
 mod channel;
+mod collect;
 mod error;
 mod store;
 
 pub use artifact::{Artifact, Digest, Draft, FileEntry, Kind, Stage};
 pub use channel::{Channel, Target};
+pub use collect::{Collected, Keep, Reason};
 pub use error::RegistryError;
 pub use store::{Registry, block_on};

@@ -9,7 +9,7 @@
 //! ```
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -254,9 +254,18 @@ impl Registry {
     /// Sets an artifact's stage.
     ///
     /// # Errors
-    /// [`RegistryError::NotFound`], else as [`Self::stage`].
+    /// [`RegistryError::NotFound`]; [`RegistryError::Stages`] if it may not come after the one
+    /// before; else as [`Self::stage`].
     pub async fn set_stage(&self, digest: &Digest, stage: Stage) -> Result<(), RegistryError> {
         self.get(digest).await?;
+        let from = self.stage(digest).await?;
+        if !from.may_become(stage) {
+            return Err(RegistryError::Stages {
+                digest: digest.clone(),
+                from,
+                to: stage,
+            });
+        }
         self.append(&format!("stages/{digest}"), &stage).await
     }
 
@@ -314,6 +323,52 @@ impl Registry {
         Ok(channel)
     }
 
+    /// Names of all channels.
+    ///
+    /// # Errors
+    /// [`RegistryError::Store`].
+    pub async fn channels(&self) -> Result<BTreeSet<String>, RegistryError> {
+        let keys = self.keys("channels").await?;
+        let name = |key: &Key| Some(key.parts().nth(1)?.as_ref().to_owned());
+        Ok(keys.iter().filter_map(name).collect())
+    }
+
+    /// Removes artifacts, from what stands last to what stood first: an artifact that is not whole
+    /// any more is none.
+    pub(crate) async fn remove(&self, digests: &BTreeSet<Digest>) -> Result<(), RegistryError> {
+        for key in self.keys("published").await? {
+            let entry: Option<Published> = self.read(&key).await?;
+            if entry.is_some_and(|entry| digests.contains(&entry.digest)) {
+                self.delete(&key).await?;
+            }
+        }
+        for digest in digests {
+            self.delete(&manifest_key(digest)).await?;
+            for folder in [format!("artifacts/{digest}"), format!("stages/{digest}")] {
+                for key in self.keys(&folder).await? {
+                    self.delete(&key).await?;
+                }
+            }
+            // On a local disk empty folders are left, which stand for nothing.
+            let folder = self.root.join("artifacts").join(digest.as_str());
+            if folder.exists() {
+                let removed = fs::remove_dir_all(&folder);
+                removed.map_err(|source| RegistryError::Io {
+                    path: folder,
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, key: &Key) -> Result<(), RegistryError> {
+        match self.store.delete(key).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(store_error(key, source)),
+        }
+    }
+
     /// Writes a record under the next free number of a folder.
     async fn append(&self, folder: &str, value: &impl Serialize) -> Result<(), RegistryError> {
         loop {
@@ -347,7 +402,10 @@ impl Registry {
         }
     }
 
-    async fn read<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<T>, RegistryError> {
+    pub(crate) async fn read<T: DeserializeOwned>(
+        &self,
+        key: &Key,
+    ) -> Result<Option<T>, RegistryError> {
         let result = match self.store.get(key).await {
             Ok(result) => result,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
@@ -365,7 +423,7 @@ impl Registry {
     }
 
     /// Keys below `folder`, sorted; numbers are zero-padded, so the last is the newest.
-    async fn keys(&self, folder: &str) -> Result<Vec<Key>, RegistryError> {
+    pub(crate) async fn keys(&self, folder: &str) -> Result<Vec<Key>, RegistryError> {
         let prefix = Key::from(folder);
         let listing = self
             .store
@@ -675,7 +733,11 @@ mod tests {
             block_on(registry.stage(&artifact.digest)).unwrap(),
             Stage::Candidate
         );
-        block_on(registry.set_stage(&artifact.digest, Stage::Live)).unwrap();
+        let early = block_on(registry.set_stage(&artifact.digest, Stage::Live));
+        assert!(matches!(early, Err(RegistryError::Stages { .. })));
+        for stage in [Stage::Shadow, Stage::Canary, Stage::Live] {
+            block_on(registry.set_stage(&artifact.digest, stage)).unwrap();
+        }
         block_on(registry.set_stage(&artifact.digest, Stage::Retired)).unwrap();
         assert_eq!(
             block_on(registry.stage(&artifact.digest)).unwrap(),

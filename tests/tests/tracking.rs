@@ -66,7 +66,10 @@ impl Mlflow {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
-        head.lines().next()?.contains(" 200 ").then(|| body.to_owned())
+        head.lines()
+            .next()?
+            .contains(" 200 ")
+            .then(|| body.to_owned())
     }
 
     fn api(&self, method: &str, path: &str, body: Option<Value>) -> Value {
@@ -103,13 +106,19 @@ fn an_mlflow_server_hears_of_all_that_a_run_is() {
     assert_eq!(run["info"]["run_name"], "ctr-001");
     let param = |key: &str| {
         let params = run["data"]["params"].as_array().unwrap();
-        params.iter().find(|param| param["key"] == key).map(|param| param["value"].clone())
+        params
+            .iter()
+            .find(|param| param["key"] == key)
+            .map(|param| param["value"].clone())
     };
     assert_eq!(param("training.epochs"), Some(json!("2")));
     assert_eq!(param("model.architecture"), Some(json!("dcn_v2")));
     let tags = run["data"]["tags"].as_array().unwrap();
     let version = report["table_version"].to_string();
-    assert!(tags.contains(&json!({"key": "table_version", "value": version})), "{tags:?}");
+    assert!(
+        tags.contains(&json!({"key": "table_version", "value": version})),
+        "{tags:?}"
+    );
 
     let run_id = run["info"]["run_id"].as_str().unwrap();
     let query = format!("metrics/get-history?run_id={run_id}&metric_key=train/loss");
@@ -117,14 +126,22 @@ fn an_mlflow_server_hears_of_all_that_a_run_is() {
     let curve = report["curve"].as_array().unwrap();
     let sent = history["metrics"].as_array().unwrap();
     let points = |points: &[Value], key: &str| -> Vec<(u64, f64)> {
-        let point = |point: &Value| (point["step"].as_u64().unwrap(), point[key].as_f64().unwrap());
+        let point = |point: &Value| {
+            (
+                point["step"].as_u64().unwrap(),
+                point[key].as_f64().unwrap(),
+            )
+        };
         points.iter().map(point).collect()
     };
     assert_eq!(points(sent, "value"), points(curve, "loss"));
     let files = mlflow.api("GET", &format!("artifacts/list?run_id={run_id}"), None);
     for name in ["report.json", "config.resolved.toml", "reliability.svg"] {
         let files = files["files"].as_array().unwrap();
-        assert!(files.iter().any(|file| file["path"] == name), "{name}: {files:?}");
+        assert!(
+            files.iter().any(|file| file["path"] == name),
+            "{name}: {files:?}"
+        );
     }
 }
 
@@ -132,7 +149,11 @@ fn an_mlflow_server_hears_of_all_that_a_run_is() {
 fn a_tracking_server_that_is_not_there_is_told_by_its_key() {
     let bench = Bench::with_table();
     let server = ["--set", "tracking.mlflow=\"http://127.0.0.1:1\""];
-    let told = ["tracking.mlflow", "http://127.0.0.1:1", "leave the key empty"];
+    let told = [
+        "tracking.mlflow",
+        "http://127.0.0.1:1",
+        "leave the key empty",
+    ];
     bench.run(&[&TRAIN[..], &server].concat()).refused(1, &told);
 }
 
@@ -149,11 +170,21 @@ fn runs_are_listed_shown_and_compared() {
     for part in ["ctr-001", "ctr-002", "prescorer-001", "done"] {
         assert!(list.contains(part), "{part}: {list}");
     }
-    let only = bench.run(&["runs", "list", "--kind", "ctr", "--json"]).ok().json();
+    let only = bench
+        .run(&["runs", "list", "--kind", "ctr", "--json"])
+        .ok()
+        .json();
     let [one, other] = &only.as_array().unwrap()[..] else {
         panic!("{only}");
     };
-    assert_eq!(one["info"]["overrides"], json!(["training.epochs=2", "training.batch_size=32", "checkpoint.every_steps=4"]));
+    assert_eq!(
+        one["info"]["overrides"],
+        json!([
+            "training.epochs=2",
+            "training.batch_size=32",
+            "checkpoint.every_steps=4"
+        ])
+    );
     assert_eq!(other["info"]["seed"], 2);
     assert_eq!(other["info"]["table_version"], second["table_version"]);
     assert_eq!(other["artifact"], second["artifact"]);
@@ -164,13 +195,24 @@ fn runs_are_listed_shown_and_compared() {
     for part in ["impressions version", "cpu × 1", &log_loss, "by step"] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
-    bench.run(&["runs", "show", "ctr-009"]).refused(1, &["no run `ctr-009`", "ctr-001, ctr-002"]);
+    bench
+        .run(&["runs", "show", "ctr-009"])
+        .refused(1, &["no run `ctr-009`", "ctr-001, ctr-002"]);
 
     let page = bench.root.path().join("page.html");
     let page = page.to_str().unwrap();
-    let told = bench.run(&["runs", "compare", "ctr-001", "ctr-002", "--html", page]).ok().stdout;
-    assert!(told.contains("model.hidden") && told.contains("[128, 64]"), "{told}");
-    assert!(!told.contains("model.num_cross_layers"), "what is the same: {told}");
+    let told = bench
+        .run(&["runs", "compare", "ctr-001", "ctr-002", "--html", page])
+        .ok()
+        .stdout;
+    assert!(
+        told.contains("model.hidden") && told.contains("[128, 64]"),
+        "{told}"
+    );
+    assert!(
+        !told.contains("model.num_cross_layers"),
+        "what is the same: {told}"
+    );
     let page = std::fs::read_to_string(page).unwrap();
     for part in ["<svg", "train/loss", "valid/auc", "model.hidden", "ctr-002"] {
         assert!(page.contains(part), "{part}");
@@ -199,7 +241,10 @@ fn a_sweep_finds_the_best_and_does_nothing_twice() {
     "#;
     std::fs::write(&sweep, text).unwrap();
     let sweep = sweep.to_str().unwrap();
-    let found = bench.run(&["train", "--sweep", sweep, "--json"]).ok().json();
+    let found = bench
+        .run(&["train", "--sweep", sweep, "--json"])
+        .ok()
+        .json();
     let trials = found["trials"].as_array().unwrap();
     assert_eq!(trials.len(), 4 + 2);
     let value = |trial: &Value| trial["outcome"]["value"].as_f64().unwrap();
@@ -211,8 +256,16 @@ fn a_sweep_finds_the_best_and_does_nothing_twice() {
     let before = done();
     let again = bench.run(&["train", "--sweep", sweep]).ok().stdout;
     assert_eq!(done(), before);
-    assert!(again.contains("best valid_log_loss") && dir.join("sweep.svg").exists(), "{again}");
-    let shipped = ["train", "--sweep", "configs/sweeps/ctr.toml", "--print-config"];
+    assert!(
+        again.contains("best valid_log_loss") && dir.join("sweep.svg").exists(),
+        "{again}"
+    );
+    let shipped = [
+        "train",
+        "--sweep",
+        "configs/sweeps/ctr.toml",
+        "--print-config",
+    ];
     let shipped = bench.run(&shipped).ok().stdout;
     assert!(shipped.contains("successive_halving"), "{shipped}");
     let nothing = ["train", "--sweep", sweep, "--set", "strategy.trials=0"];
@@ -247,7 +300,10 @@ fn rows_of_csv_are_imported_and_learnt_from() {
     std::fs::write(&schema, text).unwrap();
     let schema = schema.to_str().unwrap();
     let told = bench.run(&["import", "csv", schema]).ok().stdout;
-    assert!(told.contains("4000 training, 600 validation and 600 test rows"), "{told}");
+    assert!(
+        told.contains("4000 training, 600 validation and 600 test rows"),
+        "{told}"
+    );
     assert!(told.contains("site: 41 ids"), "{told}");
     let train = [
         "train",
@@ -269,5 +325,90 @@ fn rows_of_csv_are_imported_and_learnt_from() {
     let report = bench.run(&train).ok().json();
     assert!(report["auc"].as_f64().unwrap() > 0.95, "{report}");
     assert_eq!(report["train_rows"], 4000);
-    bench.run(&["import", "csv", schema]).refused(1, &["is a table already"]);
+    bench
+        .run(&["import", "csv", schema])
+        .refused(1, &["is a table already"]);
+}
+
+#[test]
+fn a_model_is_gated_promoted_and_what_nothing_needs_is_collected() {
+    let bench = Bench::with_table();
+    let train = |seed: &str| {
+        let report = bench
+            .run(&[&TRAIN[..], &["--seed", seed]].concat())
+            .ok()
+            .json();
+        report["artifact"].as_str().unwrap().to_owned()
+    };
+    let (first, second) = (train("1"), train("2"));
+    let wide = [
+        "--set",
+        "rules.calibration=0.5",
+        "--set",
+        "rules.slice_calibration=0.9",
+        "--set",
+        "rules.max_auc_loss=0.2",
+        "--set",
+        "rules.max_entropy_rise=0.2",
+    ];
+    let gate = ["gate", "--model", &second, "--against", &first, "--json"];
+    let passed = bench
+        .run(&[&gate[..], &wide, &["--promote"]].concat())
+        .ok()
+        .json();
+    assert_eq!(passed["refused"], json!([]));
+    assert_eq!(passed["against"], first);
+    assert!(passed["differences"]["auc"]["low"].is_number(), "{passed}");
+    let genres = passed["slices"].as_array().unwrap().iter();
+    assert!(genres.filter(|slice| slice["by"] == "genre").count() > 1);
+    let page = bench.root.path().join("reports/gate.html");
+    assert!(std::fs::read_to_string(page).unwrap().contains("Passed."));
+    // More rows than there are: nothing could be said.
+    let strict = [
+        "gate",
+        "--model",
+        &first,
+        "--promote",
+        "--set",
+        "rules.min_rows=1000000",
+    ];
+    bench
+        .run(&strict)
+        .refused(3, &["refused by the gate", "rules.min_rows"]);
+
+    let stage = |digest: &str| {
+        let shown = bench
+            .run(&["registry", "show", digest, "--json"])
+            .ok()
+            .json();
+        shown["stage"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(
+        (stage(&first), stage(&second)),
+        ("retired".to_owned(), "shadow".to_owned())
+    );
+    bench
+        .run(&["registry", "promote", &second[..12], "live"])
+        .refused(1, &["may not become live"]);
+    bench
+        .run(&["registry", "promote", &second[..12], "canary"])
+        .ok();
+    assert_eq!(stage(&second), "canary");
+    let graph = bench.run(&["registry", "graph"]).ok().stdout;
+    assert!(
+        graph.starts_with("flowchart LR") && graph.contains("canary"),
+        "{graph}"
+    );
+
+    let third = train("3");
+    let look = ["registry", "gc", "--keep", "1", "--hours", "0"];
+    let told = bench.run(&look).ok().stdout;
+    assert!(told.contains("1 artifacts that nothing needs"), "{told}");
+    bench.run(&[&look[..], &["--remove"]].concat()).ok();
+    bench
+        .run(&["registry", "show", &first])
+        .refused(1, &["no artifact"]);
+    for kept in [&second, &third] {
+        bench.run(&["registry", "show", kept]).ok();
+    }
 }

@@ -90,7 +90,11 @@ impl Job {
             ("seed".to_owned(), source.seed.to_string()),
         ]);
         let revision = code_revision();
-        labels.extend(revision.clone().map(|revision| ("code_revision".to_owned(), revision)));
+        labels.extend(
+            revision
+                .clone()
+                .map(|revision| ("code_revision".to_owned(), revision)),
+        );
         let info = RunInfo {
             kind: kind.name().to_owned(),
             started_us: now_us(),

@@ -149,7 +149,10 @@ impl Lines<'_> {
         );
         for tick in 0..=4 {
             let share = f64::from(tick) / 4.0;
-            let value = (x_min + share * (x_max - x_min), y_min + share * (y_max - y_min));
+            let value = (
+                x_min + share * (x_max - x_min),
+                y_min + share * (y_max - y_min),
+            );
             let (x, y) = place(value);
             // Writing to a string does not fail.
             let _ = write!(
@@ -247,7 +250,10 @@ mod tests {
         assert!(svg.contains("points=\"60.0,316.0 344.0,36.0\""), "{svg}");
         assert!(svg.contains("points=\"60.0,176.0 344.0,176.0\""), "{svg}");
         assert!(svg.contains(">one</text>") && svg.contains(">t&amp;o</text>"));
-        let nothing = Lines { lines: &[], ..lines };
+        let nothing = Lines {
+            lines: &[],
+            ..lines
+        };
         assert!(nothing.to_svg().ends_with("</svg>"));
     }
 

@@ -481,7 +481,9 @@ mod tests {
             num_cross_layers: 1,
             ..DcnV2Config::default()
         });
-        let fields = tables.iter().map(|table| (table.feature.clone(), table.dim));
+        let fields = tables
+            .iter()
+            .map(|table| (table.feature.clone(), table.dim));
         let layout = InputLayout::new(2, fields);
         let network = config.init(&layout, &mut random, &Default::default());
         let normalisation = Normalisation {

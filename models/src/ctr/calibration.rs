@@ -55,9 +55,7 @@ impl Calibration {
                 }
                 let [x, y] = [logits[after - 1], corrected[after - 1]];
                 match (logits.get(after), corrected.get(after)) {
-                    (Some(next_x), Some(next_y)) => {
-                        y + (next_y - y) * ((logit - x) / (next_x - x))
-                    }
+                    (Some(next_x), Some(next_y)) => y + (next_y - y) * ((logit - x) / (next_x - x)),
                     _ => y + (logit - x),
                 }
             }
@@ -74,7 +72,10 @@ impl Calibration {
                 })
             }
             Self::Isotonic { logits, corrected } => {
-                let finite = logits.iter().chain(corrected).all(|value| value.is_finite());
+                let finite = logits
+                    .iter()
+                    .chain(corrected)
+                    .all(|value| value.is_finite());
                 let rising = logits.is_sorted_by(|a, b| a < b) && corrected.is_sorted();
                 let usable = finite && rising && logits.len() == corrected.len();
                 (usable && !logits.is_empty()).then_some(()).ok_or_else(|| {

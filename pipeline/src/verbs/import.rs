@@ -109,7 +109,10 @@ fn import_rows(common: &CommonArgs, format: Format) -> anyhow::Result<()> {
     }
     let [train, valid, test] = done.rows;
     let clicks = done.clicks;
-    out!("{}: {train} training, {valid} validation and {test} test rows, {clicks} clicks", table.display());
+    out!(
+        "{}: {train} training, {valid} validation and {test} test rows, {clicks} clicks",
+        table.display()
+    );
     for (feature, ids) in &done.ids {
         out!("  {feature}: {ids} ids");
     }

@@ -111,7 +111,9 @@ impl Pool {
 /// lines; then shifts all, so that the weighted sum of predictions equals that of the labels. Falls
 /// back to no correction if the labels are all equal.
 fn fit_isotonic(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration {
-    let mut order: Vec<usize> = (0..logits.len()).filter(|row| weights[*row] > 0.0).collect();
+    let mut order: Vec<usize> = (0..logits.len())
+        .filter(|row| weights[*row] > 0.0)
+        .collect();
     order.sort_by(|one, other| logits[*one].total_cmp(&logits[*other]));
     let mut pools: Vec<Pool> = Vec::new();
     for rows in order.chunk_by(|one, other| logits[*one] == logits[*other]) {
@@ -159,8 +161,14 @@ fn fit_isotonic(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration 
         logits: knots,
         corrected,
     };
-    let clicked = labels.iter().zip(weights).any(|(label, weight)| label * weight > 0.0);
-    let other = labels.iter().zip(weights).any(|(label, weight)| (1.0 - label) * weight > 0.0);
+    let clicked = labels
+        .iter()
+        .zip(weights)
+        .any(|(label, weight)| label * weight > 0.0);
+    let other = labels
+        .iter()
+        .zip(weights)
+        .any(|(label, weight)| (1.0 - label) * weight > 0.0);
     match clicked && other {
         true => shifted(unshifted, logits, labels, weights),
         false => Calibration::default(),
@@ -169,7 +177,11 @@ fn fit_isotonic(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration 
 
 /// Moves all points up or down together.
 fn shifted(isotonic: Calibration, logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration {
-    let Calibration::Isotonic { logits: knots, corrected } = &isotonic else {
+    let Calibration::Isotonic {
+        logits: knots,
+        corrected,
+    } = &isotonic
+    else {
         return isotonic;
     };
     let rows: Vec<(f64, f64, f64)> = (logits.iter().zip(labels).zip(weights))
@@ -190,7 +202,10 @@ fn shifted(isotonic: Calibration, logits: &[f32], labels: &[f32], weights: &[f32
     }
     Calibration::Isotonic {
         logits: knots.clone(),
-        corrected: corrected.iter().map(|value| value + offset as f32).collect(),
+        corrected: corrected
+            .iter()
+            .map(|value| value + offset as f32)
+            .collect(),
     }
 }
 
@@ -232,7 +247,9 @@ mod tests {
         let (mut logits, mut labels, mut weights, mut truth) = (vec![], vec![], vec![], vec![]);
         for _ in 0..rows {
             let logit = random.random_range(-4.0f32..4.0);
-            let rate = 0.05 + 0.4 * f64::from(u8::from(logit > -1.0)) + 0.3 * f64::from(u8::from(logit > 2.0));
+            let rate = 0.05
+                + 0.4 * f64::from(u8::from(logit > -1.0))
+                + 0.3 * f64::from(u8::from(logit > 2.0));
             logits.push(logit);
             labels.push(f32::from(u8::from(random.random_bool(rate))));
             weights.push(random.random_range(1.0..3.0));
@@ -245,9 +262,10 @@ mod tests {
     fn an_isotonic_calibration_follows_rates_that_no_line_does() {
         let (logits, labels, weights, truth) = bent(40_000);
         let error = |calibration: &Calibration| {
-            let terms = logits.iter().zip(&truth).map(|(logit, rate)| {
-                (f64::from(calibration.probability(*logit)) - rate).abs()
-            });
+            let terms = logits
+                .iter()
+                .zip(&truth)
+                .map(|(logit, rate)| (f64::from(calibration.probability(*logit)) - rate).abs());
             terms.sum::<f64>() / truth.len() as f64
         };
         let isotonic = CalibrationMethod::Isotonic.fit(&logits, &labels, &weights);

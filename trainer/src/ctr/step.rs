@@ -455,7 +455,11 @@ impl<B: StepBackend> Learner<B> {
             Piece::vector("means", &dense.means),
             Piece::vector("squares", &dense.squares),
         ];
-        pieces.extend(dense.averages.map(|averages| Piece::vector("averages", &averages)));
+        pieces.extend(
+            dense
+                .averages
+                .map(|averages| Piece::vector("averages", &averages)),
+        );
         Ok(Snapshot {
             step: self.step,
             shards,

@@ -10,10 +10,7 @@ use std::{
 use burn::backend::Autodiff;
 use models::{
     Cpu,
-    ctr::{
-        CtrModel, NetworkConfig, NetworkError,
-        network::DcnV2Config,
-    },
+    ctr::{CtrModel, NetworkConfig, NetworkError, network::DcnV2Config},
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -243,7 +240,10 @@ fn a_dropout_that_leaves_nothing_is_refused() {
     for rate in [1.0, -0.1, f64::NAN] {
         config.model = network(rate);
         let ended = end_of::<Autodiff<Cpu>>(&config, 1);
-        let refused = matches!(ended, Err(TrainError::Network(NetworkError::Dropout { .. })));
+        let refused = matches!(
+            ended,
+            Err(TrainError::Network(NetworkError::Dropout { .. }))
+        );
         assert!(refused, "{rate}");
     }
 }

@@ -20,9 +20,9 @@ pub use device::DeviceDense;
 pub(crate) use device::{from_buffer, to_buffer};
 pub(crate) use flat::{cast, flatten_weights, load_weights, segments, to_vec};
 pub use host::HostDense;
+use models::{ctr::Network, ops::TrainingBackend};
 use optimizer::Optimizer;
 pub use optimizer::{DenseOptimizer, DenseOptimizerConfig, Rule};
-use models::{ctr::Network, ops::TrainingBackend};
 use serde::{Deserialize, Serialize};
 
 use crate::collective::{ExchangeError, ProcessGroup};

@@ -237,9 +237,18 @@ mod tests {
     /// What `torch.optim` makes of it in f64, with `lr=0.1, weight_decay=0.5` (Adagrad: `eps=1e-8`);
     /// LAMB's by the paper's algorithm 2 in f64.
     const WANTED: [(DenseOptimizer, [f32; 3]); 4] = [
-        (DenseOptimizer::Adam, [0.827_860_2, -1.804_449_9, 0.301_955_8]),
-        (DenseOptimizer::AdamW, [0.844_110_4, -1.759_419, 0.266_392_5]),
-        (DenseOptimizer::Adagrad, [0.892_875_3, -1.849_127_1, 0.340_863_6]),
+        (
+            DenseOptimizer::Adam,
+            [0.827_860_2, -1.804_449_9, 0.301_955_8],
+        ),
+        (
+            DenseOptimizer::AdamW,
+            [0.844_110_4, -1.759_419, 0.266_392_5],
+        ),
+        (
+            DenseOptimizer::Adagrad,
+            [0.892_875_3, -1.849_127_1, 0.340_863_6],
+        ),
         (DenseOptimizer::Lamb, [0.833_886_5, -1.622_015_3, 0.405]),
     ];
 
@@ -253,7 +262,10 @@ mod tests {
                 optimizer.step(&mut weights, &mut gradient.to_vec(), 0.1, 0.5);
             }
             for (found, wanted) in weights.iter().zip(wanted) {
-                assert!((found - wanted).abs() < 1e-6, "{kind:?}: {weights:?} {wanted:?}");
+                assert!(
+                    (found - wanted).abs() < 1e-6,
+                    "{kind:?}: {weights:?} {wanted:?}"
+                );
             }
         }
     }

@@ -100,7 +100,11 @@ pub fn measure(
             ratios.push(models[0].ratio(&slice.rows, &weights));
         }
     }
-    let weights: Vec<f64> = rows.weights.iter().map(|weight| f64::from(*weight)).collect();
+    let weights: Vec<f64> = rows
+        .weights
+        .iter()
+        .map(|weight| f64::from(*weight))
+        .collect();
     let points: Vec<Point> = models.iter().map(|scored| scored.point(&weights)).collect();
     let all = |at: usize| -> Measures {
         let replicates: Vec<Point> = overall.iter().map(|points| points[at]).collect();
@@ -114,12 +118,17 @@ pub fn measure(
     let measures = all(0);
     let against_measures = other.map(|_| all(1));
     let differences = against_measures.map(|against: Measures| {
-        let replicates: Vec<Point> = overall.iter().map(|points| points[0].less(&points[1])).collect();
+        let replicates: Vec<Point> = overall
+            .iter()
+            .map(|points| points[0].less(&points[1]))
+            .collect();
         let grouped = measures.grouped_auc.zip(against.grouped_auc);
         Measures {
             grouped_auc: grouped.map(|(one, other)| one - other),
             ece: measures.ece - against.ece,
-            ..points[0].less(&points[1]).with_intervals(&replicates, config.confidence)
+            ..points[0]
+                .less(&points[1])
+                .with_intervals(&replicates, config.confidence)
         }
     });
     let of_slice = |(slice, ratios): (&Slice, Vec<f64>)| {
@@ -140,9 +149,9 @@ pub fn measure(
                 ratios,
                 config.confidence,
             ),
-            against_calibration_ratio: models.get(1).map(|other| {
-                calibration_ratio(&part(other.scores), &clicks, &weights)
-            }),
+            against_calibration_ratio: models
+                .get(1)
+                .map(|other| calibration_ratio(&part(other.scores), &clicks, &weights)),
         }
     };
     Verdict {
@@ -249,7 +258,8 @@ impl<'a> Scored<'a> {
     /// As [`models::metrics::auc`], weighted.
     fn auc(&self, weights: &[f64]) -> f64 {
         let (mut negatives, mut positives, mut won) = (0.0, 0.0, 0.0);
-        let same = |one: &u32, other: &u32| self.scores[*one as usize] == self.scores[*other as usize];
+        let same =
+            |one: &u32, other: &u32| self.scores[*one as usize] == self.scores[*other as usize];
         for tied in self.order.chunk_by(same) {
             let (mut up, mut down) = (0.0, 0.0);
             for row in tied {

@@ -13,14 +13,14 @@ mod slices;
 use anyhow::bail;
 use cli::{CommonArgs, GateRefused, Layout, out, write_json, write_text};
 use models::ctr::CtrModel;
-use registry::{Digest, Kind, Registry};
+use registry::{Digest, Kind, Registry, Stage};
 use serde::{Deserialize, Serialize};
 
+use self::{measure::Candidate, rules::judge, slices::Slices};
 pub use self::{
     measure::{Interval, Measures, SliceMeasures},
     rules::RulesConfig,
 };
-use self::{measure::Candidate, rules::judge, slices::Slices};
 use crate::{
     ctr::score_all,
     split::SplitConfig,
@@ -74,6 +74,9 @@ pub struct GateArgs {
     /// Digest of the model to compare with; by default the one that serves
     #[arg(long)]
     pub against: Option<Digest>,
+    /// Set the stage of a candidate: shadow if it passes, retired if it is refused
+    #[arg(long)]
+    pub promote: bool,
 }
 
 /// What the gate found.
@@ -140,12 +143,22 @@ pub async fn run_gate(args: &GateArgs, config: &GateConfig) -> anyhow::Result<()
     let reports = layout.reports();
     write_json(&reports.join("gate.json"), &verdict)?;
     let path = reports.join("gate.html");
-    write_text(&path, &page::page(config, &verdict, &rows, &model, other.as_ref()))?;
+    write_text(
+        &path,
+        &page::page(config, &verdict, &rows, &model, other.as_ref()),
+    )?;
     if args.common.json {
         out!("{}", serde_json::to_string(&verdict)?);
     } else {
         out!("{}", rules::told(&verdict));
         out!("page in {}", path.display());
+    }
+    if args.promote && registry.stage(&digest).await? == Stage::Candidate {
+        let stage = match verdict.refused.is_empty() {
+            true => Stage::Shadow,
+            false => Stage::Retired,
+        };
+        registry.set_stage(&digest, stage).await?;
     }
     match verdict.refused.is_empty() {
         true => Ok(()),
@@ -160,7 +173,10 @@ async fn live(registry: &Registry, channel: &str) -> anyhow::Result<Option<Diges
     let Some(channel) = registry.channel(channel).await? else {
         return Ok(None);
     };
-    let most = channel.targets.iter().max_by(|one, other| one.share.total_cmp(&other.share));
+    let most = channel
+        .targets
+        .iter()
+        .max_by(|one, other| one.share.total_cmp(&other.share));
     let Some(target) = most else {
         return Ok(None);
     };

@@ -42,8 +42,13 @@ pub fn page(
         true => write!(html, "<p class=\"passed\"><b>Passed.</b></p>"),
         false => {
             let reasons = verdict.refused.iter();
-            let items: String = reasons.map(|reason| format!("<li>{}</li>", escape(reason))).collect();
-            write!(html, "<p class=\"refused\"><b>Refused:</b></p><ul>{items}</ul>")
+            let items: String = reasons
+                .map(|reason| format!("<li>{}</li>", escape(reason)))
+                .collect();
+            write!(
+                html,
+                "<p class=\"refused\"><b>Refused:</b></p><ul>{items}</ul>"
+            )
         }
     };
     let _ = write!(
@@ -82,8 +87,10 @@ pub fn page(
             .iter()
             .map(|(name, model)| (&**name, of(&model.scores, &rows.clicks)))
             .collect();
-        let lines: Vec<(&str, &[(f64, f64)])> =
-            curves.iter().map(|(name, points)| (*name, &points[..])).collect();
+        let lines: Vec<(&str, &[(f64, f64)])> = curves
+            .iter()
+            .map(|(name, points)| (*name, &points[..]))
+            .collect();
         html += &Lines {
             title,
             x,
@@ -158,7 +165,9 @@ fn slices(title: &str, slices: &[&SliceMeasures]) -> String {
 
 fn reliable(scores: &[f32], clicks: &[f32]) -> Vec<(f64, f64)> {
     let bins = reliability(scores, clicks, POINTS);
-    bins.iter().map(|bin| (bin.mean_predicted, bin.mean_observed)).collect()
+    bins.iter()
+        .map(|bin| (bin.mean_predicted, bin.mean_observed))
+        .collect()
 }
 
 /// Shares of clicks and of other rows above a score, from the highest on.
@@ -172,7 +181,10 @@ fn roc(scores: &[f32], clicks: &[f32]) -> Vec<(f64, f64)> {
     for (at, row) in order.iter().enumerate() {
         found += usize::from(clicks[*row] > 0.5);
         if (at + 1).is_multiple_of(step) || at + 1 == order.len() {
-            points.push(((at + 1 - found) as f64 / others, found as f64 / total.max(1) as f64));
+            points.push((
+                (at + 1 - found) as f64 / others,
+                found as f64 / total.max(1) as f64,
+            ));
         }
     }
     points

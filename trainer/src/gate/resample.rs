@@ -53,7 +53,10 @@ mod tests {
         assert_ne!(drawn(1, 1, 100_000), draws);
         let mean = draws.iter().sum::<f64>() / 1e5;
         let variance = draws.iter().map(|draw| (draw - mean).powi(2)).sum::<f64>() / 1e5;
-        assert!((mean - 1.0).abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+        assert!(
+            (mean - 1.0).abs() < 0.02 && (variance - 1.0).abs() < 0.03,
+            "{mean} {variance}"
+        );
         let none = draws.iter().filter(|draw| **draw == 0.0).count() as f64 / 1e5;
         assert!((none - (-1f64).exp()).abs() < 0.01, "{none}");
     }
@@ -72,7 +75,12 @@ mod tests {
         let means = (0..1000).map(|replicate| {
             let draws = drawn(7, replicate, values.len());
             let total: f64 = draws.iter().sum();
-            values.iter().zip(&draws).map(|(value, draw)| value * draw).sum::<f64>() / total
+            values
+                .iter()
+                .zip(&draws)
+                .map(|(value, draw)| value * draw)
+                .sum::<f64>()
+                / total
         });
         let (low, high) = interval(means.collect(), 0.95).unwrap();
         // 1.96 standard errors of 0.5 / √400.

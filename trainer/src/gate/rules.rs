@@ -127,7 +127,11 @@ pub fn told(verdict: &Verdict) -> String {
     ] {
         let mut line = format!("  {name:18} {}", text(of(measures)));
         if let (Some(differences), Some(against)) = (differences, &verdict.against) {
-            line += &format!("; less that of {}: {}", short(against), text(of(differences)));
+            line += &format!(
+                "; less that of {}: {}",
+                short(against),
+                text(of(differences))
+            );
         }
         lines.push(line);
     }

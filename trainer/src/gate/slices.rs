@@ -44,13 +44,16 @@ impl Slices {
             for (row, value) in values.iter().enumerate() {
                 found.entry(value).or_default().push(row as u32);
             }
-            slices.extend(found.into_iter().filter(|(value, _)| !value.is_empty()).map(
-                |(value, rows)| Slice {
-                    by,
-                    value: value.clone(),
-                    rows,
-                },
-            ));
+            slices.extend(
+                found
+                    .into_iter()
+                    .filter(|(value, _)| !value.is_empty())
+                    .map(|(value, rows)| Slice {
+                        by,
+                        value: value.clone(),
+                        rows,
+                    }),
+            );
         }
         slices.sort_by_key(|slice| std::cmp::Reverse(slice.rows.len()));
         Self { slices }

@@ -39,13 +39,18 @@ fn moved(scores: &[f32], logit: impl Fn(usize, f32) -> f32) -> Candidate {
 /// The truth with noise: ranked worse, and about as right on average.
 fn noisy(truth: &[f32]) -> Candidate {
     let mut random = ChaCha8Rng::seed_from_u64(2);
-    let noise: Vec<f32> = truth.iter().map(|_| random.random_range(-0.6..0.6)).collect();
+    let noise: Vec<f32> = truth
+        .iter()
+        .map(|_| random.random_range(-0.6..0.6))
+        .collect();
     moved(truth, |at, logit| logit + noise[at])
 }
 
 fn judged(model: &Candidate, other: Option<&Candidate>) -> (Verdict, Vec<String>) {
     let (rows, _) = rows();
-    let known = (0..6).map(|at| format!("c{at}")).collect::<HashSet<String>>();
+    let known = (0..6)
+        .map(|at| format!("c{at}"))
+        .collect::<HashSet<String>>();
     let slices = Slices::of(&rows, &known);
     let config = GateConfig {
         replicates: 60,
@@ -65,7 +70,12 @@ fn a_model_that_is_better_in_all_passes() {
     let auc = verdict.differences.unwrap().auc;
     assert!(auc.low.unwrap() > 0.0 && auc.low < auc.high, "{auc:?}");
     assert_eq!((verdict.rows, verdict.users), (ROWS, 600));
-    let ad = |value: &str| verdict.slices.iter().find(|slice| slice.by == "ad" && slice.value == value);
+    let ad = |value: &str| {
+        verdict
+            .slices
+            .iter()
+            .find(|slice| slice.by == "ad" && slice.value == value)
+    };
     assert!(ad("new").unwrap().rows < ad("seen in training").unwrap().rows / 4);
     assert!(verdict.measures.grouped_auc.is_some());
 }
@@ -91,7 +101,10 @@ fn a_model_that_is_wrong_for_some_is_refused_by_their_name() {
     assert!((ratio - 1.0).abs() < 0.02, "{ratio}");
     assert_eq!(refused.len(), 2, "{refused:?}");
     for genre in ["genre puzzle", "genre racing"] {
-        assert!(refused.iter().any(|reason| reason.contains(genre)), "{refused:?}");
+        assert!(
+            refused.iter().any(|reason| reason.contains(genre)),
+            "{refused:?}"
+        );
     }
 }
 
@@ -101,11 +114,17 @@ fn a_model_that_ranks_worse_is_refused() {
     let live = moved(&truth, |_, logit| logit);
     let (_, refused) = judged(&noisy(&truth), Some(&live));
     for rule in ["rules.max_auc_loss", "rules.max_entropy_rise"] {
-        assert!(refused.iter().any(|reason| reason.contains(rule)), "{refused:?}");
+        assert!(
+            refused.iter().any(|reason| reason.contains(rule)),
+            "{refused:?}"
+        );
     }
     // And alone nothing is said against it.
     let (_, refused) = judged(&noisy(&truth), None);
-    assert!(refused.iter().all(|reason| reason.contains("calibration")), "{refused:?}");
+    assert!(
+        refused.iter().all(|reason| reason.contains("calibration")),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -117,10 +136,26 @@ fn the_page_has_verdict_measures_and_the_worst_slices() {
     verdict.refused = refused;
     verdict.model = "abc".to_owned();
     verdict.against = Some("def".to_owned());
-    let html = page::page(&GateConfig::default(), &verdict, &rows, &model, Some(&other));
-    for part in ["Refused:", "puzzle", "grouped AUC", "<svg", "worst slices", "def"] {
+    let html = page::page(
+        &GateConfig::default(),
+        &verdict,
+        &rows,
+        &model,
+        Some(&other),
+    );
+    for part in [
+        "Refused:",
+        "puzzle",
+        "grouped AUC",
+        "<svg",
+        "worst slices",
+        "def",
+    ] {
         assert!(html.contains(part), "{part}");
     }
     let text = rules::told(&verdict);
-    assert!(text.contains("less that of def") && text.contains("refused: "), "{text}");
+    assert!(
+        text.contains("less that of def") && text.contains("refused: "),
+        "{text}"
+    );
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
 use cli::{CommonArgs, Loaded, Usage, write_text};
+use features::Schema;
 use lightgbm3::{Booster, Dataset};
 use models::{
     ctr::CtrModel,
     prescorer::{PreScorer, PreScorerInfo, Trees},
 };
 use registry::{Digest, Kind};
-use features::Schema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -141,7 +141,9 @@ pub fn fit(
     };
     let train = dataset(train, None)?;
     let valid = dataset(valid, Some(&train))?;
-    let monotone = names.iter().map(|name| config.monotone.get(name).copied().unwrap_or(0));
+    let monotone = names
+        .iter()
+        .map(|name| config.monotone.get(name).copied().unwrap_or(0));
     let (objective, metric) = match &*config.distillation.teacher {
         "" => ("binary", "binary_logloss"),
         // The same for labels between 0 and 1.
@@ -208,7 +210,9 @@ fn check(config: &PreScorerConfig, schema: &Schema) -> anyhow::Result<()> {
     }
     let share = config.distillation.share;
     if !(0.0..=1.0).contains(&share) {
-        bail!(Usage(format!("distillation.share is {share}, wanted 0 to 1")));
+        bail!(Usage(format!(
+            "distillation.share is {share}, wanted 0 to 1"
+        )));
     }
     Ok(())
 }
@@ -264,7 +268,9 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
         Some(teacher) => {
             let wanted = score_all(&teacher.model, &test, false)?;
             let differences = scores.iter().zip(&wanted);
-            let sum: f64 = differences.map(|(one, other)| f64::from((one - other).abs())).sum();
+            let sum: f64 = differences
+                .map(|(one, other)| f64::from((one - other).abs()))
+                .sum();
             Some(sum / scores.len().max(1) as f64)
         }
     };
@@ -386,7 +392,10 @@ mod tests {
             };
             let scores: Vec<Vec<f64>> = (-10..=10).map(|at_a| at(at_a as f32 * 0.1)).collect();
             let pairs = scores.windows(2);
-            pairs.flat_map(|pair| pair[0].iter().zip(&pair[1])).filter(|(low, high)| high < low).count()
+            pairs
+                .flat_map(|pair| pair[0].iter().zip(&pair[1]))
+                .filter(|(low, high)| high < low)
+                .count()
         };
         assert!(falls(&config) > 0, "noise makes some fall");
         config.monotone = [("a".to_owned(), 1)].into();
@@ -411,7 +420,10 @@ mod tests {
         let text = fit(&config, &names(), &soft(1), &soft(2)).unwrap();
         let test = soft(3);
         let found = Trees::parse(&text).unwrap().predict(&test.features.dense);
-        let differences = found.iter().zip(&test.clicks).map(|(one, other)| (one - f64::from(*other)).abs());
+        let differences = found
+            .iter()
+            .zip(&test.clicks)
+            .map(|(one, other)| (one - f64::from(*other)).abs());
         let mean = differences.sum::<f64>() / found.len() as f64;
         assert!(mean < 0.02, "{mean}");
     }

@@ -121,13 +121,18 @@ pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
     let mut last: Vec<(Assignment, Outcome)> = Vec::new();
     let mut all: Vec<(Assignment, Outcome)> = Vec::new();
     for round in &rounds.resources {
-        let assigned = candidates.iter().map(|candidate| candidate.with(round.as_ref()));
+        let assigned = candidates
+            .iter()
+            .map(|candidate| candidate.with(round.as_ref()));
         last = runner.run(assigned.collect())?;
         all.extend(last.iter().cloned());
         let mut ranked: Vec<usize> = (0..last.len()).collect();
         ranked.sort_by(|one, other| config.order(&last[*one].1, &last[*other].1));
         ranked.truncate(rounds.kept(ranked.len()));
-        candidates = ranked.into_iter().map(|at| candidates[at].clone()).collect();
+        candidates = ranked
+            .into_iter()
+            .map(|at| candidates[at].clone())
+            .collect();
     }
     last.sort_by(|one, other| config.order(&one.1, &other.1));
     let path = dir.join("sweep.svg");

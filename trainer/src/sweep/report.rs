@@ -16,9 +16,18 @@ pub fn table(config: &SweepConfig, trials: &Trials) -> Table {
     ranked.sort_by(|one, other| config.order(&one.1, &other.1));
     let mut table = Table::new();
     let mut header = vec![config.metric.clone()];
-    let longest = ranked.iter().map(|(trial, _)| trial).max_by_key(|trial| trial.0.len());
-    header.extend(longest.into_iter().flat_map(|trial| trial.0.iter().map(|(key, _)| key.clone())));
-    table.load_style(presets::UTF8_BORDERS_ONLY).set_header(header);
+    let longest = ranked
+        .iter()
+        .map(|(trial, _)| trial)
+        .max_by_key(|trial| trial.0.len());
+    header.extend(
+        longest
+            .into_iter()
+            .flat_map(|trial| trial.0.iter().map(|(key, _)| key.clone())),
+    );
+    table
+        .load_style(presets::UTF8_BORDERS_ONLY)
+        .set_header(header);
     for (trial, outcome) in ranked {
         let result = match outcome {
             Outcome::Done { value, .. } => format!("{value:.6}"),
@@ -60,7 +69,10 @@ pub fn as_json(
     best: Option<&(Assignment, Outcome)>,
 ) -> serde_json::Value {
     let one = |(trial, outcome): &(Assignment, Outcome)| {
-        let values = trial.0.iter().map(|(key, value)| (key.clone(), json!(value)));
+        let values = trial
+            .0
+            .iter()
+            .map(|(key, value)| (key.clone(), json!(value)));
         json!({"parameters": serde_json::Map::from_iter(values), "outcome": outcome})
     };
     json!({

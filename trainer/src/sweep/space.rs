@@ -39,7 +39,9 @@ pub enum SpaceError {
         wanted: &'static str,
     },
     /// A grid of ranges.
-    #[error("parameters.\"{key}\" is a range, of which a grid cannot try all: give a `choice`, or strategy.kind = \"random\"")]
+    #[error(
+        "parameters.\"{key}\" is a range, of which a grid cannot try all: give a `choice`, or strategy.kind = \"random\""
+    )]
     Endless {
         /// The key.
         key: String,
@@ -158,9 +160,7 @@ fn check(config: &SweepConfig) -> Result<(), SpaceError> {
     };
     match &config.strategy {
         Strategy::Grid {} => Ok(()),
-        Strategy::Random { trials } => {
-            number("trials", *trials as u64, *trials > 0, "at least 1")
-        }
+        Strategy::Random { trials } => number("trials", *trials as u64, *trials > 0, "at least 1"),
         Strategy::SuccessiveHalving {
             trials,
             least,
@@ -234,7 +234,12 @@ mod tests {
         );
         let rounds = rounds(&config).unwrap();
         let told: Vec<String> = rounds.first.iter().map(ToString::to_string).collect();
-        let wanted = ["a.c=\"x\" b=1", "a.c=\"x\" b=2", "a.c=[3, 4] b=1", "a.c=[3, 4] b=2"];
+        let wanted = [
+            "a.c=\"x\" b=1",
+            "a.c=\"x\" b=2",
+            "a.c=[3, 4] b=1",
+            "a.c=[3, 4] b=2",
+        ];
         assert_eq!(told, wanted);
         assert_eq!(rounds.resources, [None]);
     }
@@ -247,8 +252,13 @@ mod tests {
         assert_eq!(rounds(&config).unwrap().first, first);
         let column = |at: usize| first.iter().map(move |assignment| &assignment.0[at].1);
         assert!(column(0).all(|value| (-1.0..=2.0).contains(&value.as_float().unwrap())));
-        let small = column(1).filter(|value| value.as_float().unwrap() < 1e-3).count();
-        assert!((40..95).contains(&small), "a third of the orders of magnitude: {small}");
+        let small = column(1)
+            .filter(|value| value.as_float().unwrap() < 1e-3)
+            .count();
+        assert!(
+            (40..95).contains(&small),
+            "a third of the orders of magnitude: {small}"
+        );
         assert!((3..=5).all(|wanted| column(2).any(|value| value.as_integer() == Some(wanted))));
         assert!(column(3).all(|value| value.as_bool() == Some(true)));
     }
@@ -274,8 +284,12 @@ mod tests {
         refused("[parameters]\na = { choice = [] }", "parameters.\"a\"");
         refused("[parameters]\na = { uniform = [1, 1] }", "two that rise");
         refused("[parameters]\na = { log_uniform = [0, 1] }", "above 0");
-        refused("[parameters]\na = { integer = [0, 1] }", "a range, of which a grid");
-        let random = "strategy = { kind = \"random\", trials = 0 }\n[parameters]\na = { integer = [0, 1] }";
+        refused(
+            "[parameters]\na = { integer = [0, 1] }",
+            "a range, of which a grid",
+        );
+        let random =
+            "strategy = { kind = \"random\", trials = 0 }\n[parameters]\na = { integer = [0, 1] }";
         refused(random, "strategy.trials is 0");
         let halving = "strategy = { kind = \"successive_halving\", trials = 1, resource = \"r\", least = 2, most = 1, factor = 2 }\n[parameters]\na = { integer = [0, 1] }";
         refused(halving, "strategy.most is 1");

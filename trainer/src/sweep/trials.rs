@@ -64,18 +64,18 @@ impl<'a> Runner<'a> {
     ///
     /// # Errors
     /// When the folder cannot be read.
-    pub fn open(
-        config: &'a SweepConfig,
-        common: &CommonArgs,
-        dir: &Path,
-    ) -> anyhow::Result<Self> {
+    pub fn open(config: &'a SweepConfig, common: &CommonArgs, dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(DONE);
         let text = match path.exists() {
-            true => fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?,
+            true => {
+                fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?
+            }
             false => String::new(),
         };
         // A line that a crash cut off is a trial that is run again; so is one that failed.
-        let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+        let lines = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Line>(line).ok());
         let done = lines.filter(|line| matches!(line.outcome, Outcome::Done { .. }));
         let known: HashMap<_, _> = done.map(|line| (line.trial, line.outcome)).collect();
         let bar = match common.json {
@@ -96,10 +96,7 @@ impl<'a> Runner<'a> {
     ///
     /// # Errors
     /// When a process cannot be started or a result not be kept.
-    pub fn run(
-        &self,
-        trials: Vec<Assignment>,
-    ) -> anyhow::Result<Vec<(Assignment, Outcome)>> {
+    pub fn run(&self, trials: Vec<Assignment>) -> anyhow::Result<Vec<(Assignment, Outcome)>> {
         self.bar.inc_length(trials.len() as u64);
         let next = AtomicUsize::new(0);
         let work = || {
@@ -131,14 +128,20 @@ impl<'a> Runner<'a> {
     fn outcome(&self, trial: &Assignment) -> anyhow::Result<Outcome> {
         let name = trial.to_string();
         let known = |runner: &Self| {
-            let known = runner.known.lock().unwrap_or_else(|broken| broken.into_inner());
+            let known = runner
+                .known
+                .lock()
+                .unwrap_or_else(|broken| broken.into_inner());
             known.get(&name).cloned()
         };
         if let Some(outcome) = known(self) {
             return Ok(outcome);
         }
         let outcome = self.start(trial)?;
-        let mut known = self.known.lock().unwrap_or_else(|broken| broken.into_inner());
+        let mut known = self
+            .known
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
         let path = self.dir.join(DONE);
         let line = Line {
             trial: name.clone(),
@@ -169,7 +172,10 @@ impl<'a> Runner<'a> {
             .output()
             .with_context(|| format!("starting {}", self.program.display()))?;
         let said = String::from_utf8_lossy(&output.stdout);
-        let report = said.lines().last().and_then(|line| serde_json::from_str(line).ok());
+        let report = said
+            .lines()
+            .last()
+            .and_then(|line| serde_json::from_str(line).ok());
         let report: serde_json::Value = report.unwrap_or_default();
         let metric = &self.config.metric;
         Ok(match (output.status.success(), report[metric].as_f64()) {

@@ -108,16 +108,18 @@ impl Sender {
         let (config, dir) = (config.clone(), dir.to_owned());
         let (resolved, info) = (resolved.to_owned(), info.clone());
         // The client waits, which a thread of an asynchronous runtime must not.
-        let thread = thread::spawn(move || match Client::open(&config, &dir, &resolved, &info) {
-            Ok(client) => {
-                // Who started this thread waits for it.
-                let _ = ready.send(Ok(()));
-                client.send_all(&heard);
-            }
-            Err(error) => {
-                let _ = ready.send(Err(error));
-            }
-        });
+        let thread = thread::spawn(
+            move || match Client::open(&config, &dir, &resolved, &info) {
+                Ok(client) => {
+                    // Who started this thread waits for it.
+                    let _ = ready.send(Ok(()));
+                    client.send_all(&heard);
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            },
+        );
         match started.recv() {
             Ok(Ok(())) => Ok(Self { messages, thread }),
             Ok(Err(error)) => Err(error),
@@ -160,7 +162,9 @@ impl Client {
         info: &RunInfo,
     ) -> Result<Self, MlflowError> {
         let server = config.mlflow.trim_end_matches('/').to_owned();
-        let http = reqwest::blocking::Client::builder().timeout(TIMEOUT).build();
+        let http = reqwest::blocking::Client::builder()
+            .timeout(TIMEOUT)
+            .build();
         let http = http.map_err(|source| MlflowError::Http {
             what: "no client",
             server: server.clone(),
@@ -194,9 +198,11 @@ impl Client {
             json!({"key": "world_size", "value": info.world_size.to_string()}),
             json!({"key": "overrides", "value": info.overrides.join(" ")}),
         ];
-        tags.extend(info.code_revision.iter().map(|revision| {
-            json!({"key": "mlflow.source.git.commit", "value": revision})
-        }));
+        tags.extend(
+            info.code_revision
+                .iter()
+                .map(|revision| json!({"key": "mlflow.source.git.commit", "value": revision})),
+        );
         let create = json!({
             "experiment_id": experiment,
             "run_name": name,
@@ -204,7 +210,10 @@ impl Client {
             "tags": tags,
         });
         let made = client.post("making a run", "runs/create", &create)?;
-        client.run = made["run"]["info"]["run_id"].as_str().unwrap_or_default().to_owned();
+        client.run = made["run"]["info"]["run_id"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         client.params(resolved)?;
         fs::write(&path, &client.run).map_err(|source| MlflowError::File { path, source })?;
         Ok(client)
@@ -298,20 +307,33 @@ impl Client {
         let url = format!("{}/api/2.0/mlflow/runs/get", self.server);
         let request = self.http.get(url).query(&[("run_id", &self.run)]);
         let run = self.answer(what, request)?;
-        let uri = run["run"]["info"]["artifact_uri"].as_str().unwrap_or_default();
+        let uri = run["run"]["info"]["artifact_uri"]
+            .as_str()
+            .unwrap_or_default();
         // Elsewhere a client would need its own way there.
         let Some(folder) = uri.strip_prefix("mlflow-artifacts:/") else {
-            tracing::warn!(uri, "files are not sent: the server does not serve artifacts");
+            tracing::warn!(
+                uri,
+                "files are not sent: the server does not serve artifacts"
+            );
             return Ok(());
         };
         let name = file.file_name().unwrap_or_default().to_string_lossy();
-        let url = format!("{}/api/2.0/mlflow-artifacts/artifacts/{}/{name}", self.server, folder.trim_start_matches('/'));
-        self.answer("a file", self.http.put(url).body(bytes)).map(|_| ())
+        let url = format!(
+            "{}/api/2.0/mlflow-artifacts/artifacts/{}/{name}",
+            self.server,
+            folder.trim_start_matches('/')
+        );
+        self.answer("a file", self.http.put(url).body(bytes))
+            .map(|_| ())
     }
 
     fn post(&self, what: &'static str, path: &str, body: &Value) -> Result<Value, MlflowError> {
         let url = format!("{}/api/2.0/mlflow/{path}", self.server);
-        let request = self.http.post(url).header("content-type", "application/json");
+        let request = self
+            .http
+            .post(url)
+            .header("content-type", "application/json");
         self.answer(what, request.body(body.to_string()))
     }
 

@@ -15,7 +15,7 @@ mod verbs;
 
 pub use info::RunInfo;
 pub use mlflow::TrackingConfig;
-pub(crate) use run::{REPORT, code_revision};
 pub use run::Run;
+pub(crate) use run::{REPORT, code_revision};
 pub use store::{Recorded, Status};
 pub use verbs::{RunsVerb, run_runs};

@@ -51,7 +51,12 @@ pub fn page(runs: &[Recorded]) -> anyhow::Result<String> {
             .filter_map(|(name, series)| Some((&**name, &**series.get(tag)?)))
             .collect();
         if lines.iter().any(|(_, points)| points.len() > 1) {
-            html += &Lines { title: tag, x: "step", lines: &lines }.to_svg();
+            html += &Lines {
+                title: tag,
+                x: "step",
+                lines: &lines,
+            }
+            .to_svg();
         }
     }
     html += "</div></html>\n";

@@ -67,7 +67,12 @@ impl Recorded {
             }
         }
         found.sort_by(|one, other| {
-            let key = |run: &Self| (run.info.as_ref().map(|info| info.started_us), run.name.clone());
+            let key = |run: &Self| {
+                (
+                    run.info.as_ref().map(|info| info.started_us),
+                    run.name.clone(),
+                )
+            };
             key(one).cmp(&key(other))
         });
         Ok(found)
@@ -106,7 +111,9 @@ impl Recorded {
             results.extend(numbers);
             artifact = value["artifact"].as_str().map(str::to_owned);
             let written = fs::metadata(&report).and_then(|file| file.modified());
-            let since = written.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            let since = written
+                .ok()
+                .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
             ended_us = since.and_then(|since| i64::try_from(since.as_micros()).ok());
         }
         let name = dir.file_name().unwrap_or_default().to_string_lossy();

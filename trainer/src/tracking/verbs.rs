@@ -101,7 +101,10 @@ pub fn run_runs(verb: &RunsVerb) -> anyhow::Result<()> {
             let found = names.iter().map(|name| Recorded::find(&runs, name));
             let found = found.collect::<anyhow::Result<Vec<_>>>()?;
             match as_json {
-                true => out!("{}", serde_json::Value::from_iter(found.iter().map(as_value))),
+                true => out!(
+                    "{}",
+                    serde_json::Value::from_iter(found.iter().map(as_value))
+                ),
                 false => out!("{}", compare(&found)?),
             }
             if let Some(path) = html {
@@ -129,7 +132,9 @@ fn as_value(run: &Recorded) -> serde_json::Value {
 
 fn table(header: impl IntoIterator<Item = String>) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY).set_header(header);
+    table
+        .load_style(presets::UTF8_BORDERS_ONLY)
+        .set_header(header);
     table
 }
 
@@ -149,7 +154,14 @@ fn list(runs: &[Recorded]) -> String {
             took(run),
         ];
         row.extend(LISTED.iter().map(|key| number(run.results.get(*key))));
-        row.push(run.artifact.as_deref().unwrap_or("").chars().take(12).collect());
+        row.push(
+            run.artifact
+                .as_deref()
+                .unwrap_or("")
+                .chars()
+                .take(12)
+                .collect(),
+        );
         table.add_row(row);
     }
     table.to_string()
@@ -161,7 +173,9 @@ pub(super) fn started(run: &Recorded) -> String {
         return String::new();
     };
     let time = DateTime::from_timestamp_micros(info.started_us);
-    time.map_or(String::new(), |time| time.format("%Y-%m-%d %H:%M:%S").to_string())
+    time.map_or(String::new(), |time| {
+        time.format("%Y-%m-%d %H:%M:%S").to_string()
+    })
 }
 
 pub(super) fn took(run: &Recorded) -> String {
@@ -189,7 +203,10 @@ pub(super) fn facts(run: &Recorded) -> Vec<(&'static str, String)> {
     ];
     if let Some(info) = &run.info {
         facts.extend([
-            ("table", format!("{} version {}", info.table, info.table_version)),
+            (
+                "table",
+                format!("{} version {}", info.table, info.table_version),
+            ),
             ("features", info.spec.chars().take(12).collect()),
             ("seed", info.seed.to_string()),
             ("device", format!("{} × {}", info.device, info.world_size)),
@@ -215,7 +232,10 @@ fn show(run: &Recorded) -> anyhow::Result<String> {
 
 fn compare(runs: &[Recorded]) -> anyhow::Result<String> {
     let mut text = String::new();
-    for (what, rows) in [("configuration", config_rows(runs)), ("results", result_rows(runs))] {
+    for (what, rows) in [
+        ("configuration", config_rows(runs)),
+        ("results", result_rows(runs)),
+    ] {
         let names = runs.iter().map(|run| run.name.clone());
         let mut table = table(std::iter::once(what.to_owned()).chain(names));
         for (name, values) in rows {
@@ -231,7 +251,10 @@ fn compare(runs: &[Recorded]) -> anyhow::Result<String> {
 /// Keys whose values differ, and circumstances that do.
 pub(super) fn config_rows(runs: &[Recorded]) -> Vec<(String, Vec<String>)> {
     let of_facts = ["table", "features", "seed", "device", "code"];
-    let facts: Vec<BTreeMap<_, _>> = runs.iter().map(|run| facts(run).into_iter().collect()).collect();
+    let facts: Vec<BTreeMap<_, _>> = runs
+        .iter()
+        .map(|run| facts(run).into_iter().collect())
+        .collect();
     let row = |name: &str| {
         let value = |facts: &BTreeMap<&str, String>| facts.get(name).cloned().unwrap_or_default();
         (name.to_owned(), facts.iter().map(value).collect())

@@ -112,7 +112,8 @@ impl<B: FusedOps> Dlrm<B> {
 /// - `vectors`: `[batch, features, dim]`; returns `[batch, features × (features − 1) / 2]`
 fn dot_products<B: Backend>(vectors: Tensor<B, 3>) -> Tensor<B, 2> {
     let [_, count, _] = vectors.dims();
-    let below = (0..count).flat_map(|row| (0..row).map(move |column| (row * count + column) as i32));
+    let below =
+        (0..count).flat_map(|row| (0..row).map(move |column| (row * count + column) as i32));
     let below: Vec<i32> = below.collect();
     let len = below.len();
     let device = vectors.device();

@@ -186,9 +186,8 @@ impl<B: FusedOps> Gate<B> {
         let context = match &self.context {
             Some(context) => context.val(),
             None => {
-                let part = |columns: &Range<usize>| {
-                    input.clone().narrow(1, columns.start, columns.len())
-                };
+                let part =
+                    |columns: &Range<usize>| input.clone().narrow(1, columns.start, columns.len());
                 Tensor::cat(self.columns.iter().map(part).collect(), 1)
             }
         };

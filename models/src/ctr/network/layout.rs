@@ -42,9 +42,15 @@ impl InputLayout {
     }
 
     /// Columns of the fields of these features.
-    pub(super) fn columns_of(&self, features: &[String]) -> Result<Vec<Range<usize>>, NetworkError> {
+    pub(super) fn columns_of(
+        &self,
+        features: &[String],
+    ) -> Result<Vec<Range<usize>>, NetworkError> {
         let of = |feature: &String| {
-            let at = self.fields.iter().position(|field| field.feature == *feature);
+            let at = self
+                .fields
+                .iter()
+                .position(|field| field.feature == *feature);
             let at = at.ok_or_else(|| NetworkError::UnknownFeature {
                 feature: feature.clone(),
                 known: self.names().join(", "),

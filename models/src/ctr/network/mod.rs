@@ -108,7 +108,9 @@ pub enum NetworkError {
         known: String,
     },
     /// A layer that cannot be cut into equal parts.
-    #[error("model.{key} ends with {width} values, wanted a multiple of model.num_heads ({num_heads})")]
+    #[error(
+        "model.{key} ends with {width} values, wanted a multiple of model.num_heads ({num_heads})"
+    )]
     Heads {
         /// The key.
         key: &'static str,

@@ -168,7 +168,12 @@ fn every_network_equals_pytorch_s_with_the_same_weights_and_so_do_its_gradients(
         case.assert_close("gradient:input", &numbers(of_input));
         let gradients = GradientsParams::from_grads(gradients, &network);
         let gradients = gradients_by_name(&network, gradients);
-        let weights = case.tensors().names().iter().filter(|name| name.starts_with("weight:")).count();
+        let weights = case
+            .tensors()
+            .names()
+            .iter()
+            .filter(|name| name.starts_with("weight:"))
+            .count();
         assert_eq!(gradients.len(), weights, "{:?}", case.path);
         for (name, gradient) in gradients {
             case.assert_close(&format!("gradient:{name}"), &gradient);
@@ -200,7 +205,8 @@ fn input_gradients_equal_finite_differences() {
         let input = case.values("input");
         let shape = [input.len() / case.layout.width(), case.layout.width()];
         let loss = |values: Vec<f32>| {
-            let input = Tensor::<B, 2>::from_data(TensorData::new(values, shape), &Default::default());
+            let input =
+                Tensor::<B, 2>::from_data(TensorData::new(values, shape), &Default::default());
             let input = input.require_grad();
             let loss = case.loss(network.forward(input.clone(), Mode::Inference));
             let gradient = input.grad(&loss.backward()).unwrap();
@@ -217,10 +223,17 @@ fn input_gradients_equal_finite_differences() {
                 f64::from(loss(moved.collect()).0)
             };
             let found = (at(step) - at(-step)) / f64::from(2.0 * step);
-            let products = gradient.iter().zip(&direction).map(|(g, d)| f64::from(g * d));
+            let products = gradient
+                .iter()
+                .zip(&direction)
+                .map(|(g, d)| f64::from(g * d));
             let wanted: f64 = products.sum();
             // f32 and a step of 1e-3 leave about 1e-4; a kink of ReLU in between a little more.
-            assert!((found - wanted).abs() < 2e-3 * wanted.abs().max(1.0), "{:?}: {found} {wanted}", case.path);
+            assert!(
+                (found - wanted).abs() < 2e-3 * wanted.abs().max(1.0),
+                "{:?}: {found} {wanted}",
+                case.path
+            );
         }
     }
 }
@@ -231,7 +244,11 @@ fn a_seed_fixes_a_network() {
         let logits = || {
             let (mut random, device) = (random(), Default::default());
             let network: Network<B> = case.config.init(&case.layout, &mut random, &device);
-            numbers(network.forward(case.tensor("input"), Mode::Inference).inner())
+            numbers(
+                network
+                    .forward(case.tensor("input"), Mode::Inference)
+                    .inner(),
+            )
         };
         assert_eq!(logits(), logits());
     }
@@ -253,13 +270,29 @@ fn what_a_row_drops_depends_on_its_number_alone() {
             numbers(network.forward(input.clone(), mode).inner())
         };
         let tasks = dropping.num_tasks();
-        let whole = run(&input, Mode::Training { rows: &[1, 2, 3, 4, 5, 6] });
-        let last = run(&input.clone().narrow(0, 5, 1), Mode::Training { rows: &[6] });
+        let whole = run(
+            &input,
+            Mode::Training {
+                rows: &[1, 2, 3, 4, 5, 6],
+            },
+        );
+        let last = run(
+            &input.clone().narrow(0, 5, 1),
+            Mode::Training { rows: &[6] },
+        );
         for (one, other) in whole[5 * tasks..].iter().zip(&last) {
             assert!((one - other).abs() < 1e-5, "{:?}", case.path);
         }
         assert_ne!(whole, run(&input, Mode::Inference), "{:?}", case.path);
-        assert_ne!(whole, run(&input, Mode::Training { rows: &[7, 8, 9, 10, 11, 12] }));
+        assert_ne!(
+            whole,
+            run(
+                &input,
+                Mode::Training {
+                    rows: &[7, 8, 9, 10, 11, 12]
+                }
+            )
+        );
     }
 }
 
@@ -279,16 +312,36 @@ fn a_network_that_cannot_be_is_refused_by_its_key() {
     }
     for name in ["logistic_regression", "fm", "deep_fm", "dlrm", "auto_int"] {
         let value = json!({"architecture": name});
-        refused(value.clone(), &[4, 5], "`f0` has rows of 4 values and `f1` of 5");
+        refused(
+            value.clone(),
+            &[4, 5],
+            "`f0` has rows of 4 values and `f1` of 5",
+        );
         refused(value, &[], "at least one sparse feature");
     }
-    refused(json!({"architecture": "fm"}), &[1, 1], "tables.embedding_dim");
-    refused(json!({"architecture": "auto_int", "num_heads": 0}), &[4], "model.num_heads");
-    refused(json!({"architecture": "mmoe", "num_experts": 0}), &[4], "model.num_experts");
+    refused(
+        json!({"architecture": "fm"}),
+        &[1, 1],
+        "tables.embedding_dim",
+    );
+    refused(
+        json!({"architecture": "auto_int", "num_heads": 0}),
+        &[4],
+        "model.num_heads",
+    );
+    refused(
+        json!({"architecture": "mmoe", "num_experts": 0}),
+        &[4],
+        "model.num_experts",
+    );
     let odd = json!({"architecture": "final_mlp", "hidden_2": [8, 7]});
     refused(odd, &[4], "model.hidden_2 ends with 7 values");
     let unknown = json!({"architecture": "final_mlp", "gate_context_1": ["g"]});
-    refused(unknown, &[4, 4], "`g`, which is not a sparse feature: f0, f1");
+    refused(
+        unknown,
+        &[4, 4],
+        "`g`, which is not a sparse feature: f0, f1",
+    );
 }
 
 #[test]

@@ -278,7 +278,9 @@ impl<'a> Chunk<'a> {
             labels: Float32Builder::new(),
             weights: Float32Builder::new(),
             dense: fitted.dense.iter().map(|_| Float32Builder::new()).collect(),
-            single: (multi..fitted.sparse.len()).map(|_| Int64Builder::new()).collect(),
+            single: (multi..fitted.sparse.len())
+                .map(|_| Int64Builder::new())
+                .collect(),
             multi: (0..multi).map(|_| list()).collect(),
             len: 0,
             fitted,
@@ -339,7 +341,8 @@ impl<'a> Chunk<'a> {
         let time = i64::from(day) * DAY_US + row.cast_signed();
         self.times.append_value(time);
         self.ids.append_value(format!("{day}-{row:012}"));
-        self.users.append_value(fitted.user.map_or("", |column| cells.key(column)));
+        self.users
+            .append_value(fitted.user.map_or("", |column| cells.key(column)));
         self.labels.append_value(label);
         self.weights.append_value(weight);
         self.len += 1;
@@ -360,7 +363,10 @@ impl<'a> Chunk<'a> {
         put("event_time_us", Arc::new(self.times.finish()));
         put("click", Arc::new(self.labels.finish()));
         put("weight", Arc::new(self.weights.finish()));
-        put("label_state", Arc::new(StringArray::from(vec![MATURED; rows])));
+        put(
+            "label_state",
+            Arc::new(StringArray::from(vec![MATURED; rows])),
+        );
         for (dense, out) in fitted.dense.iter().zip(&mut self.dense) {
             put(&dense_name(&dense.column.column), Arc::new(out.finish()));
         }
@@ -377,7 +383,10 @@ impl<'a> Chunk<'a> {
             known.unwrap_or_else(|| nothing(field.data_type(), rows))
         });
         let columns = columns.collect();
-        Ok(Some(RecordBatch::try_new(Arc::clone(&self.schema), columns)?))
+        Ok(Some(RecordBatch::try_new(
+            Arc::clone(&self.schema),
+            columns,
+        )?))
     }
 }
 

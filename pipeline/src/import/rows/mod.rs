@@ -295,10 +295,16 @@ fn check(config: &RowsConfig) -> Result<(), RowsError> {
         return wrong("train", "no file, wanted at least one");
     }
     if config.dense.is_empty() && config.sparse.is_empty() {
-        return wrong("sparse", "no column, and none in `dense`: nothing to learn from");
+        return wrong(
+            "sparse",
+            "no column, and none in `dense`: nothing to learn from",
+        );
     }
     if config.valid.is_empty() != config.test.is_empty() {
-        return wrong("test", "files for `valid` or `test` alone: name both or none");
+        return wrong(
+            "test",
+            "files for `valid` or `test` alone: name both or none",
+        );
     }
     if !config.delimiter.is_ascii() {
         return wrong("delimiter", "more than one byte");

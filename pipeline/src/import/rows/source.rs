@@ -110,10 +110,12 @@ impl Source {
                 record,
                 columns,
             } => {
-                let read = reader.read_record(record).map_err(|source| RowsError::Csv {
-                    path: path.clone(),
-                    source,
-                })?;
+                let read = reader
+                    .read_record(record)
+                    .map_err(|source| RowsError::Csv {
+                        path: path.clone(),
+                        source,
+                    })?;
                 if !read {
                     return Ok(None);
                 }

@@ -41,7 +41,9 @@ fn folder(schema: &str, files: [&str; 3]) -> (TempDir, RowsConfig) {
         fs::write(dir.path().join(name), text).unwrap();
     }
     for paths in [&mut config.train, &mut config.valid, &mut config.test] {
-        paths.iter_mut().for_each(|path| *path = dir.path().join(&*path));
+        paths
+            .iter_mut()
+            .for_each(|path| *path = dir.path().join(&*path));
     }
     (dir, config)
 }
@@ -89,7 +91,9 @@ fn imported(config: &RowsConfig, format: Format, table: &Path) -> (ImportedRows,
         columns: &columns,
     };
     for path in &config.train {
-        files.each_row(path, |at, cells| fitted.take_in(at, cells)).unwrap();
+        files
+            .each_row(path, |at, cells| fitted.take_in(at, cells))
+            .unwrap();
     }
     fitted.finish();
     (done, schema(config, &fitted))
@@ -115,7 +119,10 @@ fn rows_become_the_columns_that_their_schema_says() {
     // Nothing, [1, 10), below 1, and from 10 on.
     assert_eq!(train.ids("s_n_bucket"), [1, 2, 3, 4]);
     // `z` came once only.
-    assert_eq!(train.lists("s_tags"), [vec![1, 2], vec![1], vec![], vec![2, 0, 1]]);
+    assert_eq!(
+        train.lists("s_tags"),
+        [vec![1, 2], vec![1], vec![], vec![2, 0, 1]]
+    );
     assert_eq!(train.ids("event_time_us"), [0, 1, 2, 3]);
     let users = train.0.column_by_name("user_id").unwrap();
     assert_eq!(users.as_string::<i32>().value(3), "c,d");
@@ -125,7 +132,10 @@ fn rows_become_the_columns_that_their_schema_says() {
     assert_eq!(valid.ids("s_n_bucket"), [4]);
     assert_eq!(valid.floats("d_m"), [1.0], "drawn to the nearer end");
     let test = Day::of(&table, 2, &schema);
-    assert_eq!(test.ids("event_time_us"), [2 * 86_400_000_000, 2 * 86_400_000_000 + 1]);
+    assert_eq!(
+        test.ids("event_time_us"),
+        [2 * 86_400_000_000, 2 * 86_400_000_000 + 1]
+    );
     assert_eq!(test.lists("s_tags"), [vec![], vec![0]]);
 
     let again = import(&config, Format::Csv, &table, &|_| ());
@@ -197,7 +207,10 @@ fn what_is_wrong_is_named_with_file_line_and_column() {
     let config = |schema: &str, what: &str| refused(schema, "label\n", Format::Csv, what);
     config("sparse = [{ column = \"u\" }]", "`train`: no file");
     config("train = [\"train\"]", "`sparse`: no column");
-    config("train = [\"train\"]\ntest = [\"test\"]\nsparse = [{ column = \"u\" }]", "`test`: files");
+    config(
+        "train = [\"train\"]\ntest = [\"test\"]\nsparse = [{ column = \"u\" }]",
+        "`test`: files",
+    );
     let twice = "train = [\"train\"]\nsparse = [{ column = \"u\" }, { column = \"u\" }]";
     config(twice, "two features are `u`");
 }

@@ -12,14 +12,7 @@ use crate::{
 
 #[test]
 fn every_architecture_learns_and_has_the_same_loss_curve_on_two_ranks() {
-    for architecture in [
-        "fm",
-        "deep_fm",
-        "dlrm",
-        "dcn_v2",
-        "auto_int",
-        "final_mlp",
-    ] {
+    for architecture in ["fm", "deep_fm", "dlrm", "dcn_v2", "auto_int", "final_mlp"] {
         let mut config = config();
         config.model = serde_json::from_value(json!({"architecture": architecture})).unwrap();
         config.training.learning_rate = 0.003;
@@ -117,7 +110,10 @@ fn a_run_ends_after_measures_without_a_better_one_and_keeps_the_best() {
     for world_size in [1, 2] {
         let (model, told) = fit(&config, world_size);
         let measures = measures(&told);
-        let best = measures.iter().map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
+        let best = measures
+            .iter()
+            .map(|(_, loss)| *loss)
+            .fold(f64::INFINITY, f64::min);
         let at = measures.iter().position(|(_, loss)| *loss == best).unwrap();
         assert_eq!(measures.len(), at + 6, "{measures:?}");
         assert!(measures.len() < 100, "{measures:?}");
@@ -156,7 +152,11 @@ fn rates_fall_when_measures_stop_getting_better() {
     });
     let fall = fall.unwrap();
     assert_eq!(found[..=fall], before[..=fall]);
-    assert!(found[fall + 1..].iter().all(|(_, loss)| *loss == found[fall].1));
+    assert!(
+        found[fall + 1..]
+            .iter()
+            .all(|(_, loss)| *loss == found[fall].1)
+    );
     assert!(fall + 1 < found.len());
 }
 
@@ -178,7 +178,15 @@ fn fresh_rows_every_epoch_keep_ids_from_being_learnt_by_heart() {
     let (whole, loss, told) = last(&config);
     assert!(loss > 1.2 * by_heart, "{loss} {by_heart}");
     config.checkpoint.every_steps = 7;
-    let stops = [Stop::AtPoint, Stop::AtPoint, Stop::AtOnce, Stop::AtPoint, Stop::AtPoint, Stop::AtPoint, Stop::Never];
+    let stops = [
+        Stop::AtPoint,
+        Stop::AtPoint,
+        Stop::AtOnce,
+        Stop::AtPoint,
+        Stop::AtPoint,
+        Stop::AtPoint,
+        Stop::Never,
+    ];
     let (model, metrics) = in_parts(&config, &stops.map(|stop| (1, stop)));
     assert_eq!(scores(&model), scores(&whole));
     assert_eq!(metrics, told);
@@ -191,7 +199,10 @@ fn smoothed_labels_make_less_certain_scores_which_a_calibration_puts_right() {
     config.training.epochs = 6;
     let most_certain = |config: &CtrConfig| {
         let scores = scores(&fit(config, 1).0);
-        scores.iter().map(|score| (score - 0.5).abs()).fold(0.0, f32::max)
+        scores
+            .iter()
+            .map(|score| (score - 0.5).abs())
+            .fold(0.0, f32::max)
     };
     config.training.calibration = CalibrationMethod::None;
     let plain = most_certain(&config);
@@ -201,7 +212,10 @@ fn smoothed_labels_make_less_certain_scores_which_a_calibration_puts_right() {
     for method in [CalibrationMethod::Platt, CalibrationMethod::Isotonic] {
         config.training.calibration = method;
         let found = measured(&fit(&config, 1).0, &rows(2000, 3));
-        assert!((found.calibration_ratio - 1.0).abs() < 0.05, "{method:?}: {found:?}");
+        assert!(
+            (found.calibration_ratio - 1.0).abs() < 0.05,
+            "{method:?}: {found:?}"
+        );
     }
 }
 
@@ -215,8 +229,20 @@ fn numbers_outside_of_their_range_are_refused_by_their_key() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(refused(&|config| config.training.ema_decay = 1.0), "ema_decay");
-    assert_eq!(refused(&|config| config.training.label_smoothing = -0.1), "label_smoothing");
-    assert_eq!(refused(&|config| config.training.optimizer.beta1 = f32::NAN), "optimizer.beta1");
-    assert_eq!(refused(&|config| config.training.optimizer.beta2 = 1.0), "optimizer.beta2");
+    assert_eq!(
+        refused(&|config| config.training.ema_decay = 1.0),
+        "ema_decay"
+    );
+    assert_eq!(
+        refused(&|config| config.training.label_smoothing = -0.1),
+        "label_smoothing"
+    );
+    assert_eq!(
+        refused(&|config| config.training.optimizer.beta1 = f32::NAN),
+        "optimizer.beta1"
+    );
+    assert_eq!(
+        refused(&|config| config.training.optimizer.beta2 = 1.0),
+        "optimizer.beta2"
+    );
 }
