@@ -25,7 +25,7 @@ use super::{
     plan::ShardSpec,
     routing::{Order, Request},
     shard::{Shard, Touched},
-    storage::Values,
+    storage::{Storage, Values},
 };
 use crate::{
     backend::{Gpu, GpuRuntime},
