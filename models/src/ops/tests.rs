@@ -77,15 +77,29 @@ fn check_cross<B: TrainingBackend>() {
     );
 }
 
-/// Sums over all rows, over rows that cannot be parted, over few, and a result of one column.
+/// Sums over all rows, over rows that cannot be parted, over few, and results of one column; of
+/// whole tensors, and of some columns of wider ones.
 fn check_product<B: TrainingBackend>() {
-    for [rows, inputs, outputs] in [[3000, 29, 17], [2999, 29, 17], [7, 130, 3], [4096, 33, 1]] {
-        let (x, weight) = (random([rows, inputs]), random([inputs, outputs]));
-        let shares = random([rows, outputs]);
-        let found = of_product(&x, &weight, &shares, product::<B>);
-        let wanted = of_product(&x, &weight, &shares, Tensor::<Host, 2>::matmul);
-        for (found, wanted) in found.into_iter().zip(wanted) {
-            assert_close(found, wanted);
+    for [rows, inputs, outputs] in [
+        [3000, 29, 17],
+        [2999, 29, 17],
+        [7, 130, 3],
+        [4096, 33, 1],
+        [64, 2, 1],
+        [64, 1, 1],
+    ] {
+        for more in [0, 3] {
+            let (x, weight) = (random([rows, inputs + more]), random([inputs, outputs]));
+            let shares = random([rows, outputs]);
+            let found = of_product(&x, &weight, &shares, |x, weight| {
+                product::<B>(x.narrow(1, more / 2, inputs), weight)
+            });
+            let wanted = of_product(&x, &weight, &shares, |x, weight| {
+                Tensor::<Host, 2>::matmul(x.narrow(1, more / 2, inputs), weight)
+            });
+            for (found, wanted) in found.into_iter().zip(wanted) {
+                assert_close(found, wanted);
+            }
         }
     }
 }

@@ -80,6 +80,9 @@ pub fn fit_calibration(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calib
     }
 }
 
+/// How much a corrected logit rises within neighbours of the same rate: enough to keep their order.
+const SLOPE: f32 = 1e-3;
+
 /// Rows whose rate of clicks is one point of an isotonic calibration, if there are so many.
 const ROWS_OF_A_POINT: usize = 200;
 
@@ -91,6 +94,9 @@ struct Pool {
     /// Weighted sums.
     logits: f64,
     clicks: f64,
+    /// The least and the greatest logit.
+    from: f32,
+    to: f32,
 }
 
 impl Pool {
@@ -99,6 +105,12 @@ impl Pool {
     }
 
     fn join(&mut self, other: &Self) {
+        if self.rows == 0 {
+            *self = *other;
+            return;
+        }
+        self.from = self.from.min(other.from);
+        self.to = self.to.max(other.to);
         self.rows += other.rows;
         self.weight += other.weight;
         self.logits += other.logits;
@@ -107,7 +119,7 @@ impl Pool {
 }
 
 /// Fits rates that rise with the logit by pooling neighbours that do not (Ayer et al., "An Empirical
-/// Distribution Function for Sampling with Incomplete Information", 1955), and joins their means by
+/// Distribution Function for Sampling with Incomplete Information", 1955), and joins them by
 /// lines; then shifts all, so that the weighted sum of predictions equals that of the labels. Falls
 /// back to no correction if the labels are all equal.
 fn fit_isotonic(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration {
@@ -115,7 +127,8 @@ fn fit_isotonic(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration 
         .filter(|row| weights[*row] > 0.0)
         .collect();
     order.sort_by(|one, other| logits[*one].total_cmp(&logits[*other]));
-    let mut pools: Vec<Pool> = Vec::new();
+    // First rows enough for a rate, those of the same logit together; then what does not rise.
+    let mut parts: Vec<Pool> = Vec::new();
     for rows in order.chunk_by(|one, other| logits[*one] == logits[*other]) {
         let mut pool = Pool::default();
         for row in rows {
@@ -125,21 +138,21 @@ fn fit_isotonic(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration 
                 weight,
                 logits: weight * f64::from(logits[*row]),
                 clicks: weight * f64::from(labels[*row]),
+                from: logits[*row],
+                to: logits[*row],
             });
         }
-        match pools.last_mut() {
+        match parts.last_mut() {
             Some(last) if last.rows < ROWS_OF_A_POINT => last.join(&pool),
-            _ => pools.push(pool),
+            _ => parts.push(pool),
         }
-        while let [.., before, last] = &pools[..]
-            && before.rate() >= last.rate()
-        {
-            let last = *last;
-            pools.pop();
-            if let Some(before) = pools.last_mut() {
-                before.join(&last);
-            }
+    }
+    let mut pools: Vec<Pool> = Vec::new();
+    for mut pool in parts {
+        while let Some(before) = pools.pop_if(|before| before.rate() >= pool.rate()) {
+            pool.join(&before);
         }
+        pools.push(pool);
     }
     // Without a click or without any other there is no logit: half a row is thought of.
     let logit = |pool: &Pool| {
@@ -149,11 +162,14 @@ fn fit_isotonic(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration 
     };
     let mut points: Vec<(f32, f32)> = Vec::new();
     for pool in &pools {
-        let x = (pool.logits / pool.weight) as f32;
-        let y = logit(pool) as f32;
-        let after = |(before_x, before_y): &(f32, f32)| x > *before_x && y >= *before_y;
-        if points.last().is_none_or(after) {
-            points.push((x, y));
+        let (middle, y) = ((pool.logits / pool.weight) as f32, logit(pool) as f32);
+        for x in [pool.from, pool.to] {
+            let y = y + SLOPE * (x - middle);
+            match points.last() {
+                Some((before, _)) if x <= *before => {}
+                Some((_, least)) => points.push((x, y.max(*least))),
+                None => points.push((x, y)),
+            }
         }
     }
     let (knots, corrected) = points.into_iter().unzip();

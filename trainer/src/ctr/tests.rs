@@ -376,7 +376,9 @@ mod gpu {
             config.model = serde_json::from_value(value).unwrap();
             config.training.epochs = 1;
             let wanted = losses(&fit(&config, 1).1);
-            assert_close(&fit_on_gpu(&config, 1), &wanted, 2e-4);
+            let found = fit_on_gpu(&config, 1);
+            println!("{architecture}: {found:?} {wanted:?}");
+            assert_close(&found, &wanted, 2e-4);
         }
     }
 

@@ -141,9 +141,11 @@ pub fn fit(
     };
     let train = dataset(train, None)?;
     let valid = dataset(valid, Some(&train))?;
-    let monotone = names
-        .iter()
-        .map(|name| config.monotone.get(name).copied().unwrap_or(0));
+    let bound = |name: &String| {
+        let way = config.monotone.get(name);
+        way.map_or("0".to_owned(), i32::to_string)
+    };
+    let monotone: Vec<String> = names.iter().map(bound).collect();
     let (objective, metric) = match &*config.distillation.teacher {
         "" => ("binary", "binary_logloss"),
         // The same for labels between 0 and 1.
@@ -164,8 +166,9 @@ pub fn fit(
         "verbosity": -1,
     });
     if !config.monotone.is_empty() {
-        parameters["monotone_constraints"] = monotone.collect::<Vec<i32>>().into();
-        parameters["monotone_constraints_method"] = "advanced".into();
+        parameters["monotone_constraints"] = monotone.join(",").into();
+        // The other methods let a score fall where values are missing.
+        parameters["monotone_constraints_method"] = "basic".into();
     }
     Booster::train_with_valid(train, Some(valid), &parameters)?.save_string()
 }
@@ -381,7 +384,7 @@ mod tests {
             ..Default::default()
         };
         let (train, valid) = (rows(4_000, 1), rows(1_000, 2));
-        let mut falls = |config: &PreScorerConfig| {
+        let falls = |config: &PreScorerConfig| {
             let text = fit(config, &names(), &train, &valid).unwrap();
             let trees = Trees::parse(&text).unwrap();
             let base = rows(200, 3);

@@ -24,6 +24,7 @@ pub enum RunsVerb {
         /// Only those of a kind: ctr, prescorer, visual
         #[arg(long)]
         kind: Option<String>,
+        /// Where they are, and how they are shown.
         #[command(flatten)]
         place: Place,
     },
@@ -31,6 +32,7 @@ pub enum RunsVerb {
     Show {
         /// Its name, as `marquee runs list` has it
         name: String,
+        /// Where they are, and how they are shown.
         #[command(flatten)]
         place: Place,
     },
@@ -42,6 +44,7 @@ pub enum RunsVerb {
         /// Writes a page there as well
         #[arg(long, value_name = "PATH")]
         html: Option<PathBuf>,
+        /// Where they are, and how they are shown.
         #[command(flatten)]
         place: Place,
     },

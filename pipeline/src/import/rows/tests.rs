@@ -1,6 +1,6 @@
 use std::{cell::Cell, fs};
 
-use arrow::array::{Array, AsArray};
+use arrow::array::AsArray;
 use arrow::datatypes::{Float32Type, Int64Type};
 use proptest::prelude::*;
 use tempfile::TempDir;
