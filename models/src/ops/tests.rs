@@ -87,6 +87,9 @@ fn check_product<B: TrainingBackend>() {
         [4096, 33, 1],
         [64, 2, 1],
         [64, 1, 1],
+        [64, 192, 1],
+        [192, 4, 64],
+        [192, 64, 64],
     ] {
         for more in [0, 3] {
             let (x, weight) = (random([rows, inputs + more]), random([inputs, outputs]));

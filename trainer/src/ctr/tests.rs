@@ -377,7 +377,6 @@ mod gpu {
             config.training.epochs = 1;
             let wanted = losses(&fit(&config, 1).1);
             let found = fit_on_gpu(&config, 1);
-            println!("{architecture}: {found:?} {wanted:?}");
             assert_close(&found, &wanted, 2e-4);
         }
     }

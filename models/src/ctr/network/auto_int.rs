@@ -129,8 +129,8 @@ impl<B: FusedOps> AutoInt<B> {
     /// # Shapes
     /// - `input`: `[batch, num_dense + fields × dim]`; returns `[batch, 1]`
     pub fn forward(&self, input: Tensor<B, 2>, mode: Mode<'_>) -> Tensor<B, 2> {
-        let (dense, fields) = self.columns.split(input.clone());
-        let mut vectors = self.dense_vectors.join(dense, fields);
+        let (_, fields) = self.columns.split(input.clone());
+        let mut vectors = self.dense_vectors.join(input.clone(), fields);
         for layer in &self.attention {
             vectors = layer.forward(vectors);
         }
@@ -150,13 +150,17 @@ impl<B: FusedOps> Attention<B> {
         let rows = x.reshape([batch * features, inputs]);
         let outputs = self.query.weight.dims()[1];
         let dim = outputs / self.num_heads;
+        // A head of a row is a matrix by itself.
         let heads = |layer: &Linear<B>| {
             let all = affine(layer, rows.clone());
             let all = all.reshape([batch, features, self.num_heads, dim]);
-            all.swap_dims(1, 2)
+            let matrices = batch * self.num_heads;
+            let heads: Tensor<B, 3> = all.swap_dims(1, 2).reshape([matrices, features, dim]);
+            heads
         };
         let (query, key, value) = (heads(&self.query), heads(&self.key), heads(&self.value));
-        let attended = softmax(query.matmul(key.swap_dims(2, 3)), 3).matmul(value);
+        let attended = softmax(query.matmul(key.swap_dims(1, 2)), 2).matmul(value);
+        let attended = attended.reshape([batch, self.num_heads, features, dim]);
         let attended = attended.swap_dims(1, 2).reshape([batch, features, outputs]);
         let residual = affine(&self.residual, rows.clone()).reshape([batch, features, outputs]);
         relu(attended + residual)

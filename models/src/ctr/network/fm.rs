@@ -119,8 +119,9 @@ impl<B: FusedOps> Fm<B> {
     /// - `input`: `[batch, num_dense + fields × (1 + dim)]`, a field's weight before its vector;
     ///   returns `[batch, 1]`
     pub fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
-        let (dense, weights, vectors) = self.split(input);
-        self.logits(dense, weights, vectors)
+        let (dense, weights, vectors) = self.split(input.clone());
+        let vectors = self.dense_vectors.join(input, vectors);
+        self.first_order.forward(dense, weights) + pairs(vectors)
     }
 
     /// Dense numbers, and the fields' weights and vectors.
@@ -130,16 +131,6 @@ impl<B: FusedOps> Fm<B> {
         let vectors = fields.narrow(2, 1, self.columns.dim - 1);
         (dense, weights, vectors)
     }
-
-    fn logits(
-        &self,
-        dense: Option<Tensor<B, 2>>,
-        weights: Tensor<B, 2>,
-        vectors: Tensor<B, 3>,
-    ) -> Tensor<B, 2> {
-        let vectors = self.dense_vectors.join(dense.clone(), vectors);
-        self.first_order.forward(dense, weights) + pairs(vectors)
-    }
 }
 
 impl<B: FusedOps> DeepFm<B> {
@@ -148,10 +139,9 @@ impl<B: FusedOps> DeepFm<B> {
     /// # Shapes
     /// As [`Fm::forward`]; the perceptron sees the dense numbers and the vectors.
     pub fn forward(&self, input: Tensor<B, 2>, mode: Mode<'_>) -> Tensor<B, 2> {
-        let (dense, weights, vectors) = self.fm.split(input);
-        let deep = side_by_side(dense.clone(), vectors.clone());
-        let deep = affine(&self.output, self.mlp.forward(deep, mode));
-        self.fm.logits(dense, weights, vectors) + deep
+        let (dense, _, vectors) = self.fm.split(input.clone());
+        let deep = side_by_side(dense, vectors);
+        self.fm.forward(input) + affine(&self.output, self.mlp.forward(deep, mode))
     }
 }
 

@@ -189,13 +189,80 @@ fn check<B: TrainingBackend>(case: &Case) {
     }
 }
 
+/// Logits and gradients of many rows at once, and of each by itself, by default shapes.
+fn check_company<B: TrainingBackend>() {
+    const ROWS: usize = 64;
+    let device = Default::default();
+    for architecture in ARCHITECTURES {
+        let config = config(json!({"architecture": architecture}));
+        let dim = config.row_dim(4);
+        let fields = ["one", "other"].map(|name| (name.to_owned(), dim));
+        let layout = InputLayout::new(1, fields);
+        let network = config.init::<B>(&layout, &mut random(), &device);
+        let mut random = random();
+        let drawn = (0..ROWS * layout.width()).map(|_| random.random_range(-1.0f32..1.0));
+        let data = TensorData::new(drawn.collect::<Vec<_>>(), [ROWS, layout.width()]);
+        let run = |input: Tensor<B, 2>| {
+            let input = input.require_grad();
+            let logits = network.forward(input.clone(), Mode::Inference);
+            let mut gradients = logits.clone().sum().backward();
+            let of_input = input.grad_remove(&mut gradients).unwrap();
+            let gradients = GradientsParams::from_grads(gradients, &network);
+            let of_weights = gradients_by_name(&network, gradients);
+            (numbers(logits.inner()), numbers(of_input), of_weights)
+        };
+        let assert_close = |what: &str, found: &[f32], wanted: &[f32]| {
+            let largest = wanted.iter().map(|value| value.abs()).fold(1.0, f32::max);
+            for (found, wanted) in found.iter().zip(wanted) {
+                let difference = (found - wanted).abs();
+                assert!(
+                    difference < 2e-5 * largest,
+                    "{architecture}, {what}: {found} {wanted}"
+                );
+            }
+        };
+        let whole = Tensor::<B, 2>::from_data(data, &device);
+        let (logits, gradients, of_weights) = run(whole.clone());
+        let mut sums: HashMap<String, Vec<f32>> = HashMap::new();
+        let (tasks, width) = (config.num_tasks(), layout.width());
+        for row in 0..ROWS {
+            let (alone, gradient, of_weights) = run(whole.clone().narrow(0, row, 1).detach());
+            assert_close("a logit", &logits[row * tasks..][..tasks], &alone);
+            assert_close("input", &gradients[row * width..][..width], &gradient);
+            for (name, gradient) in of_weights {
+                let sum = sums
+                    .entry(name)
+                    .or_insert_with(|| vec![0.0; gradient.len()]);
+                sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
+            }
+        }
+        for (name, found) in of_weights {
+            assert_close(&name, &found, &sums[&name]);
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_alone_and_in_company() {
+    check_company::<Host>();
+}
+
 /// The same on Vulkan, which needs no GPU.
 #[cfg(feature = "wgpu")]
-#[test]
-fn every_network_equals_pytorch_s_on_a_gpu() {
-    Case::all()
-        .iter()
-        .for_each(check::<Autodiff<burn::backend::Wgpu>>);
+mod gpu {
+    use super::*;
+
+    type Gpu = Autodiff<burn::backend::Wgpu>;
+
+    #[test]
+    fn every_network_equals_pytorch_s() {
+        Case::all().iter().for_each(check::<Gpu>);
+    }
+
+    #[test]
+    fn a_row_is_the_same_alone_and_in_company() {
+        check_company::<Gpu>();
+    }
 }
 
 #[test]
