@@ -279,8 +279,8 @@ fn commits_are_told_to_the_group() {
 #[test]
 fn a_cluster_that_goes_away_is_a_clear_error() {
     let (cluster, mut config) = cluster();
-    config.timeout_seconds = 1;
     write(&config, 0..20);
+    config.timeout_seconds = 1;
     let log = KafkaLog::new(&config).unwrap();
     let mut writer = log.writer("test").unwrap();
     for broker in [1, 2] {
