@@ -368,17 +368,17 @@ mod gpu {
         }
     }
 
+    /// That networks are the same there is a matter of their own tests.
     #[test]
-    fn a_gpu_has_the_same_loss_curve_with_every_architecture() {
-        for architecture in ["deep_fm", "dlrm", "auto_int", "final_mlp"] {
-            let mut config = config();
-            let value = serde_json::json!({"architecture": architecture});
-            config.model = serde_json::from_value(value).unwrap();
-            config.training.epochs = 1;
-            let wanted = losses(&fit(&config, 1).1);
-            let found = fit_on_gpu(&config, 1);
-            assert_close(&found, &wanted, 2e-4);
-        }
+    fn a_gpu_has_the_same_loss_curve_with_another_architecture() {
+        let mut config = config();
+        let model = serde_json::json!({
+            "architecture": "auto_int", "num_layers": 1, "attention_dim": 8, "hidden": [16],
+        });
+        config.model = serde_json::from_value(model).unwrap();
+        config.training.epochs = 1;
+        let wanted = losses(&fit(&config, 1).1);
+        assert_close(&fit_on_gpu(&config, 1), &wanted, 2e-4);
     }
 
     #[test]

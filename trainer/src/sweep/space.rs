@@ -142,8 +142,10 @@ fn check(config: &SweepConfig) -> Result<(), SpaceError> {
         };
         match range {
             Range::Choice(values) if values.is_empty() => return Err(wrong("at least one value")),
-            Range::Uniform([low, high]) if !(low < high) => return Err(wrong("two that rise")),
-            Range::LogUniform([low, high]) if !(0.0 < *low && low < high) => {
+            Range::Uniform([low, high]) if !rises(*low, *high) => {
+                return Err(wrong("two that rise"));
+            }
+            Range::LogUniform([low, high]) if !(rises(0.0, *low) && rises(*low, *high)) => {
                 return Err(wrong("two above 0 that rise"));
             }
             Range::Integer([low, high]) if low >= high => return Err(wrong("two that rise")),
@@ -174,6 +176,11 @@ fn check(config: &SweepConfig) -> Result<(), SpaceError> {
             number("factor", *factor, *factor > 1, "at least 2")
         }
     }
+}
+
+/// No number rises to none.
+fn rises(low: f64, high: f64) -> bool {
+    low < high
 }
 
 /// Every combination, the last key changing fastest.
