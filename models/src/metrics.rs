@@ -3,24 +3,35 @@
 /// Area under the ROC curve: the chance that a positive scores above a negative, ties counting
 /// half. `None` unless both labels occur. O(n log n), exact.
 pub fn auc(scores: &[f32], labels: &[f32]) -> Option<f64> {
+    weighted_auc(&by_rising_score(scores), scores, labels, |_| 1.0)
+}
+
+/// Rows by rising score.
+pub fn by_rising_score(scores: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
-    let (mut negatives, mut positives, mut won, mut at) = (0.0f64, 0.0f64, 0.0f64, 0);
-    while at < order.len() {
-        let score = scores[order[at]];
-        let same = order[at..]
-            .iter()
-            .take_while(|other| scores[**other] == score)
-            .count();
-        let tied_positives = order[at..at + same]
-            .iter()
-            .filter(|row| labels[**row] > 0.5)
-            .count() as f64;
-        let tied_negatives = same as f64 - tied_positives;
+    order
+}
+
+/// [`auc`] of rows that weigh differently, in an order that was made once ([`by_rising_score`]).
+pub fn weighted_auc(
+    order: &[usize],
+    scores: &[f32],
+    labels: &[f32],
+    weight: impl Fn(usize) -> f64,
+) -> Option<f64> {
+    let (mut negatives, mut positives, mut won) = (0.0f64, 0.0f64, 0.0);
+    for tied in order.chunk_by(|a, b| scores[*a] == scores[*b]) {
+        let (mut tied_positives, mut tied_negatives) = (0.0, 0.0);
+        for row in tied {
+            match labels[*row] > 0.5 {
+                true => tied_positives += weight(*row),
+                false => tied_negatives += weight(*row),
+            }
+        }
         won += tied_positives * (negatives + 0.5 * tied_negatives);
         negatives += tied_negatives;
         positives += tied_positives;
-        at += same;
     }
     (positives > 0.0 && negatives > 0.0).then(|| won / (positives * negatives))
 }

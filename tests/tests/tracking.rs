@@ -160,7 +160,8 @@ fn a_tracking_server_that_is_not_there_is_told_by_its_key() {
 #[test]
 fn runs_are_listed_shown_and_compared() {
     let bench = Bench::with_table();
-    bench.run(&["runs", "list"]).ok().stdout.contains("no runs");
+    let none = bench.run(&["runs", "list"]).ok().stdout;
+    assert!(none.contains("no runs"), "{none}");
     bench.run(&TRAIN).ok();
     let deeper = ["--set", "model.hidden=[16]", "--seed", "2"];
     let second = bench.run(&[&TRAIN[..], &deeper].concat()).ok().json();

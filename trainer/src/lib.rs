@@ -16,6 +16,7 @@ pub mod ctr;
 pub mod dense;
 pub mod gate;
 pub mod job;
+mod page;
 pub mod plot;
 pub mod prescorer;
 pub mod schedule;

@@ -123,6 +123,17 @@ impl Pool {
 /// lines; then shifts all, so that the weighted sum of predictions equals that of the labels. Falls
 /// back to no correction if the labels are all equal.
 fn fit_isotonic(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration {
+    let clicked = labels
+        .iter()
+        .zip(weights)
+        .any(|(label, weight)| label * weight > 0.0);
+    let other = labels
+        .iter()
+        .zip(weights)
+        .any(|(label, weight)| (1.0 - label) * weight > 0.0);
+    if !(clicked && other) {
+        return Calibration::default();
+    }
     let mut order: Vec<usize> = (0..logits.len())
         .filter(|row| weights[*row] > 0.0)
         .collect();
@@ -172,34 +183,16 @@ fn fit_isotonic(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration 
             }
         }
     }
-    let (knots, corrected) = points.into_iter().unzip();
-    let unshifted = Calibration::Isotonic {
-        logits: knots,
-        corrected,
-    };
-    let clicked = labels
-        .iter()
-        .zip(weights)
-        .any(|(label, weight)| label * weight > 0.0);
-    let other = labels
-        .iter()
-        .zip(weights)
-        .any(|(label, weight)| (1.0 - label) * weight > 0.0);
-    match clicked && other {
-        true => shifted(unshifted, logits, labels, weights),
-        false => Calibration::default(),
-    }
+    shifted(&points, logits, labels, weights)
 }
 
-/// Moves all points up or down together.
-fn shifted(isotonic: Calibration, logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration {
-    let Calibration::Isotonic {
-        logits: knots,
-        corrected,
-    } = &isotonic
-    else {
-        return isotonic;
+/// Of points that are moved up or down together.
+fn shifted(points: &[(f32, f32)], logits: &[f32], labels: &[f32], weights: &[f32]) -> Calibration {
+    let moved = |offset: f32| Calibration::Isotonic {
+        logits: points.iter().map(|(logit, _)| *logit).collect(),
+        corrected: points.iter().map(|(_, value)| value + offset).collect(),
     };
+    let isotonic = moved(0.0);
     let rows: Vec<(f64, f64, f64)> = (logits.iter().zip(labels).zip(weights))
         .map(|((logit, label), weight)| {
             let logit = isotonic.corrected(*logit);
@@ -216,13 +209,7 @@ fn shifted(isotonic: Calibration, logits: &[f32], labels: &[f32], weights: &[f32
         }
         offset -= (error / curvature).clamp(-MAX_STEP, MAX_STEP);
     }
-    Calibration::Isotonic {
-        logits: knots.clone(),
-        corrected: corrected
-            .iter()
-            .map(|value| value + offset as f32)
-            .collect(),
-    }
+    moved(offset as f32)
 }
 
 #[cfg(test)]

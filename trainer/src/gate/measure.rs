@@ -1,8 +1,8 @@
 //! How good a model is, with intervals.
 
 use models::metrics::{
-    calibration_ratio, expected_calibration_error, grouped_auc, log_loss, normalised_entropy,
-    reliability,
+    by_rising_score, calibration_ratio, expected_calibration_error, grouped_auc, log_loss,
+    normalised_entropy, reliability, weighted_auc,
 };
 use serde::{Deserialize, Serialize};
 
@@ -219,20 +219,18 @@ struct Scored<'a> {
     scores: &'a [f32],
     clicks: &'a [f32],
     /// Rows by rising score.
-    order: Vec<u32>,
+    order: Vec<usize>,
     /// `[rows]`, nats.
     losses: Vec<f64>,
 }
 
 impl<'a> Scored<'a> {
     fn new(scores: &'a [f32], rows: &'a Examples) -> Self {
-        let mut order: Vec<u32> = (0..scores.len() as u32).collect();
-        order.sort_by(|one, other| scores[*one as usize].total_cmp(&scores[*other as usize]));
         let loss = |(score, click): (&f32, &f32)| log_loss(&[*score], &[*click], &[1.0]);
         Self {
             scores,
             clicks: &rows.clicks,
-            order,
+            order: by_rising_score(scores),
             losses: scores.iter().zip(&rows.clicks).map(loss).collect(),
         }
     }
@@ -248,32 +246,12 @@ impl<'a> Scored<'a> {
         let rate: f64 = clicks / total;
         let base = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
         Point {
-            auc: self.auc(weights),
+            auc: weighted_auc(&self.order, self.scores, self.clicks, |row| weights[row])
+                .unwrap_or(f64::NAN),
             log_loss: loss / total,
             normalised_entropy: loss / total / base,
             calibration_ratio: predicted / clicks,
         }
-    }
-
-    /// As [`models::metrics::auc`], weighted.
-    fn auc(&self, weights: &[f64]) -> f64 {
-        let (mut negatives, mut positives, mut won) = (0.0, 0.0, 0.0);
-        let same =
-            |one: &u32, other: &u32| self.scores[*one as usize] == self.scores[*other as usize];
-        for tied in self.order.chunk_by(same) {
-            let (mut up, mut down) = (0.0, 0.0);
-            for row in tied {
-                let row = *row as usize;
-                match self.clicks[row] > 0.5 {
-                    true => up += weights[row],
-                    false => down += weights[row],
-                }
-            }
-            won += up * (negatives + 0.5 * down);
-            negatives += down;
-            positives += up;
-        }
-        won / (positives * negatives)
     }
 
     fn ratio(&self, rows: &[u32], weights: &[f64]) -> f64 {

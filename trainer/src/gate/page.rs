@@ -8,15 +8,10 @@ use super::{
     GateConfig, Interval, Measures, SliceMeasures, Verdict, measure::Candidate, rules::text,
 };
 use crate::{
+    page::begin,
     plot::{Lines, escape},
     table::Examples,
 };
-
-const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;color:#222;background:#fff}\
-table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #8884;padding:.3rem .8rem;text-align:left}\
-td+td{font-variant-numeric:tabular-nums}.plots{display:flex;flex-wrap:wrap;gap:1rem}svg{width:24rem}\
-.passed{color:#087f23}.refused{color:#b00020}\
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}.passed{color:#6fdc8c}.refused{color:#ff8389}}";
 
 /// Slices that are shown as the worst.
 const WORST: usize = 10;
@@ -34,9 +29,7 @@ pub fn page(
 ) -> String {
     let short = |digest: &str| digest.chars().take(12).collect::<String>();
     let name = short(&verdict.model);
-    let mut html = format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Gate of {name}</title><style>{STYLE}</style><h1>Gate of ctr {name}</h1>"
-    );
+    let mut html = begin(&format!("Gate of ctr {name}"));
     // Writing to a string does not fail.
     let _ = match verdict.refused.is_empty() {
         true => write!(html, "<p class=\"passed\"><b>Passed.</b></p>"),

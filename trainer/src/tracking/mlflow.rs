@@ -284,7 +284,7 @@ impl Client {
                 told(self.post("metrics", "runs/log-batch", &batch).map(|_| ()));
             }
             if let Some(Message::Finish { files, done }) = next {
-                files.iter().for_each(|file| told(self.upload(file)));
+                told(self.upload(&files));
                 let status = if done { "FINISHED" } else { "KILLED" };
                 let mut update = json!({"run_id": self.run, "status": status});
                 update["end_time"] = json!(now_ms());
@@ -297,16 +297,14 @@ impl Client {
         told(self.post("the end", "runs/update", &update).map(|_| ()));
     }
 
-    /// Puts a file among the run's artifacts, through the server.
-    fn upload(&self, file: &Path) -> Result<(), MlflowError> {
-        let bytes = fs::read(file).map_err(|source| MlflowError::File {
-            path: file.to_owned(),
-            source,
-        })?;
-        let what = "looking for the run";
+    /// Puts files among the run's artifacts, through the server.
+    fn upload(&self, files: &[PathBuf]) -> Result<(), MlflowError> {
+        if files.is_empty() {
+            return Ok(());
+        }
         let url = format!("{}/api/2.0/mlflow/runs/get", self.server);
         let request = self.http.get(url).query(&[("run_id", &self.run)]);
-        let run = self.answer(what, request)?;
+        let run = self.answer("looking for the run", request)?;
         let uri = run["run"]["info"]["artifact_uri"]
             .as_str()
             .unwrap_or_default();
@@ -318,14 +316,20 @@ impl Client {
             );
             return Ok(());
         };
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        let url = format!(
-            "{}/api/2.0/mlflow-artifacts/artifacts/{}/{name}",
-            self.server,
-            folder.trim_start_matches('/')
-        );
-        self.answer("a file", self.http.put(url).body(bytes))
-            .map(|_| ())
+        let folder = folder.trim_start_matches('/');
+        for file in files {
+            let bytes = fs::read(file).map_err(|source| MlflowError::File {
+                path: file.clone(),
+                source,
+            })?;
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let url = format!(
+                "{}/api/2.0/mlflow-artifacts/artifacts/{folder}/{name}",
+                self.server
+            );
+            self.answer("a file", self.http.put(url).body(bytes))?;
+        }
+        Ok(())
     }
 
     fn post(&self, what: &'static str, path: &str, body: &Value) -> Result<Value, MlflowError> {

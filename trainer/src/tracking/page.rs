@@ -6,12 +6,10 @@ use super::{
     Recorded,
     verbs::{config_rows, facts, result_rows},
 };
-use crate::plot::{Lines, escape};
-
-const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222;background:#fff}\
-table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #8884;padding:.3rem .8rem;text-align:left}\
-td+td{font-variant-numeric:tabular-nums}.plots{display:flex;flex-wrap:wrap;gap:1rem}svg{width:24rem}\
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}}";
+use crate::{
+    page::begin,
+    plot::{Lines, escape},
+};
 
 /// A page with what differs, what came out, and each metric over time.
 ///
@@ -19,10 +17,7 @@ td+td{font-variant-numeric:tabular-nums}.plots{display:flex;flex-wrap:wrap;gap:1
 /// When a run's metrics cannot be read.
 pub fn page(runs: &[Recorded]) -> anyhow::Result<String> {
     let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
-    let mut html = format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{0}</title><style>{STYLE}</style><h1>{0}</h1>",
-        escape(&names.join(", "))
-    );
+    let mut html = begin(&names.join(", "));
     let of_facts = runs.first().map(facts).unwrap_or_default();
     let fact_rows = of_facts.iter().map(|(name, _)| {
         let value = |run: &Recorded| {

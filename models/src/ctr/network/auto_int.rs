@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     InputLayout, NetworkError,
-    layers::{Columns, DenseVectors, Mlp, Mode, affine, linear, side_by_side},
+    layers::{Columns, DenseVectors, Mlp, Mode, affine, linear, perceptron, side_by_side},
 };
 use crate::ops::FusedOps;
 
@@ -90,7 +90,8 @@ impl AutoIntConfig {
         random: &mut ChaCha8Rng,
         device: &B::Device,
     ) -> AutoInt<B> {
-        let dim = layout.fields.first().map_or(1, |field| field.dim);
+        let columns = Columns::new(layout);
+        let dim = columns.dim;
         let (num_heads, outputs) = (self.num_heads, self.num_heads * self.attention_dim);
         let dense_vectors = DenseVectors::new(layout.num_dense, dim, random, device);
         let mut width = dim;
@@ -108,17 +109,17 @@ impl AutoIntConfig {
         let attention = attention.collect();
         let vectors = layout.num_dense + layout.fields.len();
         let output = linear(vectors * width, 1, true, random, device);
-        let deep = self.hidden.last().map(|last| Deep {
-            mlp: Mlp::new(layout.width(), &self.hidden, random, device)
-                .with_dropout(self.net_dropout, 0),
-            output: linear(*last, 1, true, random, device),
+        let deep = (!self.hidden.is_empty()).then(|| {
+            let (inputs, dropout) = (layout.width(), self.net_dropout);
+            let (mlp, output) = perceptron(inputs, &self.hidden, dropout, random, device);
+            Deep { mlp, output }
         });
         AutoInt {
             dense_vectors,
             attention,
             output,
             deep,
-            columns: Columns::new(layout, dim),
+            columns,
         }
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     InputLayout, NetworkError,
-    layers::{Columns, Mlp, Mode, affine, linear},
+    layers::{Columns, Mlp, Mode, affine, perceptron},
 };
 use crate::ops::FusedOps;
 
@@ -63,7 +63,8 @@ impl DlrmConfig {
         random: &mut ChaCha8Rng,
         device: &B::Device,
     ) -> Dlrm<B> {
-        let dim = layout.fields.first().map_or(1, |field| field.dim);
+        let columns = Columns::new(layout);
+        let dim = columns.dim;
         let bottom = (layout.num_dense > 0).then(|| {
             let widths = [&self.bottom_hidden[..], &[dim]].concat();
             Mlp::new(layout.num_dense, &widths, random, device)
@@ -71,18 +72,12 @@ impl DlrmConfig {
         let dense = usize::from(bottom.is_some());
         let vectors = layout.fields.len() + dense;
         let inputs = dense * dim + vectors * (vectors - 1) / 2;
+        let (top, output) = perceptron(inputs, &self.top_hidden, self.net_dropout, random, device);
         Dlrm {
             bottom,
-            top: Mlp::new(inputs, &self.top_hidden, random, device)
-                .with_dropout(self.net_dropout, 0),
-            output: linear(
-                self.top_hidden.last().copied().unwrap_or(inputs),
-                1,
-                true,
-                random,
-                device,
-            ),
-            columns: Columns::new(layout, dim),
+            top,
+            output,
+            columns,
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     InputLayout, NetworkError,
-    layers::{Columns, DenseVectors, FirstOrder, Mlp, Mode, affine, linear, side_by_side},
+    layers::{Columns, DenseVectors, FirstOrder, Mlp, Mode, affine, perceptron, side_by_side},
 };
 use crate::ops::FusedOps;
 
@@ -75,11 +75,11 @@ impl FmConfig {
         random: &mut ChaCha8Rng,
         device: &B::Device,
     ) -> Fm<B> {
-        let dim = layout.fields.first().map_or(2, |field| field.dim);
+        let columns = Columns::new(layout);
         Fm {
             first_order: FirstOrder::new(layout.num_dense, device),
-            dense_vectors: DenseVectors::new(layout.num_dense, dim - 1, random, device),
-            columns: Columns::new(layout, dim),
+            dense_vectors: DenseVectors::new(layout.num_dense, columns.dim - 1, random, device),
+            columns,
         }
     }
 }
@@ -98,17 +98,8 @@ impl DeepFmConfig {
     ) -> DeepFm<B> {
         let fm: Fm<B> = FmConfig {}.init(layout, random, device);
         let inputs = layout.width() - layout.fields.len();
-        DeepFm {
-            fm,
-            mlp: Mlp::new(inputs, &self.hidden, random, device).with_dropout(self.net_dropout, 0),
-            output: linear(
-                self.hidden.last().copied().unwrap_or(inputs),
-                1,
-                true,
-                random,
-                device,
-            ),
-        }
+        let (mlp, output) = perceptron(inputs, &self.hidden, self.net_dropout, random, device);
+        DeepFm { fm, mlp, output }
     }
 }
 

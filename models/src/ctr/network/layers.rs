@@ -132,6 +132,19 @@ impl<B: FusedOps> Mlp<B> {
     }
 }
 
+/// Hidden layers, the first of a network's that drop, and the layer that makes a logit of them.
+pub(super) fn perceptron<B: FusedOps>(
+    inputs: usize,
+    hidden: &[usize],
+    dropout: f64,
+    random: &mut ChaCha8Rng,
+    device: &B::Device,
+) -> (Mlp<B>, Linear<B>) {
+    let mlp = Mlp::new(inputs, hidden, random, device).with_dropout(dropout, 0);
+    let last = hidden.last().copied().unwrap_or(inputs);
+    (mlp, linear(last, 1, true, random, device))
+}
+
 /// Weights of single features: the part of a logit that is linear in them.
 #[derive(Module, Debug)]
 pub(super) struct FirstOrder<B: Backend> {
@@ -175,12 +188,12 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Of a layout whose fields have all `dim` columns.
-    pub(super) fn new(layout: &InputLayout, dim: usize) -> Self {
+    /// Of a layout whose fields all have the same number of columns.
+    pub(super) fn new(layout: &InputLayout) -> Self {
         Self {
             num_dense: layout.num_dense,
             num_fields: layout.fields.len(),
-            dim,
+            dim: layout.fields.first().map_or(0, |field| field.dim),
         }
     }
 

@@ -37,7 +37,7 @@ impl LogisticRegressionConfig {
     ) -> LogisticRegression<B> {
         LogisticRegression {
             first_order: FirstOrder::new(layout.num_dense, device),
-            columns: Columns::new(layout, 1),
+            columns: Columns::new(layout),
         }
     }
 }

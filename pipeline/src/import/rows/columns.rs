@@ -14,10 +14,10 @@ use features::hash::{SEED, chain_integer, hash_text};
 use super::{
     At, Buckets, DenseColumn, RowsConfig, RowsError, SparseColumn, Transform, source::Cells,
 };
-use crate::process::table::{MATURED, dense_name, id_field, sparse_name};
-
-/// Microseconds of a day.
-const DAY_US: i64 = 86_400_000_000;
+use crate::{
+    calendar::DAY_US,
+    process::table::{MATURED, dense_name, id_field, sparse_name},
+};
 
 /// The values that have ids, by the name of a vocabulary.
 #[derive(Debug, Default)]
