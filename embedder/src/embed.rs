@@ -212,7 +212,7 @@ impl Work<'_> {
 
     fn decode(&mut self, row: &Row) -> Option<Picture> {
         let decoded = match self.pictures.get(&row.picture_digest) {
-            Some(png) => Picture::from_png(png).map_err(anyhow::Error::from),
+            Some(png) => Picture::decode(png).map_err(anyhow::Error::from),
             None => Err(anyhow::anyhow!("its picture is not in the catalogue")),
         };
         decoded

@@ -12,7 +12,7 @@ use burn::{
     tensor::{Device, backend::AutodiffBackend, ops::FloatTensor},
 };
 
-use super::{FusedKernels, FusedOps};
+use super::{FusedKernels, FusedOps, Gelu, composed};
 
 #[derive(Debug)]
 struct Product;
@@ -111,6 +111,31 @@ impl<B: FusedKernels + FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B,
             }
             OpsKind::UnTracked(prep) => prep.finish(forward().0),
         }
+    }
+
+    fn bias_add(
+        z: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        composed::bias_add::<Self>(z, bias, residual)
+    }
+
+    fn bias_gelu(z: FloatTensor<Self>, bias: FloatTensor<Self>, gelu: Gelu) -> FloatTensor<Self> {
+        composed::bias_gelu::<Self>(z, bias, gelu)
+    }
+
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        composed::layer_norm::<Self>(x, gamma, beta, eps)
+    }
+
+    fn attention(qkv: FloatTensor<Self>, tokens: usize, num_heads: usize) -> FloatTensor<Self> {
+        composed::attention::<Self>(qkv, tokens, num_heads)
     }
 
     fn dropout_mask(

@@ -2,10 +2,15 @@
 
 use burn::{
     prelude::Backend,
-    tensor::{activation::relu, ops::FloatTensor},
+    tensor::{
+        Tensor,
+        activation::{gelu, gelu_approximate, relu, sigmoid},
+        module,
+        ops::FloatTensor,
+    },
 };
 
-use super::{primitive, tensor};
+use super::{Gelu, primitive, tensor};
 
 /// One, two and three results.
 type One<B> = FloatTensor<B>;
@@ -43,4 +48,44 @@ pub(super) fn cross_backward<B: Backend>(gradient: One<B>, x0: One<B>, t: One<B>
     let of_u = gradient * tensor::<B, 2>(x0);
     let of_bias = of_u.clone().sum_dim(0).squeeze_dim::<1>(0);
     (primitive(of_x0), primitive(of_u), primitive(of_bias))
+}
+
+pub(super) fn bias_add<B: Backend>(z: One<B>, bias: One<B>, residual: Option<One<B>>) -> One<B> {
+    let sum = tensor::<B, 2>(z) + tensor::<B, 1>(bias).unsqueeze();
+    primitive(match residual {
+        Some(residual) => sum + tensor::<B, 2>(residual),
+        None => sum,
+    })
+}
+
+pub(super) fn bias_gelu<B: Backend>(z: One<B>, bias: One<B>, form: Gelu) -> One<B> {
+    let x = tensor::<B, 2>(z) + tensor::<B, 1>(bias).unsqueeze();
+    primitive(match form {
+        Gelu::Exact => gelu(x),
+        Gelu::Tanh => gelu_approximate(x),
+        Gelu::Quick => x.clone() * sigmoid(x * 1.702),
+    })
+}
+
+pub(super) fn layer_norm<B: Backend>(x: One<B>, gamma: One<B>, beta: One<B>, eps: f64) -> One<B> {
+    let x = tensor::<B, 2>(x);
+    let centred = x.clone() - x.mean_dim(1);
+    let variance = centred.clone().powi_scalar(2).mean_dim(1);
+    let normal = centred / (variance + eps).sqrt();
+    let (gamma, beta) = (tensor::<B, 1>(gamma), tensor::<B, 1>(beta));
+    primitive(normal * gamma.unsqueeze() + beta.unsqueeze())
+}
+
+pub(super) fn attention<B: Backend>(qkv: One<B>, tokens: usize, num_heads: usize) -> One<B> {
+    let qkv = tensor::<B, 2>(qkv);
+    let [rows, wide] = qkv.dims();
+    let (batch, dim) = (rows / tokens, wide / 3);
+    let heads = |part: usize| -> Tensor<B, 4> {
+        qkv.clone()
+            .narrow(1, part * dim, dim)
+            .reshape([batch, tokens, num_heads, dim / num_heads])
+            .swap_dims(1, 2)
+    };
+    let attended = module::attention(heads(0), heads(1), heads(2), None, None, Default::default());
+    primitive(attended.swap_dims(1, 2).reshape([rows, dim]))
 }

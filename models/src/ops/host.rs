@@ -2,11 +2,18 @@
 //! fixed size in a fixed order, so that they do not depend on the number of threads. For f32, which
 //! networks hold here; what is of 16 bits is composed.
 
+mod attention;
+mod simd;
+
 use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::{FusedKernels, composed};
+use self::{
+    attention::{Heads, attend},
+    simd::{gelu_row, normalise_row, vectorised},
+};
+use super::{FusedKernels, Gelu, composed};
 use crate::Cpu;
 
 /// Values that one task takes on; a serving batch is one task.
@@ -124,6 +131,81 @@ impl FusedKernels for Cpu {
             .collect();
         let of_bias = column_sums(&sums, width);
         (tensor(of_x0, shape.clone()), tensor(of_u, shape), of_bias)
+    }
+
+    fn bias_add(z: FlexTensor, bias: FlexTensor, residual: Option<FlexTensor>) -> FlexTensor {
+        if z.dtype() != DType::F32 {
+            return composed::bias_add::<Self>(z, bias, residual);
+        }
+        let (shape, bias, residual) = (z.shape(), values(&bias), residual.as_ref().map(values));
+        let mut z = owned(z);
+        let bias = bias.as_slice();
+        each_block(&mut z, bias.len(), |at, rows| {
+            let residual = residual
+                .as_ref()
+                .map(|all| &all.as_slice()[at..at + rows.len()]);
+            vectorised(|| {
+                for row in rows.chunks_exact_mut(bias.len()) {
+                    row.iter_mut().zip(bias).for_each(|(z, b)| *z += b);
+                }
+                if let Some(residual) = residual {
+                    rows.iter_mut().zip(residual).for_each(|(z, r)| *z += r);
+                }
+            });
+        });
+        tensor(z, shape)
+    }
+
+    fn bias_gelu(z: FlexTensor, bias: FlexTensor, gelu: Gelu) -> FlexTensor {
+        if z.dtype() != DType::F32 {
+            return composed::bias_gelu::<Self>(z, bias, gelu);
+        }
+        let (shape, bias) = (z.shape(), values(&bias));
+        let mut z = owned(z);
+        let bias = bias.as_slice();
+        each_block(&mut z, bias.len(), |_, rows| {
+            let rows = rows.chunks_exact_mut(bias.len());
+            vectorised(|| rows.for_each(|row| gelu_row(row, bias, gelu)));
+        });
+        tensor(z, shape)
+    }
+
+    fn layer_norm(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, eps: f64) -> FlexTensor {
+        if x.dtype() != DType::F32 {
+            return composed::layer_norm::<Self>(x, gamma, beta, eps);
+        }
+        let (shape, x) = (x.shape(), values(&x));
+        let (gamma, beta, width) = (values(&gamma), values(&beta), shape[1]);
+        let (gamma, beta, x) = (gamma.as_slice(), beta.as_slice(), x.as_slice());
+        let mut y = vec![0.0; x.len()];
+        each_block(&mut y, width, |at, rows| {
+            let x = x[at..at + rows.len()].chunks_exact(width);
+            let rows = x.zip(rows.chunks_exact_mut(width));
+            vectorised(|| rows.for_each(|(x, y)| normalise_row(x, y, gamma, beta, eps as f32)));
+        });
+        tensor(y, shape)
+    }
+
+    fn attention(qkv: FlexTensor, tokens: usize, num_heads: usize) -> FlexTensor {
+        if qkv.dtype() != DType::F32 {
+            return composed::attention::<Self>(qkv, tokens, num_heads);
+        }
+        let (shape, qkv) = (qkv.shape(), values(&qkv));
+        let dim = shape[1] / 3;
+        let heads = Heads {
+            tokens,
+            num_heads,
+            dim,
+        };
+        let mut out = vec![0.0; shape[0] * dim];
+        let pictures = qkv.as_slice().par_chunks_exact(tokens * 3 * dim);
+        pictures
+            .zip(out.par_chunks_exact_mut(tokens * dim))
+            .for_each_init(
+                || vec![0.0; tokens * tokens],
+                |scores, (qkv, out)| attend(qkv, out, scores, heads),
+            );
+        tensor(out, Shape::from([shape[0], dim]))
     }
 }
 

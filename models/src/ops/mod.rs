@@ -19,6 +19,21 @@ use burn::{
 };
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement, element::BoolElement};
+use serde::{Deserialize, Serialize};
+
+/// The forms of GELU that models were trained with. Source: Hendrycks and Gimpel, "Gaussian Error Linear
+/// Units", 2016.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gelu {
+    /// `x Φ(x)`.
+    #[default]
+    Exact,
+    /// Its approximation by a hyperbolic tangent: SigLIP.
+    Tanh,
+    /// `x σ(1.702 x)`: OpenAI's CLIP.
+    Quick,
+}
 
 /// The fused operations of a backend.
 ///
@@ -42,6 +57,32 @@ pub trait FusedOps: Backend {
         bias: FloatTensor<Self>,
         x: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+
+    /// `z + bias`, and a residual added where there is one, `[rows, width]`.
+    fn bias_add(
+        z: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self>;
+
+    /// `gelu(z + bias)`.
+    fn bias_gelu(z: FloatTensor<Self>, bias: FloatTensor<Self>, gelu: Gelu) -> FloatTensor<Self>;
+
+    /// Rows of mean 0 and variance 1, then `γ ⊙ x + β`. Source: Ba et al., "Layer Normalization", 2016.
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self>;
+
+    /// Self-attention with several heads, among the tokens of each picture. Source: Vaswani et al.,
+    /// "Attention Is All You Need", NeurIPS 2017, equation 1.
+    ///
+    /// # Shapes
+    /// - `qkv`: `[batch × tokens, 3 × dim]`: queries, keys, values, of each head after head
+    /// - returns `[batch × tokens, dim]`
+    fn attention(qkv: FloatTensor<Self>, tokens: usize, num_heads: usize) -> FloatTensor<Self>;
 
     /// What a layer's values are multiplied with in training, `[rows, width]`: 0 for a share `rate` of
     /// them, `1 / (1 - rate)` for the others. Source: Srivastava et al., "Dropout", JMLR 2014.
@@ -110,6 +151,35 @@ pub trait FusedKernels: Backend {
         composed::cross_backward::<Self>(gradient, x0, t)
     }
 
+    /// As [`FusedOps::bias_add`].
+    fn bias_add(
+        z: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        composed::bias_add::<Self>(z, bias, residual)
+    }
+
+    /// As [`FusedOps::bias_gelu`].
+    fn bias_gelu(z: FloatTensor<Self>, bias: FloatTensor<Self>, gelu: Gelu) -> FloatTensor<Self> {
+        composed::bias_gelu::<Self>(z, bias, gelu)
+    }
+
+    /// As [`FusedOps::layer_norm`].
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        composed::layer_norm::<Self>(x, gamma, beta, eps)
+    }
+
+    /// As [`FusedOps::attention`].
+    fn attention(qkv: FloatTensor<Self>, tokens: usize, num_heads: usize) -> FloatTensor<Self> {
+        composed::attention::<Self>(qkv, tokens, num_heads)
+    }
+
     /// As [`FusedOps::dropout_mask`]; made in host memory unless a device can do it itself.
     fn dropout_mask(
         rows: &[u32],
@@ -139,6 +209,31 @@ macro_rules! without_gradients {
                 x: FloatTensor<Self>,
             ) -> FloatTensor<Self> {
                 Self::cross_forward(x0, u, bias, x).0
+            }
+
+            fn bias_add(
+                z: FloatTensor<Self>,
+                bias: FloatTensor<Self>,
+                residual: Option<FloatTensor<Self>>,
+            ) -> FloatTensor<Self> {
+                <Self as FusedKernels>::bias_add(z, bias, residual)
+            }
+
+            fn bias_gelu(z: FloatTensor<Self>, bias: FloatTensor<Self>, gelu: Gelu) -> FloatTensor<Self> {
+                <Self as FusedKernels>::bias_gelu(z, bias, gelu)
+            }
+
+            fn layer_norm(
+                x: FloatTensor<Self>,
+                gamma: FloatTensor<Self>,
+                beta: FloatTensor<Self>,
+                eps: f64,
+            ) -> FloatTensor<Self> {
+                <Self as FusedKernels>::layer_norm(x, gamma, beta, eps)
+            }
+
+            fn attention(qkv: FloatTensor<Self>, tokens: usize, num_heads: usize) -> FloatTensor<Self> {
+                <Self as FusedKernels>::attention(qkv, tokens, num_heads)
             }
 
             fn dropout_mask(rows: &[u32], width: usize, rate: f64, device: &Device<Self>) -> FloatTensor<Self> {
@@ -176,6 +271,49 @@ pub fn cross<B: FusedOps>(
         primitive(u),
         primitive(bias),
         primitive(x),
+    ))
+}
+
+/// [`FusedOps::bias_add`] of tensors.
+pub fn bias_add<B: FusedOps>(
+    z: Tensor<B, 2>,
+    bias: Tensor<B, 1>,
+    residual: Option<Tensor<B, 2>>,
+) -> Tensor<B, 2> {
+    let residual = residual.map(primitive);
+    tensor(<B as FusedOps>::bias_add(
+        primitive(z),
+        primitive(bias),
+        residual,
+    ))
+}
+
+/// [`FusedOps::bias_gelu`] of tensors.
+pub fn bias_gelu<B: FusedOps>(z: Tensor<B, 2>, bias: Tensor<B, 1>, gelu: Gelu) -> Tensor<B, 2> {
+    tensor(<B as FusedOps>::bias_gelu(
+        primitive(z),
+        primitive(bias),
+        gelu,
+    ))
+}
+
+/// [`FusedOps::layer_norm`] of tensors.
+pub fn layer_norm<B: FusedOps>(
+    x: Tensor<B, 2>,
+    gamma: Tensor<B, 1>,
+    beta: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, 2> {
+    let (gamma, beta) = (primitive(gamma), primitive(beta));
+    tensor(<B as FusedOps>::layer_norm(primitive(x), gamma, beta, eps))
+}
+
+/// [`FusedOps::attention`] of tensors.
+pub fn attention<B: FusedOps>(qkv: Tensor<B, 2>, tokens: usize, num_heads: usize) -> Tensor<B, 2> {
+    tensor(<B as FusedOps>::attention(
+        primitive(qkv),
+        tokens,
+        num_heads,
     ))
 }
 

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     Cpu,
     files::{self, ModelFileError},
+    ops::FusedOps,
 };
 
 const ARCHITECTURE: &str = "vit_two_heads";
@@ -64,7 +65,7 @@ pub struct VisualModel<B: Backend = Cpu> {
     device: B::Device,
 }
 
-impl<B: Backend> VisualModel<B> {
+impl<B: FusedOps> VisualModel<B> {
     /// Joins the parts of a trained tower.
     pub fn new(config: VisualConfig, network: VisualNetwork<B>, device: B::Device) -> Self {
         Self {
@@ -101,6 +102,37 @@ impl<B: Backend> VisualModel<B> {
         self.embed(pictures, |patches| self.network.scenes(patches))
     }
 
+    /// Vectors of creatives out of the backbone's, as [`Self::embed_creatives`] has them.
+    ///
+    /// # Shapes
+    /// - `features`: `[pictures, output_dim]`
+    ///
+    /// # Errors
+    /// [`VisualModelError::NotFinite`] if the weights are broken.
+    pub fn project_creatives(
+        &self,
+        features: &[f32],
+    ) -> Result<Vec<[f32; EMBEDDING_DIM]>, VisualModelError> {
+        finite(rows_of(self.network.project_creatives(self.rows(features))))
+    }
+
+    /// Vectors of scenes, likewise.
+    ///
+    /// # Errors
+    /// [`VisualModelError::NotFinite`] if the weights are broken.
+    pub fn project_scenes(
+        &self,
+        features: &[f32],
+    ) -> Result<Vec<[f32; EMBEDDING_DIM]>, VisualModelError> {
+        finite(rows_of(self.network.project_scenes(self.rows(features))))
+    }
+
+    fn rows(&self, features: &[f32]) -> Tensor<B, 2> {
+        let dim = self.config.vit.output_dim();
+        let data = TensorData::new(features.to_vec(), [features.len() / dim, dim]);
+        Tensor::from_data(data, &self.device)
+    }
+
     fn embed(
         &self,
         pictures: &[Picture],
@@ -115,17 +147,9 @@ impl<B: Backend> VisualModel<B> {
             let patches: Vec<f32> = batch.iter().flat_map(|p| self.config.patches(p)).collect();
             let data = TensorData::new(patches, [batch.len(), tokens, values]);
             let output = forward(Tensor::from_data(data, &self.device));
-            let output = output.into_data().convert::<f32>();
-            // The data were converted to f32 just before.
-            let output = output.as_slice::<f32>().expect("vectors are f32");
-            let (rows, _) = output.as_chunks::<EMBEDDING_DIM>();
-            vectors.extend_from_slice(rows);
+            vectors.extend(rows_of(output));
         }
-        let broken = |vector: &[f32; EMBEDDING_DIM]| vector.iter().any(|value| !value.is_finite());
-        match vectors.iter().position(broken) {
-            Some(picture) => Err(VisualModelError::NotFinite { picture }),
-            None => Ok(vectors),
-        }
+        finite(vectors)
     }
 
     /// Writes the tower's files into a folder.
@@ -169,6 +193,23 @@ impl<B: Backend> VisualModel<B> {
             network,
             device,
         })
+    }
+}
+
+fn rows_of<B: Backend>(output: Tensor<B, 2>) -> Vec<[f32; EMBEDDING_DIM]> {
+    let output = output.into_data().convert::<f32>();
+    // The data were converted to f32 just before.
+    let output = output.as_slice::<f32>().expect("vectors are f32");
+    output.as_chunks::<EMBEDDING_DIM>().0.to_vec()
+}
+
+fn finite(
+    vectors: Vec<[f32; EMBEDDING_DIM]>,
+) -> Result<Vec<[f32; EMBEDDING_DIM]>, VisualModelError> {
+    let broken = |vector: &[f32; EMBEDDING_DIM]| vector.iter().any(|value| !value.is_finite());
+    match vectors.iter().position(broken) {
+        Some(picture) => Err(VisualModelError::NotFinite { picture }),
+        None => Ok(vectors),
     }
 }
 

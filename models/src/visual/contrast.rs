@@ -5,6 +5,8 @@
 //! creatives from Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
 //! Recommendations", RecSys 2019, equation 5.
 
+use std::collections::HashSet;
+
 use burn::{
     prelude::Backend,
     tensor::{Tensor, TensorData, activation::log_softmax},
@@ -17,22 +19,28 @@ pub struct ContrastBatch<'a> {
     pub creatives: &'a [usize],
     /// The scene of each pair: a row of the vectors of scenes.
     pub scenes: &'a [usize],
-    /// What is taken from the logits of each pair's creative where it stands as a negative: the
-    /// logarithm of how often it is drawn, up to a constant. Zeros change nothing.
+    /// Further creatives, which stand as negatives for all scenes: rows of the vectors of creatives.
+    pub negatives: &'a [usize],
+    /// `[pairs + negatives]`: what is taken from the logits of a creative where it stands as a negative:
+    /// the logarithm of how often it is drawn, up to a constant. Zeros change nothing.
     pub correction: &'a [f32],
+    /// Rows of a scene and of a creative that are known to go together, so that they are no negatives of
+    /// each other, whatever the pairs of this batch are.
+    pub known: &'a HashSet<(usize, usize)>,
 }
 
 impl ContrastBatch<'_> {
-    /// `[pairs × pairs]`, added to the logits of (scene of the row, creative of the column):
-    /// correction of the creative, and minus infinity, in effect, for a creative or a scene that
-    /// stands in the row's own pair too: those are no negatives.
+    /// `[pairs × (pairs + negatives)]`, added to the logits of (scene of the row, creative of the column):
+    /// correction of the creative, and minus infinity, in effect, for what is no negative: a creative or a
+    /// scene that stands in the row's own pair too, or one that is known to go with the scene.
     fn offsets(&self) -> Vec<f32> {
-        let pairs = self.creatives.len();
-        let mut offsets = Vec::with_capacity(pairs * pairs);
-        for row in 0..pairs {
-            offsets.extend((0..pairs).map(|column| {
-                let same = self.creatives[row] == self.creatives[column]
-                    || self.scenes[row] == self.scenes[column];
+        let columns = || self.creatives.iter().chain(self.negatives);
+        let mut offsets = Vec::with_capacity(self.scenes.len() * self.correction.len());
+        for (row, (scene, own)) in self.scenes.iter().zip(self.creatives).enumerate() {
+            offsets.extend(columns().enumerate().map(|(column, creative)| {
+                let same = creative == own
+                    || self.scenes.get(column) == Some(scene)
+                    || self.known.contains(&(*scene, *creative));
                 if same && row != column {
                     MASKED
                 } else {
@@ -59,19 +67,21 @@ pub fn info_nce<B: Backend>(
     batch: ContrastBatch<'_>,
 ) -> Tensor<B, 1> {
     let device = creatives.device();
-    let pairs = batch.creatives.len();
+    let (pairs, columns) = (batch.creatives.len(), batch.correction.len());
     let rows = |of: &[usize]| {
-        let rows: Vec<i64> = of.iter().map(|row| *row as i64).collect();
-        Tensor::from_data(TensorData::new(rows, [pairs]), &device)
+        let ids: Vec<i64> = of.iter().map(|row| *row as i64).collect();
+        Tensor::from_data(TensorData::new(ids, [of.len()]), &device)
     };
-    let creatives = creatives.select(0, rows(batch.creatives));
+    let creatives = creatives.select(0, rows(&[batch.creatives, batch.negatives].concat()));
     let scenes = scenes.select(0, rows(batch.scenes));
-    let offsets = Tensor::from_data(TensorData::new(batch.offsets(), [pairs, pairs]), &device);
-    let logits = scenes.matmul(creatives.transpose()) * scale.unsqueeze::<2>() + offsets;
+    let offsets = TensorData::new(batch.offsets(), [pairs, columns]);
+    let logits = scenes.matmul(creatives.transpose()) * scale.unsqueeze::<2>()
+        + Tensor::from_data(offsets, &device);
     let diagonal: Tensor<B, 2> = Tensor::eye(pairs, &device);
+    let of_scenes = log_softmax(logits.clone(), 1).narrow(1, 0, pairs);
     // In a column the correction is one constant, which a softmax does not see.
-    let found = log_softmax(logits.clone(), 1) + log_softmax(logits, 0);
-    (found * diagonal).sum() / (-2.0 * pairs as f64)
+    let of_creatives = log_softmax(logits.narrow(1, 0, pairs), 0);
+    ((of_scenes + of_creatives) * diagonal).sum() / (-2.0 * pairs as f64)
 }
 
 #[cfg(test)]
@@ -98,6 +108,21 @@ mod tests {
     const CREATIVES: [f32; 6] = [1.0, 0.0, 0.6, 0.8, -0.8, 0.6];
     const SCENES: [f32; 6] = [0.8, 0.6, 0.0, 1.0, -1.0, 0.0];
 
+    fn pairs<'a>(
+        creatives: &'a [usize],
+        scenes: &'a [usize],
+        correction: &'a [f32],
+        known: &'a HashSet<(usize, usize)>,
+    ) -> ContrastBatch<'a> {
+        ContrastBatch {
+            creatives,
+            scenes,
+            negatives: &[],
+            correction,
+            known,
+        }
+    }
+
     fn loss(batch: ContrastBatch<'_>) -> f32 {
         info_nce(vectors(&CREATIVES), vectors(&SCENES), scale(2.0), batch).into_scalar()
     }
@@ -118,32 +143,63 @@ mod tests {
             expected -= 2.0 * dot(at, at) - f64::from(correction[at]) - row.ln();
             expected -= 2.0 * dot(at, at) - column.ln();
         }
-        let found = loss(ContrastBatch {
-            creatives: &[0, 1, 2],
-            scenes: &[0, 1, 2],
-            correction: &correction,
-        });
+        let none = HashSet::new();
+        let found = loss(pairs(&[0, 1, 2], &[0, 1, 2], &correction, &none));
         assert!((f64::from(found) - expected / 6.0).abs() < 1e-5, "{found}");
     }
 
     #[test]
     fn the_same_creative_or_scene_is_no_negative() {
         // Two pairs that share their scene: nothing is left to tell apart, for either.
-        let batch = |scenes| ContrastBatch {
-            creatives: &[0, 2],
-            scenes,
-            correction: &[0.0, 0.0],
-        };
+        let none = HashSet::new();
+        let batch = |scenes| pairs(&[0, 2], scenes, &[0.0, 0.0], &none);
         assert_eq!(loss(batch(&[0, 0])), 0.0);
         assert!(loss(batch(&[0, 1])) > 0.1);
+        // Nor is what went together elsewhere, in either direction.
+        let known = HashSet::from([(0, 2), (1, 0)]);
+        assert_eq!(loss(pairs(&[0, 2], &[0, 1], &[0.0, 0.0], &known)), 0.0);
+    }
+
+    #[test]
+    fn further_creatives_are_negatives_of_scenes_alone() {
+        let none = HashSet::new();
+        let correction = [0.0, 0.5, -0.25];
+        let batch = |negatives, correction| ContrastBatch {
+            negatives,
+            ..pairs(&[0, 1], &[0, 1], correction, &none)
+        };
+        let found = loss(batch(&[2], &correction));
+        let dot = |s: usize, c: usize| {
+            f64::from(SCENES[2 * s] * CREATIVES[2 * c] + SCENES[2 * s + 1] * CREATIVES[2 * c + 1])
+        };
+        let mut expected = 0.0;
+        for at in 0..2 {
+            let logit = |c: usize| 2.0 * dot(at, c) - f64::from(correction[c]);
+            let row: f64 = (0..3).map(|c| logit(c).exp()).sum();
+            let column: f64 = (0..2).map(|s| (2.0 * dot(s, at)).exp()).sum();
+            expected -= logit(at) - row.ln() + 2.0 * dot(at, at) - column.ln();
+        }
+        assert!((f64::from(found) - expected / 4.0).abs() < 1e-5, "{found}");
+        // One that stands in the row's own pair is none.
+        let own = loss(batch(&[0, 1], &[0.0; 4]));
+        let known = HashSet::from([(0, 1), (1, 0)]);
+        let masked = ContrastBatch {
+            negatives: &[0, 1],
+            ..pairs(&[0, 1], &[0, 1], &[0.0; 4], &known)
+        };
+        assert!(own > 0.1);
+        assert_eq!(loss(masked), 0.0);
     }
 
     #[test]
     fn gradients_equal_finite_differences() {
+        let known = HashSet::from([(1, 0)]);
         let batch = ContrastBatch {
             creatives: &[0, 1, 2, 1],
             scenes: &[0, 1, 2, 2],
-            correction: &[0.0, 0.3, 0.1, 0.3],
+            negatives: &[2, 0],
+            correction: &[0.0, 0.3, 0.1, 0.3, 0.1, 0.0],
+            known: &known,
         };
         let creatives = vectors(&CREATIVES).require_grad();
         let inverse = scale(2.0).require_grad();

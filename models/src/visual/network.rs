@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     picture::Picture,
+    preprocess::{self, Resize},
+    resample::Filter,
     vit::{Vit, VitConfig},
 };
-use crate::ctr::network::linear;
+use crate::{ctr::network::linear, ops::FusedOps};
 
 /// Length of a picture's vector.
 pub const EMBEDDING_DIM: usize = 128;
@@ -26,6 +28,8 @@ pub struct VisualConfig {
     pub vit: VitConfig,
     /// Width of the hidden layer of the projections.
     pub projection_hidden: usize,
+    /// How a picture becomes a square.
+    pub resize: Resize,
     /// Taken from each of red, green and blue (0 to 1) before the division.
     pub mean: [f32; 3],
     /// What they are divided by.
@@ -37,6 +41,9 @@ impl Default for VisualConfig {
         Self {
             vit: VitConfig::default(),
             projection_hidden: 128,
+            resize: Resize::Stretch {
+                filter: Filter::Bilinear,
+            },
             mean: [0.5; 3],
             std: [0.25; 3],
         }
@@ -59,6 +66,9 @@ pub struct VisualConfigError {
 /// that no memory holds.
 const MAX_SIZE: usize = 4096;
 
+/// Most patches of a picture: attention's scores grow with their square.
+const MAX_PATCHES: usize = 4096;
+
 impl VisualConfig {
     /// Checks the numbers and how they fit.
     ///
@@ -74,6 +84,7 @@ impl VisualConfig {
             ("vit.num_heads", vit.num_heads, 1),
             ("vit.mlp_ratio", vit.mlp_ratio, 1),
             ("vit.num_registers", vit.num_registers, 0),
+            ("vit.projection_dim", vit.projection_dim, 0),
             ("projection_hidden", self.projection_hidden, 1),
         ];
         for (key, found, least) in sizes {
@@ -103,6 +114,32 @@ impl VisualConfig {
                 });
             }
         }
+        if vit.num_patches() > MAX_PATCHES {
+            return Err(VisualConfigError {
+                key: "vit.patch_size",
+                found: vit.patch_size.to_string(),
+                wanted: format!(
+                    "at most {MAX_PATCHES} patches of vit.image_size = {}",
+                    vit.image_size
+                ),
+            });
+        }
+        if let Resize::Crop { short_side, .. } = self.resize
+            && !(vit.image_size..=MAX_SIZE).contains(&short_side)
+        {
+            return Err(VisualConfigError {
+                key: "resize.short_side",
+                found: short_side.to_string(),
+                wanted: format!("vit.image_size = {} to {MAX_SIZE}", vit.image_size),
+            });
+        }
+        if !(vit.norm_eps.is_finite() && vit.norm_eps > 0.0) {
+            return Err(VisualConfigError {
+                key: "vit.norm_eps",
+                found: vit.norm_eps.to_string(),
+                wanted: "a small number above 0".to_owned(),
+            });
+        }
         let colours = self.mean.iter().chain(&self.std);
         if !colours.clone().all(|value| value.is_finite()) || self.std.iter().any(|std| *std <= 0.0)
         {
@@ -121,24 +158,8 @@ impl VisualConfig {
     /// - returns `[num_patches, patch_values]`: patches in reading order; in a patch red, then
     ///   green, then blue, each in reading order, as a flattened convolution kernel has them
     pub fn patches(&self, picture: &Picture) -> Vec<f32> {
-        let (size, patch) = (self.vit.image_size, self.vit.patch_size);
-        let resized = picture.resized(size);
-        let rgb = resized.rgb();
-        let mut values = Vec::with_capacity(size * size * 3);
-        for top in (0..size).step_by(patch) {
-            for left in (0..size).step_by(patch) {
-                for channel in 0..3 {
-                    let (mean, std) = (self.mean[channel], self.std[channel]);
-                    for y in top..top + patch {
-                        values.extend((left..left + patch).map(|x| {
-                            let byte = rgb[(y * size + x) * 3 + channel];
-                            (f32::from(byte) / 255.0 - mean) / std
-                        }));
-                    }
-                }
-            }
-        }
-        values
+        let square = self.resize.square(picture, self.vit.image_size);
+        preprocess::patches(&square, self.vit.patch_size, self.mean, self.std)
     }
 
     /// A fresh tower.
@@ -151,18 +172,28 @@ impl VisualConfig {
         device: &B::Device,
     ) -> Result<VisualNetwork<B>, VisualConfigError> {
         self.check()?;
-        let (dim, hidden) = (self.vit.dim, self.projection_hidden);
         let vit = self.vit.init(random, device);
+        Ok(self.with_backbone(vit, random, device))
+    }
+
+    /// A tower with fresh projections on a transformer of this shape.
+    pub fn with_backbone<B: Backend>(
+        &self,
+        vit: Vit<B>,
+        random: &mut ChaCha8Rng,
+        device: &B::Device,
+    ) -> VisualNetwork<B> {
+        let (dim, hidden) = (self.vit.output_dim(), self.projection_hidden);
         let mut projection = || Projection {
             hidden: linear(dim, hidden, true, random, device),
             out: linear(hidden, EMBEDDING_DIM, false, random, device),
         };
-        Ok(VisualNetwork {
+        VisualNetwork {
             vit,
             creative: projection(),
             scene: projection(),
             log_scale: Param::from_tensor(Tensor::from_floats([INITIAL_LOG_SCALE], device)),
-        })
+        }
     }
 }
 
@@ -197,18 +228,42 @@ impl<B: Backend> Projection<B> {
     }
 }
 
-impl<B: Backend> VisualNetwork<B> {
+impl<B: FusedOps> VisualNetwork<B> {
     /// Vectors of creatives.
     ///
     /// # Shapes
     /// - `patches`: `[batch, num_patches, patch_values]`; returns `[batch, 128]`
     pub fn creatives(&self, patches: Tensor<B, 3>) -> Tensor<B, 2> {
-        self.creative.forward(self.vit.forward(patches))
+        self.project_creatives(self.vit.forward(patches))
     }
 
     /// Vectors of scenes; shapes as for [`Self::creatives`].
     pub fn scenes(&self, patches: Tensor<B, 3>) -> Tensor<B, 2> {
-        self.scene.forward(self.vit.forward(patches))
+        self.project_scenes(self.vit.forward(patches))
+    }
+}
+
+impl<B: Backend> VisualNetwork<B> {
+    /// The tower with all of its transformer frozen but the last `trainable_blocks` and what comes after
+    /// them; with none, the whole transformer is frozen.
+    pub fn frozen(mut self, trainable_blocks: usize) -> Self {
+        self.vit = self.vit.frozen(trainable_blocks);
+        self
+    }
+
+    /// The transformer below both projections.
+    pub fn backbone(&self) -> &Vit<B> {
+        &self.vit
+    }
+
+    /// Vectors of creatives out of the transformer's: `[batch, output_dim]` to `[batch, 128]`.
+    pub fn project_creatives(&self, features: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.creative.forward(features)
+    }
+
+    /// Vectors of scenes, likewise.
+    pub fn project_scenes(&self, features: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.scene.forward(features)
     }
 
     /// What cosines are multiplied by in the loss: the inverse temperature. `[1]`
@@ -249,9 +304,15 @@ mod tests {
 
     #[test]
     fn every_shape_gives_unit_vectors() {
-        for (pooling, num_registers) in [(Pooling::Mean, 0), (Pooling::Mean, 2), (Pooling::Cls, 1)]
-        {
+        for (pooling, num_registers, projection_dim) in [
+            (Pooling::Mean, 0, 0),
+            (Pooling::Mean, 2, 24),
+            (Pooling::Cls, 1, 0),
+            (Pooling::Map, 0, 0),
+        ] {
             let mut config = VisualConfig::default();
+            config.vit.norm_before = pooling == Pooling::Cls;
+            config.vit.projection_dim = projection_dim;
             config.vit.pooling = pooling;
             config.vit.num_registers = num_registers;
             let device = Default::default();
@@ -283,5 +344,14 @@ mod tests {
         check(|config| config.vit.num_heads = 3, "vit.dim");
         check(|config| config.vit.depth = usize::MAX, "vit.depth");
         check(|config| config.std[1] = 0.0, "mean and std");
+        check(|config| config.vit.norm_eps = 0.0, "vit.norm_eps");
+        let small = |config: &mut VisualConfig| {
+            config.resize = Resize::Crop {
+                filter: Filter::Bicubic,
+                short_side: 27,
+                centre: preprocess::Centre::Floor,
+            };
+        };
+        check(small, "resize.short_side");
     }
 }

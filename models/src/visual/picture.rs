@@ -2,19 +2,27 @@
 
 use std::io::Cursor;
 
-use image::{ImageFormat, ImageReader, RgbImage, imageops};
+use image::{ImageFormat, ImageReader, Limits};
+
+use super::{preprocess::Resize, resample::Filter};
 
 /// Most pixels of a picture; more are refused before they are decoded.
 pub const MAX_PIXELS: u64 = 1 << 24;
 
+/// Most bytes that decoding may take beside the picture: those of all pixels with 16 bits and four
+/// channels, twice.
+const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 8 * 2;
+
 /// Why a picture was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum PictureError {
-    /// The bytes are no PNG.
-    #[error("{bytes} bytes that do not begin as a PNG")]
-    NotPng {
+    /// The bytes are no picture that is read here.
+    #[error("{bytes} bytes that begin as {}, wanted a PNG, JPEG, WebP or GIF", found.unwrap_or("no picture"))]
+    Format {
         /// How many there are.
         bytes: usize,
+        /// What they look like.
+        found: Option<&'static str>,
     },
     /// No pixels.
     #[error("the picture is {width}×{height}, wanted at least 1×1")]
@@ -35,12 +43,12 @@ pub enum PictureError {
         max_pixels: u64,
     },
     /// Truncated or damaged.
-    #[error("decoding a PNG of {width}×{height}")]
+    #[error("decoding {bytes} bytes of {format}")]
     Corrupt {
-        /// Columns, as its header says.
-        width: u64,
-        /// Rows, as its header says.
-        height: u64,
+        /// What it begins as.
+        format: &'static str,
+        /// How many bytes there are.
+        bytes: usize,
         /// Where and why decoding stopped.
         source: image::ImageError,
     },
@@ -64,8 +72,6 @@ pub struct Picture {
     rgb: Vec<u8>,
 }
 
-const PNG_SIGNATURE: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
-
 impl Picture {
     /// Takes pixels.
     ///
@@ -83,57 +89,47 @@ impl Picture {
         Ok(Self { width, height, rgb })
     }
 
-    /// Decodes a PNG of any bit depth and colour type.
+    /// Takes pixels that are known to fit.
+    pub(super) fn of_checked(width: usize, height: usize, rgb: Vec<u8>) -> Self {
+        debug_assert_eq!(rgb.len(), width * height * 3);
+        Self { width, height, rgb }
+    }
+
+    /// Decodes a PNG, JPEG, WebP or GIF of any bit depth and colour type, whatever its file was called;
+    /// of an animation the first picture.
     ///
     /// # Errors
     /// [`PictureError`]; sizes are checked before anything is decoded.
-    pub fn from_png(bytes: &[u8]) -> Result<Self, PictureError> {
-        // A PNG begins with its signature and the header chunk: length, name, width, height.
-        let not_png = PictureError::NotPng { bytes: bytes.len() };
-        let Some((signature, rest)) = bytes.split_first_chunk::<8>() else {
-            return Err(not_png);
+    pub fn decode(bytes: &[u8]) -> Result<Self, PictureError> {
+        let found = image::guess_format(bytes).ok();
+        let (format, name) = match found {
+            Some(format @ ImageFormat::Png) => (format, "PNG"),
+            Some(format @ ImageFormat::Jpeg) => (format, "JPEG"),
+            Some(format @ ImageFormat::WebP) => (format, "WebP"),
+            Some(format @ ImageFormat::Gif) => (format, "GIF"),
+            other => {
+                let found = other.and_then(|format| format.extensions_str().first().copied());
+                return Err(PictureError::Format {
+                    bytes: bytes.len(),
+                    found,
+                });
+            }
         };
-        let Some(
-            [
-                _,
-                _,
-                _,
-                _,
-                b'I',
-                b'H',
-                b'D',
-                b'R',
-                w0,
-                w1,
-                w2,
-                w3,
-                h0,
-                h1,
-                h2,
-                h3,
-            ],
-        ) = rest.first_chunk()
-        else {
-            return Err(not_png);
-        };
-        if *signature != PNG_SIGNATURE {
-            return Err(not_png);
-        }
-        let width = u64::from(u32::from_be_bytes([*w0, *w1, *w2, *w3]));
-        let height = u64::from(u32::from_be_bytes([*h0, *h1, *h2, *h3]));
-        check_size(width, height)?;
-        let reader = ImageReader::with_format(Cursor::new(bytes), ImageFormat::Png);
-        let decoded = reader.decode().map_err(|source| PictureError::Corrupt {
-            width,
-            height,
+        let corrupt = |source| PictureError::Corrupt {
+            format: name,
+            bytes: bytes.len(),
             source,
-        })?;
-        let pixels = decoded.into_rgb8();
-        Self::new(
-            pixels.width() as usize,
-            pixels.height() as usize,
-            pixels.into_raw(),
-        )
+        };
+        let reader = || ImageReader::with_format(Cursor::new(bytes), format);
+        let (width, height) = reader().into_dimensions().map_err(corrupt)?;
+        check_size(width.into(), height.into())?;
+        let mut reader = reader();
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(MAX_DECODER_BYTES);
+        reader.limits(limits);
+        let pixels = reader.decode().map_err(corrupt)?.into_rgb8();
+        let (width, height) = (pixels.width() as usize, pixels.height() as usize);
+        Self::new(width, height, pixels.into_raw())
     }
 
     /// Columns.
@@ -151,25 +147,25 @@ impl Picture {
         &self.rgb
     }
 
-    /// The picture stretched or shrunk to a square, by a triangle filter.
-    pub fn resized(&self, size: usize) -> Self {
-        if (self.width, self.height) == (size, size) {
-            return self.clone();
-        }
-        let pixels = RgbImage::from_raw(self.width as u32, self.height as u32, self.rgb.clone())
-            .expect("pixels fit width and height, as checked when made");
-        let side = size as u32;
-        let resized = imageops::resize(&pixels, side, side, imageops::FilterType::Triangle);
-        Self {
-            width: size,
-            height: size,
-            rgb: resized.into_raw(),
-        }
+    /// The square of `size` pixels each way that begins at a pixel.
+    pub(super) fn cropped(&self, left: usize, top: usize, size: usize) -> Self {
+        let row = |y: usize| {
+            let first = (y * self.width + left) * 3;
+            &self.rgb[first..first + size * 3]
+        };
+        Self::of_checked(
+            size,
+            size,
+            (top..top + size).flat_map(row).copied().collect(),
+        )
     }
 
     /// Mean colour of each cell of a `cells` × `cells` grid: `[cells × cells × 3]`, 0 to 1.
     pub fn pooled(&self, cells: usize) -> Vec<f32> {
-        let bytes = self.resized(cells).rgb;
+        let stretch = Resize::Stretch {
+            filter: Filter::Bilinear,
+        };
+        let bytes = stretch.square(self, cells).rgb;
         bytes
             .into_iter()
             .map(|byte| f32::from(byte) / 255.0)
@@ -206,10 +202,9 @@ mod tests {
 
     #[test]
     fn a_png_is_decoded_and_resized() {
-        let picture = Picture::from_png(&png(2, 1, &[0, 100, 200, 200, 100, 0])).unwrap();
+        let picture = Picture::decode(&png(2, 1, &[0, 100, 200, 200, 100, 0])).unwrap();
         assert_eq!((picture.width(), picture.height()), (2, 1));
         assert_eq!(picture.rgb(), [0, 100, 200, 200, 100, 0]);
-        assert_eq!(picture.resized(1).rgb(), [100, 100, 100]);
         assert_eq!(picture.pooled(1), [100.0 / 255.0; 3]);
     }
 
@@ -219,48 +214,116 @@ mod tests {
         PngEncoder::new(&mut grey)
             .write_image(&[7, 8], 2, 1, ExtendedColorType::L8)
             .unwrap();
-        assert_eq!(Picture::from_png(&grey).unwrap().rgb(), [7, 7, 7, 8, 8, 8]);
+        assert_eq!(Picture::decode(&grey).unwrap().rgb(), [7, 7, 7, 8, 8, 8]);
         let mut clear = Vec::new();
         PngEncoder::new(&mut clear)
             .write_image(&[1, 2, 3, 0], 1, 1, ExtendedColorType::Rgba8)
             .unwrap();
-        assert_eq!(Picture::from_png(&clear).unwrap().rgb(), [1, 2, 3]);
+        assert_eq!(Picture::decode(&clear).unwrap().rgb(), [1, 2, 3]);
     }
 
-    /// A PNG whose header says another size.
+    /// A PNG whose header says another size, with the checksum of that header.
     fn with_size(width: u32, height: u32) -> Vec<u8> {
         let mut bytes = png(1, 1, &[1, 2, 3]);
         bytes[16..20].copy_from_slice(&width.to_be_bytes());
         bytes[20..24].copy_from_slice(&height.to_be_bytes());
+        let crc = bytes[12..29].iter().fold(u32::MAX, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                (crc >> 1) ^ (0xedb8_8320 * (crc & 1))
+            })
+        });
+        bytes[29..33].copy_from_slice(&(!crc).to_be_bytes());
         bytes
+    }
+
+    fn refused(bytes: &[u8]) -> PictureError {
+        Picture::decode(bytes).unwrap_err()
     }
 
     #[test]
     fn bad_pictures_are_refused_by_kind() {
-        let refused = |bytes: &[u8]| Picture::from_png(bytes).unwrap_err();
+        let empty = refused(&with_size(0, 5));
         assert!(matches!(
-            refused(&with_size(0, 5)),
-            PictureError::ZeroSize {
-                width: 0,
-                height: 5
-            }
+            empty,
+            PictureError::ZeroSize { .. } | PictureError::Corrupt { .. }
         ));
         // A bomb is refused by its header, before any memory is taken.
+        let bomb = refused(&with_size(20_000, 20_000));
+        assert!(matches!(bomb, PictureError::TooLarge { .. }), "{bomb:?}");
+        let more = refused(&with_size(i32::MAX as u32, i32::MAX as u32));
+        assert!(matches!(more, PictureError::Corrupt { .. }), "{more:?}");
+        let none = refused(b"");
         assert!(matches!(
-            refused(&with_size(u32::MAX, u32::MAX)),
-            PictureError::TooLarge { .. }
+            none,
+            PictureError::Format {
+                bytes: 0,
+                found: None
+            }
         ));
-        assert!(matches!(refused(b""), PictureError::NotPng { bytes: 0 }));
-        assert!(matches!(refused(&[7; 100]), PictureError::NotPng { .. }));
+        assert!(matches!(refused(&[7; 100]), PictureError::Format { .. }));
+        let bitmap = refused(b"BM123456");
+        assert!(matches!(
+            bitmap,
+            PictureError::Format {
+                found: Some("bmp"),
+                ..
+            }
+        ));
         let whole = png(4, 4, &[9; 48]);
-        assert!(matches!(
-            refused(&whole[..whole.len() - 20]),
-            PictureError::Corrupt { .. }
-        ));
+        let cut = refused(&whole[..whole.len() - 20]);
+        assert!(matches!(cut, PictureError::Corrupt { .. }));
         assert!(matches!(
             Picture::new(2, 2, vec![0; 5]),
             Err(PictureError::Length { found: 5, .. })
         ));
+    }
+
+    /// Pictures of models/tests/pictures, each red above blue, and how far off its colours may be.
+    const KINDS: [(&str, u8); 9] = [
+        ("plain.png", 0),
+        ("sixteen-bit.png", 1),
+        ("palette.png", 0),
+        ("plain.jpg", 40),
+        ("progressive.jpg", 40),
+        ("cmyk.jpg", 40),
+        ("animated.gif", 0),
+        ("animated.webp", 40),
+        // A JPEG by another name.
+        ("plain.jpg.png", 40),
+    ];
+
+    #[test]
+    fn pictures_of_all_kinds_have_their_colours() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures");
+        for (name, tolerance) in KINDS {
+            let bytes = std::fs::read(folder.join(name)).unwrap();
+            let picture = Picture::decode(&bytes).unwrap();
+            assert_eq!((picture.width(), picture.height()), (24, 16), "{name}");
+            let [top, bottom] = [2, 13].map(|y| &picture.rgb()[(y * 24 + 12) * 3..][..3]);
+            for (found, wanted) in [(top, [230, 20, 30]), (bottom, [20, 40, 220])] {
+                for (found, wanted) in found.iter().zip(wanted) {
+                    assert!(
+                        found.abs_diff(wanted) <= tolerance,
+                        "{name}: {found} {wanted}"
+                    );
+                }
+            }
+            // Whatever is cut off is an error, or the picture that was whole before.
+            for keep in 0..bytes.len() {
+                let _ = Picture::decode(&bytes[..keep]);
+            }
+            let half = Picture::decode(&bytes[..bytes.len() / 3]);
+            assert!(half.is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_single_pixel_fills_a_square() {
+        let picture = Picture::decode(&png(1, 1, &[1, 2, 3])).unwrap();
+        assert_eq!(
+            picture.pooled(2),
+            [1.0, 2.0, 3.0].map(|byte| byte / 255.0).repeat(4)
+        );
     }
 
     proptest! {
@@ -270,7 +333,7 @@ mod tests {
             let length = bytes.len();
             bytes[at % length] = value;
             bytes.truncate(keep.max(1));
-            let _ = Picture::from_png(&bytes);
+            let _ = Picture::decode(&bytes);
         }
     }
 }

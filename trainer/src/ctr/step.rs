@@ -3,6 +3,7 @@
 use std::{sync::Arc, thread};
 
 use burn::{
+    backend::Autodiff,
     module::AutodiffModule,
     optim::GradientsParams,
     prelude::Backend,
@@ -409,10 +410,12 @@ impl<B: StepBackend> Learner<B> {
         let device = Default::default();
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let layout = self.router().plan().layout();
-        let network = self.model.init::<Cpu>(&layout, &mut random, &device);
+        let network = self
+            .model
+            .init::<Autodiff<Cpu>>(&layout, &mut random, &device);
         let saved = self.dense.save();
         let weights = saved.averages.unwrap_or(saved.weights);
-        let network = dense::load_weights(network, &weights, Precision::F32, &device);
+        let network = dense::load_weights(network, &weights, Precision::F32, &device).valid();
         Ok((network, self.tables.to_host()?.gather(group)?))
     }
 

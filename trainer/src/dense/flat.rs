@@ -1,4 +1,5 @@
-//! Weights and gradients of a network, one after the other in the order of the module.
+//! Weights and gradients of a network, one after the other in the order of the module. Frozen weights, for
+//! which no gradient is asked, are passed over.
 
 use burn::{
     module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param},
@@ -25,7 +26,11 @@ pub(crate) fn add_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
     }
     impl<B: AutodiffBackend> ModuleVisitor<B> for Add<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            let count = param.val().shape().num_elements();
+            let value = param.val();
+            if !value.is_require_grad() {
+                return;
+            }
+            let count = value.shape().num_elements();
             if let Some(gradient) = self.gradients.remove::<B::InnerBackend, D>(param.id) {
                 let sums = &mut self.sums[self.at..self.at + count];
                 for (sum, g) in sums.iter_mut().zip(to_vec(gradient)) {
@@ -43,11 +48,14 @@ pub(crate) fn add_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
 }
 
 /// The weights.
-pub(crate) fn flatten_weights<B: Backend>(module: &impl Module<B>) -> Vec<f32> {
+pub(crate) fn flatten_weights<B: AutodiffBackend>(module: &impl Module<B>) -> Vec<f32> {
     struct Flatten(Vec<f32>);
     impl<B: Backend> ModuleVisitor<B> for Flatten {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            self.0.extend(to_vec(param.val()));
+            let value = param.val();
+            if value.is_require_grad() {
+                self.0.extend(to_vec(value));
+            }
         }
     }
     let mut visitor = Flatten(Vec::new());
@@ -56,11 +64,14 @@ pub(crate) fn flatten_weights<B: Backend>(module: &impl Module<B>) -> Vec<f32> {
 }
 
 /// Numbers of each tensor.
-pub(crate) fn segments<B: Backend>(module: &impl Module<B>) -> Vec<usize> {
+pub(crate) fn segments<B: AutodiffBackend>(module: &impl Module<B>) -> Vec<usize> {
     struct Count(Vec<usize>);
     impl<B: Backend> ModuleVisitor<B> for Count {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            self.0.push(param.val().shape().num_elements());
+            let value = param.val();
+            if value.is_require_grad() {
+                self.0.push(value.shape().num_elements());
+            }
         }
     }
     let mut visitor = Count(Vec::new());
@@ -72,7 +83,7 @@ pub(crate) fn segments<B: Backend>(module: &impl Module<B>) -> Vec<usize> {
 ///
 /// # Panics
 /// If there are fewer than the module has.
-pub(crate) fn load_weights<B: Backend, M: Module<B>>(
+pub(crate) fn load_weights<B: AutodiffBackend, M: Module<B>>(
     module: M,
     weights: &[f32],
     precision: Precision,
@@ -85,12 +96,15 @@ pub(crate) fn load_weights<B: Backend, M: Module<B>>(
     }
     impl<B: Backend> ModuleMapper<B> for Load<'_, B> {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            if !param.val().is_require_grad() {
+                return param;
+            }
             let (id, old, mapper) = param.consume();
             let (mine, rest) = self.weights.split_at(old.shape().num_elements());
             self.weights = rest;
             let data = TensorData::new(mine.to_vec(), old.shape());
             let new = Tensor::<B, D>::from_data(data, self.device);
-            let new = cast(new, self.precision).set_require_grad(old.is_require_grad());
+            let new = cast(new, self.precision).require_grad();
             Param::from_mapped_value(id, new, mapper)
         }
     }
@@ -143,5 +157,18 @@ mod tests {
         assert_eq!(sums, [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0]);
         add_gradients(&layer, GradientsParams::new(), &mut sums);
         assert_eq!(sums[..8], [2.0; 8]);
+    }
+
+    #[test]
+    fn frozen_weights_are_passed_over() {
+        let device = Default::default();
+        let mut layer = LinearConfig::new(3, 2).init::<Autodiff<Cpu>>(&device);
+        let bias = flatten_weights(&layer)[6..].to_vec();
+        layer.weight = layer.weight.no_grad();
+        let frozen = to_vec(layer.weight.val());
+        assert_eq!((flatten_weights(&layer), segments(&layer)), (bias, vec![2]));
+        let layer = load_weights(layer, &[5.0, 7.0], Precision::F32, &device);
+        assert_eq!(flatten_weights(&layer), [5.0, 7.0]);
+        assert_eq!(to_vec(layer.weight.val()), frozen);
     }
 }

@@ -18,10 +18,10 @@ use burn::{
 pub use device::DeviceDense;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(crate) use device::{from_buffer, to_buffer};
-pub(crate) use flat::{cast, flatten_weights, load_weights, segments, to_vec};
+pub(crate) use flat::{add_gradients, cast, flatten_weights, load_weights, segments, to_vec};
 pub use host::HostDense;
 use models::{ctr::Network, ops::TrainingBackend};
-use optimizer::Optimizer;
+pub(crate) use optimizer::Optimizer;
 pub use optimizer::{DenseOptimizer, DenseOptimizerConfig, Rule};
 use serde::{Deserialize, Serialize};
 

@@ -1,217 +1,57 @@
 //! Trains the picture encoder on pairs: a scene, and the creative that was clicked in it.
+//!
+//! [`pairs`] reads them off the table, [`batch`] draws a step's pairs and negatives, [`fit`] is the loop over
+//! all ranks, with pictures changed by [`augment`]; [`measure`] says what came of it.
 
-mod baseline;
+mod augment;
+mod batch;
+mod config;
+mod fit;
+mod measure;
 mod pairs;
 
-use std::collections::BTreeMap;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
-use anyhow::bail;
-use burn::{
-    backend::Autodiff,
-    module::AutodiffModule,
-    optim::{AdamWConfig, GradientsParams, Optimizer},
-    tensor::{Tensor, TensorData, backend::AutodiffBackend},
-};
-use cli::{CommonArgs, Loaded, write_text};
-use models::{
-    Cpu,
-    metrics::recall_at_k,
-    visual::{ContrastBatch, EMBEDDING_DIM, VisualConfig, VisualModel, info_nce},
-};
-use rand::{SeedableRng, seq::SliceRandom};
-use rand_chacha::ChaCha8Rng;
-use registry::Kind;
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, bail};
+use burn::backend::Autodiff;
+use cli::{CommonArgs, Layout, Loaded, write_text};
+use indicatif::ProgressBar;
+use models::{Cpu, metrics::recall_at_k};
+use registry::{Digest, Kind};
+use serde::Serialize;
 
-pub use baseline::{pixel_average_vectors, ranks};
+pub use augment::AugmentConfig;
+pub use config::{NegativesConfig, VisualTrainConfig, VisualTrainConfigError};
+pub use fit::{Features, Fitted, Task, fit};
+pub use measure::{Retrieval, centred, pixel_average_vectors, ranks};
 pub use pairs::{Gallery, Pairs, PairsError};
 
 use crate::{
+    collective::{Membership, ProcessGroup, Rendezvous, TcpGroup},
     job::{Job, Source},
     plot::Plot,
-    split::SplitConfig,
-    tracking::TrackingConfig,
+    tracking::Run,
 };
-
-/// `configs/visual.toml`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct VisualTrainConfig {
-    /// Which trainer reads this file: `visual`.
-    pub kind: String,
-    /// Seed of weights and shuffling.
-    pub seed: u64,
-    /// Name of the training table.
-    pub table: String,
-    /// What is held out.
-    pub split: SplitConfig,
-    /// The network.
-    pub model: VisualConfig,
-    /// Pairs of a step; more gives more negatives.
-    pub batch_size: usize,
-    /// Passes over the pairs.
-    pub epochs: usize,
-    /// Step size (AdamW).
-    pub learning_rate: f64,
-    /// Pull of the weights towards zero.
-    pub weight_decay: f32,
-    /// Who else hears of the run.
-    pub tracking: TrackingConfig,
-}
-
-impl Default for VisualTrainConfig {
-    fn default() -> Self {
-        Self {
-            kind: "visual".to_owned(),
-            seed: 1,
-            table: "impressions".to_owned(),
-            split: SplitConfig::default(),
-            model: VisualConfig::default(),
-            batch_size: 256,
-            epochs: 5,
-            learning_rate: 1e-3,
-            weight_decay: 0.05,
-            tracking: TrackingConfig::default(),
-        }
-    }
-}
 
 #[derive(Debug, Serialize)]
 struct Report {
     pairs: usize,
     test_pairs: usize,
-    recall_at_1: f64,
-    recall_at_10: f64,
-    recall_at_100: f64,
+    #[serde(flatten)]
+    test: Retrieval,
     /// Of a random order: 10 over the number of candidates.
     recall_at_10_random: f64,
     /// Of the nearest average colours.
     recall_at_10_pixel_average: f64,
+    /// Of the published backbone's own vectors, centred; none of fresh weights.
+    recall_at_10_frozen: Option<f64>,
     loss: f64,
     samples_per_second: f64,
-    artifact: registry::Digest,
+    artifact: Digest,
 }
 
-/// Trains a tower on pairs; `each` hears the mean loss of every epoch.
-///
-/// # Errors
-/// If the shape of the network cannot be, or the loss is no number.
-pub fn fit<B: AutodiffBackend>(
-    config: &VisualTrainConfig,
-    gallery: &Gallery,
-    pairs: &Pairs,
-    device: &B::Device,
-    mut each: impl FnMut(usize, f64),
-) -> anyhow::Result<VisualModel<B::InnerBackend>> {
-    if config.batch_size < 2 || config.epochs == 0 {
-        bail!(
-            "batch_size is {} and epochs {}: wanted at least 2 and 1",
-            config.batch_size,
-            config.epochs
-        );
-    }
-    let mut random = ChaCha8Rng::seed_from_u64(config.seed);
-    B::seed(device, config.seed);
-    let mut tower = config.model.init::<B>(&mut random, device)?;
-    let mut optimizer = AdamWConfig::new()
-        .with_weight_decay(config.weight_decay)
-        .init();
-    let prepare = |pictures: &[models::visual::Picture]| -> Vec<Vec<f32>> {
-        pictures
-            .iter()
-            .map(|picture| config.model.patches(picture))
-            .collect()
-    };
-    let (scene_patches, creative_patches) = (
-        prepare(&gallery.scene_pictures),
-        prepare(&gallery.creative_pictures),
-    );
-    let (tokens, width) = (
-        config.model.vit.num_patches(),
-        config.model.vit.patch_values(),
-    );
-    let stack = |patches: &[Vec<f32>], ids: &[usize]| {
-        let values: Vec<f32> = ids
-            .iter()
-            .flat_map(|id| patches[*id].iter().copied())
-            .collect();
-        Tensor::<B, 3>::from_data(TensorData::new(values, [ids.len(), tokens, width]), device)
-    };
-    let correction = log_frequency(&pairs.creatives, gallery.creative_pictures.len());
-    let mut order: Vec<usize> = (0..pairs.scenes.len()).collect();
-    for epoch in 1..=config.epochs {
-        order.shuffle(&mut random);
-        let (mut sum, mut steps) = (0.0, 0u32);
-        // A last batch of one pair has no negatives and says nothing.
-        for chunk in order
-            .chunks(config.batch_size)
-            .filter(|chunk| chunk.len() > 1)
-        {
-            let (scenes, scene_rows) = distinct(chunk.iter().map(|at| pairs.scenes[*at]));
-            let (creatives, creative_rows) = distinct(chunk.iter().map(|at| pairs.creatives[*at]));
-            let correction: Vec<f32> = chunk
-                .iter()
-                .map(|at| correction[pairs.creatives[*at]])
-                .collect();
-            let loss = info_nce(
-                tower.creatives(stack(&creative_patches, &creatives)),
-                tower.scenes(stack(&scene_patches, &scenes)),
-                tower.scale(),
-                ContrastBatch {
-                    creatives: &creative_rows,
-                    scenes: &scene_rows,
-                    correction: &correction,
-                },
-            );
-            let gradients = GradientsParams::from_grads(loss.backward(), &tower);
-            tower = optimizer.step(config.learning_rate, tower, gradients);
-            let loss = loss
-                .into_data()
-                .convert::<f64>()
-                .as_slice::<f64>()
-                .map_or(f64::NAN, |loss| loss[0]);
-            if !loss.is_finite() {
-                bail!("the loss is {loss} in epoch {epoch}: lower learning_rate");
-            }
-            sum += loss;
-            steps += 1;
-        }
-        each(epoch, sum / f64::from(steps.max(1)));
-    }
-    Ok(VisualModel::new(
-        config.model.clone(),
-        tower.valid(),
-        device.clone(),
-    ))
-}
-
-/// The distinct ids, and for each id its place among them: a picture goes through the network
-/// once a batch.
-fn distinct(ids: impl Iterator<Item = usize>) -> (Vec<usize>, Vec<usize>) {
-    let mut all: Vec<usize> = Vec::new();
-    let mut places = BTreeMap::new();
-    let rows = ids
-        .map(|id| {
-            *places.entry(id).or_insert_with(|| {
-                all.push(id);
-                all.len() - 1
-            })
-        })
-        .collect();
-    (all, rows)
-}
-
-/// Logarithm of how often each creative stands in a pair: what sampled negatives are corrected by
-/// (Yi et al., "Sampling-Bias-Corrected Neural Modeling", RecSys 2019).
-fn log_frequency(creatives: &[usize], count: usize) -> Vec<f32> {
-    let mut seen = vec![0u32; count];
-    creatives.iter().for_each(|creative| seen[*creative] += 1);
-    seen.into_iter()
-        .map(|seen| (seen.max(1) as f32 / creatives.len().max(1) as f32).ln())
-        .collect()
-}
-
-/// Trains the visual model, measures it on clicks of the test rows and publishes it.
+/// Trains the visual model, together with the other ranks if there are any; rank 0 measures it on clicks of
+/// the test rows and publishes it.
 ///
 /// # Errors
 /// Whatever keeps it from its end.
@@ -220,16 +60,33 @@ pub async fn run_train(
     loaded: Loaded<VisualTrainConfig>,
 ) -> anyhow::Result<()> {
     let config = &loaded.config;
+    config.check()?;
+    let membership = Membership::from_environment()?;
+    let rank = membership.rank;
+    let digest = Digest::of(loaded.resolved.as_bytes());
+    let met = Rendezvous::join(membership, &config.collective, digest.as_str())?;
+    let mut group = TcpGroup::connect(&met, "visual")?;
     let source = Source {
         table: &config.table,
         split: &config.split,
         seed: config.seed,
         device: "cpu",
-        world_size: 1,
+        world_size: met.membership.world_size,
         tracking: &config.tracking,
         resolved: &loaded.resolved,
     };
-    let mut job = Job::start(common, Kind::Visual, source).await?;
+    let runs = Layout::new(common).runs();
+    let open = |_: u64| {
+        let found = match rank {
+            0 => Some(Run::start(&runs, Kind::Visual.name(), &loaded.resolved)?),
+            _ => None,
+        };
+        let dir = found.iter().flat_map(|run| run.dir.as_os_str().as_bytes());
+        let mut dir: Vec<u8> = dir.copied().collect();
+        group.broadcast(0, &mut dir)?;
+        Ok(found.unwrap_or_else(|| Run::follow(OsStr::from_bytes(&dir).into())))
+    };
+    let mut job = Job::start_with(common, Kind::Visual, source, open).await?;
     let catalogue = job.registry.newest(Kind::Catalogue).await?;
     let gallery = Gallery::load(&job.registry.fetch(&catalogue.digest).await?)?;
     let (train, test) = (
@@ -245,166 +102,133 @@ pub async fn run_train(
         );
     }
     let total = train.scenes.len() * config.epochs;
-    let bar = job.bar(total);
+    let bar = if rank == 0 {
+        job.bar(total)
+    } else {
+        ProgressBar::hidden()
+    };
     let started = std::time::Instant::now();
     let mut last = f64::NAN;
-    let model = fit::<Autodiff<Cpu>>(
+    let run = &mut job.run;
+    let each = |epoch: usize, loss: f64| {
+        bar.inc(train.scenes.len() as u64);
+        bar.set_message(format!("loss {loss:.4}"));
+        last = loss;
+        let line = serde_json::json!({"epoch": epoch, "loss": loss});
+        let scalars = [("train/loss", loss)];
+        let noted = run
+            .log(&line)
+            .and_then(|()| run.scalars(epoch as u64, &scalars));
+        if let Err(error) = noted {
+            tracing::warn!(%error, "metrics not written");
+        }
+    };
+    let device = Default::default();
+    let task = Task {
         config,
-        &gallery,
-        &train,
-        &Default::default(),
-        |epoch, loss| {
-            bar.inc(train.scenes.len() as u64);
-            bar.set_message(format!("loss {loss:.4}"));
-            last = loss;
-            let line = serde_json::json!({"epoch": epoch, "loss": loss});
-            let scalars = [("train/loss", loss)];
-            let noted = job
-                .run
-                .log(&line)
-                .and_then(|()| job.run.scalars(epoch as u64, &scalars));
-            if let Err(error) = noted {
-                tracing::warn!(%error, "metrics not written");
-            }
-        },
-    )?;
+        gallery: &gallery,
+        pairs: &train,
+        frozen: None,
+    };
+    let fitted = fit::<Autodiff<Cpu>>(task, &device, &mut group, each)?;
     let samples_per_second = total as f64 / started.elapsed().as_secs_f64();
     bar.finish_and_clear();
+    if rank != 0 {
+        return Ok(());
+    }
 
-    let scenes = model.embed_scenes(&gallery.scene_pictures)?;
-    let creatives = model.embed_creatives(&gallery.creative_pictures)?;
-    let flat = |vectors: &[[f32; EMBEDDING_DIM]]| vectors.as_flattened().to_vec();
-    let found = ranks(
-        &gallery,
-        &test,
-        &flat(&scenes),
-        &flat(&creatives),
-        EMBEDDING_DIM,
-    );
-    let (scene_colours, creative_colours) = pixel_average_vectors(&gallery);
-    let baseline = ranks(
-        &gallery,
-        &test,
-        &scene_colours,
-        &creative_colours,
-        baseline::PIXEL_DIM,
-    );
-    let curve: Vec<(f64, f64)> = (0..=100)
-        .step_by(5)
-        .map(|k| (k as f64, recall_at_k(&found, k)))
-        .collect();
-    let plot = Plot {
-        title: "Recall of the clicked creative",
-        x: "candidates kept",
-        y: "recall",
-        points: &curve,
-        diagonal: false,
-        dots: false,
-    };
-    write_text(&job.run.dir.join("recall.svg"), &plot.to_svg())?;
+    let found = Retrieval::of(&gallery, &test, &vectors(&fitted, config, &gallery)?);
+    let baseline = Retrieval::of(&gallery, &test, &pixel_average_vectors(&gallery));
+    let frozen = fitted
+        .frozen
+        .map(|features| Retrieval::of(&gallery, &test, &centred(features)));
+    write_text(&job.run.dir.join("recall.svg"), &curve(&found.ranks))?;
 
-    model.save(&job.model_dir())?;
-    let recall_at_10 = recall_at_k(&found, 10);
+    fitted.model.save(&job.model_dir())?;
+    let metrics = [
+        ("recall_at_1", found.recall_at_1),
+        ("recall_at_10", found.recall_at_10),
+        ("recall_at_100", found.recall_at_100),
+        ("map", found.map),
+        ("alignment", found.alignment),
+        ("uniformity", found.uniformity),
+    ];
     let artifact = job
-        .publish(vec![catalogue.digest], [("recall_at_10", recall_at_10)])
-        .await?;
+        .publish(vec![catalogue.digest], metrics)
+        .await
+        .context("publishing")?;
     let report = Report {
         pairs: train.scenes.len(),
         test_pairs: test.scenes.len(),
-        recall_at_1: recall_at_k(&found, 1),
-        recall_at_10,
-        recall_at_100: recall_at_k(&found, 100),
         recall_at_10_random: gallery.random_recall(&test, 10),
-        recall_at_10_pixel_average: recall_at_k(&baseline, 10),
+        recall_at_10_pixel_average: baseline.recall_at_10,
+        recall_at_10_frozen: frozen.map(|frozen| frozen.recall_at_10),
+        test: found,
         loss: last,
         samples_per_second,
         artifact: artifact.digest,
     };
+    let frozen = report
+        .recall_at_10_frozen
+        .map(|recall| format!("frozen backbone {recall:.4}, "));
     let line = format!(
-        "test of visual {}: recall@10 {:.4}, random {:.4}, pixel average {:.4}, {} pairs; {:.0} pairs/s",
+        "test of visual {}: recall@10 {:.4}, {}random {:.4}, pixel average {:.4}, mAP {:.4}, {} pairs; {:.0} pairs/s",
         report.artifact.short(),
-        report.recall_at_10,
+        report.test.recall_at_10,
+        frozen.unwrap_or_default(),
         report.recall_at_10_random,
         report.recall_at_10_pixel_average,
+        report.test.map,
         report.test_pairs,
         report.samples_per_second,
     );
     job.report(&report, &line)
 }
 
-#[cfg(test)]
-mod tests {
-    use models::visual::{Picture, VitConfig};
-
-    use super::*;
-
-    /// Scenes and creatives of four shades; a scene goes with the creative of the next shade.
-    fn toy() -> (Gallery, Pairs) {
-        let shade = |at: usize| Picture::new(8, 8, vec![(at * 60) as u8; 192]).unwrap();
-        let pictures: Vec<Picture> = (0..4).map(shade).collect();
-        let gallery =
-            Gallery::from_pictures(pictures.clone(), pictures, vec!["billboard".into(); 4]);
-        let scenes: Vec<usize> = (0..200).map(|at| at % 4).collect();
-        let creatives = scenes.iter().map(|scene| (scene + 1) % 4).collect();
-        (gallery, Pairs { scenes, creatives })
-    }
-
-    fn config() -> VisualTrainConfig {
-        let vit = VitConfig {
-            image_size: 8,
-            patch_size: 4,
-            dim: 16,
-            depth: 1,
-            num_heads: 2,
-            ..VitConfig::default()
-        };
-        let model = VisualConfig {
-            vit,
-            projection_hidden: 16,
-            ..VisualConfig::default()
-        };
-        VisualTrainConfig {
-            model,
-            batch_size: 16,
-            epochs: 12,
-            learning_rate: 3e-3,
-            ..Default::default()
-        }
-    }
-
-    fn fit_toy() -> (VisualModel<Cpu>, Vec<f64>) {
-        let (gallery, pairs) = toy();
-        let mut losses = Vec::new();
-        let model = fit::<Autodiff<Cpu>>(
-            &config(),
-            &gallery,
-            &pairs,
-            &Default::default(),
-            |_, loss| losses.push(loss),
-        );
-        (model.unwrap(), losses)
-    }
-
-    #[test]
-    fn a_rule_that_pixels_do_not_tell_is_learnt() {
-        let (gallery, pairs) = toy();
-        let (model, losses) = fit_toy();
-        assert!(losses[11] < 0.5 * losses[0], "{losses:?}");
-        let flat = |vectors: Vec<[f32; EMBEDDING_DIM]>| vectors.as_flattened().to_vec();
-        let scenes = flat(model.embed_scenes(&gallery.scene_pictures).unwrap());
-        let creatives = flat(model.embed_creatives(&gallery.creative_pictures).unwrap());
-        let found = ranks(&gallery, &pairs, &scenes, &creatives, EMBEDDING_DIM);
-        assert_eq!(recall_at_k(&found, 1), 1.0);
-        let (scenes, creatives) = pixel_average_vectors(&gallery);
-        let baseline = ranks(&gallery, &pairs, &scenes, &creatives, baseline::PIXEL_DIM);
-        // No better than chance among four.
-        assert!(recall_at_k(&baseline, 1) <= 0.25);
-    }
-
-    #[test]
-    fn a_seed_fixes_the_tower_bit_for_bit() {
-        let (gallery, _) = toy();
-        let vectors = || fit_toy().0.embed_scenes(&gallery.scene_pictures).unwrap();
-        assert_eq!(vectors(), vectors());
-    }
+/// The trained vectors of all pictures.
+///
+/// # Errors
+/// If a vector is not finite.
+pub fn vectors(
+    fitted: &Fitted<Cpu>,
+    config: &VisualTrainConfig,
+    gallery: &Gallery,
+) -> anyhow::Result<Features> {
+    let model = &fitted.model;
+    let (scenes, creatives) = match &fitted.frozen {
+        // The backbone has seen them all.
+        Some(frozen) if config.is_cacheable() => (
+            model.project_scenes(&frozen.scenes)?,
+            model.project_creatives(&frozen.creatives)?,
+        ),
+        _ => (
+            model.embed_scenes(&gallery.scene_pictures)?,
+            model.embed_creatives(&gallery.creative_pictures)?,
+        ),
+    };
+    Ok(Features {
+        scenes: scenes.as_flattened().to_vec(),
+        creatives: creatives.as_flattened().to_vec(),
+        dim: models::visual::EMBEDDING_DIM,
+    })
 }
+
+/// Recall over the number of candidates kept, as a plot.
+fn curve(ranks: &[usize]) -> String {
+    let points: Vec<(f64, f64)> = (0..=100)
+        .step_by(5)
+        .map(|k| (k as f64, recall_at_k(ranks, k)))
+        .collect();
+    let plot = Plot {
+        title: "Recall of the clicked creative",
+        x: "candidates kept",
+        y: "recall",
+        points: &points,
+        diagonal: false,
+        dots: false,
+    };
+    plot.to_svg()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,9 @@
 //! Pictures of the catalogue, and the clicked pairs among them.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+};
 
 use models::visual::{Picture, PictureError};
 use wire::catalogue::{Catalogue, CatalogueError, Pictures};
@@ -30,8 +33,12 @@ pub struct Gallery {
     pub scene_pictures: Vec<Picture>,
     /// Pictures of creatives.
     pub creative_pictures: Vec<Picture>,
+    /// Genres of the scenes' experiences.
+    pub scene_genres: Vec<String>,
     /// Formats of creatives; a placement takes only its own.
     pub creative_formats: Vec<String>,
+    /// Campaigns of creatives.
+    pub creative_campaigns: Vec<String>,
     scenes: HashMap<String, usize>,
     creatives: HashMap<String, usize>,
 }
@@ -43,6 +50,15 @@ pub struct Pairs {
     pub scenes: Vec<usize>,
     /// Clicked creative of each pair.
     pub creatives: Vec<usize>,
+    /// `[num_scenes]`: creatives that were seen there, clicked or not.
+    pub(super) shown: Vec<Vec<usize>>,
+}
+
+impl Pairs {
+    /// Creatives that were seen in a scene, by rising number.
+    pub(super) fn shown_in(&self, scene: usize) -> &[usize] {
+        self.shown.get(scene).map_or(&[], Vec::as_slice)
+    }
 }
 
 impl Gallery {
@@ -55,7 +71,7 @@ impl Gallery {
         let pictures = Pictures::load(dir)?;
         let decode = |digest: &str| match pictures.get(digest) {
             None => Ok(None),
-            Some(png) => Picture::from_png(png)
+            Some(png) => Picture::decode(png)
                 .map(Some)
                 .map_err(|source| PairsError::Picture {
                     digest: digest.to_owned(),
@@ -69,6 +85,7 @@ impl Gallery {
                     .scenes
                     .insert(scene.scene_id.clone(), gallery.scene_pictures.len());
                 gallery.scene_pictures.push(picture);
+                gallery.scene_genres.push(scene.genre.clone());
             }
         }
         for creative in catalogue.creatives.values() {
@@ -79,6 +96,9 @@ impl Gallery {
                 );
                 gallery.creative_pictures.push(picture);
                 gallery.creative_formats.push(creative.format.clone());
+                gallery
+                    .creative_campaigns
+                    .push(creative.campaign_id.clone());
             }
         }
         Ok(gallery)
@@ -92,6 +112,8 @@ impl Gallery {
         creative_formats: Vec<String>,
     ) -> Self {
         Self {
+            scene_genres: vec!["obby".to_owned(); scene_pictures.len()],
+            creative_campaigns: vec!["c1".to_owned(); creative_pictures.len()],
             scene_pictures,
             creative_pictures,
             creative_formats,
@@ -99,18 +121,34 @@ impl Gallery {
         }
     }
 
-    /// The clicked rows whose scene and creative have pictures.
+    /// The clicked rows whose scene and creative have pictures, and what was seen beside.
     pub fn pairs(&self, rows: &Examples) -> Pairs {
         let mut pairs = Pairs::default();
-        for row in (0..rows.len()).filter(|row| rows.clicks[*row] > 0.5) {
+        let mut shown = vec![BTreeSet::new(); self.scene_pictures.len()];
+        for row in 0..rows.len() {
             let scene = self.scenes.get(&rows.scene_ids[row]);
             let creative = self.creatives.get(&rows.creative_ids[row]);
-            if let (Some(scene), Some(creative)) = (scene, creative) {
+            let (Some(scene), Some(creative)) = (scene, creative) else {
+                continue;
+            };
+            shown[*scene].insert(*creative);
+            if rows.clicks[row] > 0.5 {
                 pairs.scenes.push(*scene);
                 pairs.creatives.push(*creative);
             }
         }
+        pairs.shown = shown
+            .into_iter()
+            .map(|seen| seen.into_iter().collect())
+            .collect();
         pairs
+    }
+
+    /// Other creatives of a creative's campaign and format.
+    pub(super) fn same_campaign(&self, creative: usize) -> impl Iterator<Item = usize> {
+        let campaign = &self.creative_campaigns[creative];
+        self.candidates(creative)
+            .filter(move |other| *other != creative && self.creative_campaigns[*other] == *campaign)
     }
 
     /// Creatives that could have stood where this one did.

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Makes small pictures of the kinds that catalogues hold, each red above blue.
+
+    python3 models/tests/pictures/make.py        # in an environment with pillow and numpy
+"""
+
+import pathlib
+import shutil
+import struct
+import zlib
+
+import numpy
+from PIL import Image
+
+HERE = pathlib.Path(__file__).resolve().parent
+WIDTH, HEIGHT = 24, 16
+
+pixels = numpy.empty((HEIGHT, WIDTH, 3), numpy.uint8)
+pixels[: HEIGHT // 2] = (230, 20, 30)
+pixels[HEIGHT // 2 :] = (20, 40, 220)
+plain = Image.fromarray(pixels)
+other = Image.fromarray(255 - pixels)
+
+plain.save(HERE / "plain.png")
+plain.quantize(4).save(HERE / "palette.png")
+plain.save(HERE / "plain.jpg", quality=95)
+plain.save(HERE / "progressive.jpg", quality=95, progressive=True)
+plain.convert("CMYK").save(HERE / "cmyk.jpg", quality=95)
+plain.save(HERE / "animated.gif", save_all=True, append_images=[other], duration=100)
+plain.save(HERE / "animated.webp", save_all=True, append_images=[other], duration=100, quality=95)
+shutil.copy(HERE / "plain.jpg", HERE / "plain.jpg.png")
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+# Pillow writes no colours of 16 bits.
+rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in pixels)
+header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
+png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+(HERE / "sixteen-bit.png").write_bytes(png)
