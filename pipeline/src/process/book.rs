@@ -70,6 +70,8 @@ pub(crate) struct Pending {
     /// Conversions, each as far as it is credited to this one.
     pub(crate) conversion_credit: f64,
     pub(crate) conversion_micros: i64,
+    /// The first of them.
+    pub(crate) conversion_us: Option<i64>,
     /// Facts of the request, bound once; bound again after a restart.
     #[serde(skip)]
     pub(crate) request: Option<RequestFacts>,
@@ -110,18 +112,22 @@ pub(crate) struct Viewed {
 /// Changes to the labels of a written row.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Mend {
-    pub(crate) clicked: bool,
+    pub(crate) click_us: Option<i64>,
     pub(crate) conversion_credit: f64,
     pub(crate) conversion_micros: i64,
+    /// The first conversion.
+    pub(crate) conversion_us: Option<i64>,
+}
+
+/// The earlier of two times that may be known.
+pub(crate) fn earlier(one: Option<i64>, other: Option<i64>) -> Option<i64> {
+    one.into_iter().chain(other).min()
 }
 
 impl Pending {
     /// When it came into view: by evidence, or by a click if that was earlier.
     pub(crate) fn viewed_us(&self) -> Option<i64> {
-        match (self.view_us, self.click_us) {
-            (Some(view), Some(click)) => Some(view.min(click)),
-            (view, click) => view.or(click),
-        }
+        earlier(self.view_us, self.click_us)
     }
 
     /// When the watermark closes it.

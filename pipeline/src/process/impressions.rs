@@ -74,6 +74,7 @@ impl Processor {
             click_us: None,
             conversion_credit: 0.0,
             conversion_micros: 0,
+            conversion_us: None,
             request: Some(taken.request),
         };
         let deadline_us = pending.deadline_us(&self.windows);
@@ -317,7 +318,7 @@ impl Processor {
                 let day = viewed.day;
                 let deadline_us = viewed.deadline_us(&self.windows);
                 self.timers.push(deadline_us, Kind::Viewed, key);
-                self.mend(day, key).clicked = true;
+                self.mend(day, key).click_us = Some(time_us);
                 self.count_written(key, SourceEvent::Click, 0.0, time_us);
             }
         }

@@ -75,6 +75,8 @@ pub(crate) struct Row {
     pub(crate) impression: Box<Pending>,
     /// Whether its labels are final already.
     pub(crate) matured: bool,
+    /// Conversions until then are in its labels; of a final one, the end of its conversion window.
+    pub(crate) labels_as_of_us: i64,
 }
 
 /// What a state file holds of a [`Processor`].

@@ -282,9 +282,7 @@ impl<'a> Run<'a> {
         self.fault.point("pictures");
 
         let (rows, matured) = (&outputs.rows, &outputs.matured);
-        let staged = self
-            .table
-            .stage(batch, rows, matured, &self.config.sampling)?;
+        let staged = self.table.stage(batch, rows, matured, self.config)?;
         self.fault.point("rows");
 
         let facts = FactFiles::at(&self.layout.facts(&self.config.table));

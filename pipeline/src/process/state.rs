@@ -23,7 +23,7 @@ use super::{
 
 const MAGIC: &[u8; 8] = b"MQSTATE1";
 /// Rises when a section changes its meaning or form.
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 const SECTION_HEADER_BYTES: usize = 12;
 
 /// Why a state could not be read or written.

@@ -37,7 +37,7 @@ use parquet::{
 use tokio::runtime::Runtime;
 use url::Url;
 
-use super::{book::Mend, config::SamplingConfig, processor::Row};
+use super::{book::Mend, config::PipelineConfig, processor::Row};
 use crate::calendar::{day_name, parse_day};
 
 pub use columns::{DAY, MATURED, PENDING, dense_name, sparse_name};
@@ -109,6 +109,16 @@ pub enum TableError {
         /// Digest in use.
         wanted: String,
     },
+    /// The table's columns are those of an earlier version.
+    #[error(
+        "table {} has no column `{column}`: an earlier version made it; write into another `table` or another --root", path.display()
+    )]
+    OldColumns {
+        /// The table.
+        path: PathBuf,
+        /// The first that it has not.
+        column: String,
+    },
     /// The table does not say what its columns mean.
     #[error("table {} has no `{SPEC_KEY}`: it was made before tables had one; process the log into another `table`", path.display())]
     NoSpec {
@@ -156,6 +166,7 @@ impl TrainingTable {
         let table = runtime.block_on(open_or_create(path, set.schema(), Some(set.spec())))?;
         let opened = Self::new(runtime, table, path, set.schema());
         opened.check_schema()?;
+        opened.check_columns()?;
         Ok(opened)
     }
 
@@ -165,6 +176,7 @@ impl TrainingTable {
         let table = runtime.block_on(open_or_create(path, schema, None))?;
         let opened = Self::new(runtime, table, path, schema);
         opened.check_schema()?;
+        opened.check_columns()?;
         Ok(opened)
     }
 
@@ -272,7 +284,7 @@ impl TrainingTable {
         batch: u64,
         rows: &[Row],
         matured: &BTreeMap<i32, BTreeMap<u64, Mend>>,
-        sampling: &SamplingConfig,
+        config: &PipelineConfig,
     ) -> Result<Staged, TableError> {
         let mut by_day: BTreeMap<i32, Vec<&Row>> = BTreeMap::new();
         for row in rows {
@@ -281,6 +293,7 @@ impl TrainingTable {
         for day in matured.keys() {
             by_day.entry(*day).or_default();
         }
+        let conversion_window_us = config.windows().conversion_us;
         let mut staged = Staged::default();
         for (day, mut rows) in by_day {
             rows.sort_by_key(|row| {
@@ -297,9 +310,10 @@ impl TrainingTable {
                 let (mut all, removes) = self.read_day(day)?;
                 staged.0.extend(removes);
                 all.push(data);
-                data = mature::mature(&all, &self.file_schema, mends).map_err(&arrow_failed)?;
+                data = mature::mature(&all, &self.file_schema, mends, conversion_window_us)
+                    .map_err(&arrow_failed)?;
             }
-            let data = sampling::sample(data, sampling).map_err(&arrow_failed)?;
+            let data = sampling::sample(data, &config.sampling).map_err(&arrow_failed)?;
             if data.num_rows() > 0 {
                 let add = self.write_file(&file, day, &data)?;
                 staged.0.push(Action::Add(add));
@@ -346,6 +360,20 @@ impl TrainingTable {
         })
     }
 
+    /// Whether new files may go into it.
+    fn check_columns(&self) -> Result<(), TableError> {
+        let snapshot = self.table.snapshot().map_err(self.failed("reading"))?;
+        let found = snapshot.schema();
+        let mut wanted = self.file_schema.fields().iter();
+        match wanted.find(|field| found.field(field.name()).is_none()) {
+            None => Ok(()),
+            Some(field) => Err(TableError::OldColumns {
+                path: self.path.clone(),
+                column: field.name().clone(),
+            }),
+        }
+    }
+
     /// The rows of a day and the actions that take their files out of the table.
     fn read_day(&self, day: i32) -> Result<(Vec<RecordBatch>, Vec<Action>), TableError> {
         let wanted = Some(day_name(day));
@@ -377,7 +405,8 @@ impl TrainingTable {
         let failed = parquet_error(file.as_ref());
         let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(&failed)?;
         let reader = reader.build().map_err(&failed)?;
-        let batches: Result<Vec<_>, _> = reader.collect();
+        let batches = reader.map(|rows| columns::conform(&rows?, &self.file_schema));
+        let batches: Result<Vec<_>, _> = batches.collect();
         batches.map_err(arrow_error(file.as_ref()))
     }
 

@@ -1,6 +1,7 @@
 //! The processor on small histories.
 
 mod attribution;
+mod conversion_times;
 mod guards;
 mod properties;
 mod refusals;

@@ -5,7 +5,7 @@ use wire::events::Conversion;
 
 use super::{
     attribution::{Credit, Touch},
-    book::{Mend, PendingConversion, Viewed, Waiting, day_deadline_us, pair},
+    book::{Mend, PendingConversion, Viewed, Waiting, day_deadline_us, earlier, pair},
     impressions::about,
     processor::{Gated, Processor, Row, key},
     refusal::Refusal,
@@ -64,7 +64,9 @@ impl Processor {
             return;
         };
         self.book.counters.conversions += 1;
-        credits.into_iter().for_each(|credit| self.credit(credit));
+        for credit in credits {
+            self.credit(credit, event_time_us);
+        }
         let value = value_micros as f64 / 1e6;
         if self.book.impressions.contains_key(&counted) {
             self.count_pending(counted, SourceEvent::Conversion, value, event_time_us);
@@ -73,7 +75,7 @@ impl Processor {
         }
     }
 
-    fn credit(&mut self, credit: Credit) {
+    fn credit(&mut self, credit: Credit, conversion_us: i64) {
         let Credit {
             impression,
             share,
@@ -82,10 +84,12 @@ impl Processor {
         if let Some(pending) = self.book.impressions.get_mut(&impression) {
             pending.conversion_credit += share;
             pending.conversion_micros = pending.conversion_micros.saturating_add(value_micros);
+            pending.conversion_us = earlier(pending.conversion_us, Some(conversion_us));
         } else if let Some(day) = self.book.viewed.get(&impression).map(|viewed| viewed.day) {
             let mend = self.mend(day, impression);
             mend.conversion_credit += share;
             mend.conversion_micros = mend.conversion_micros.saturating_add(value_micros);
+            mend.conversion_us = earlier(mend.conversion_us, Some(conversion_us));
         }
     }
 
@@ -135,10 +139,10 @@ impl Processor {
         if let Some(viewed) = self.book.viewed.get_mut(&timer.key) {
             viewed.about = about(&mut impression);
         }
-        let touched_us = viewed_us.max(impression.click_us.unwrap_or(viewed_us));
+        let final_us = impression.click_us.unwrap_or(viewed_us) + self.windows.conversion_us;
         // The watermark counts, also when the input has ended: conversions may still come.
         let watermark_us = until_us.min(self.watermark_us());
-        let matured = watermark_us >= touched_us + self.windows.conversion_us;
+        let matured = watermark_us >= final_us;
         if !matured {
             self.open_day(impression.day());
         }
@@ -146,6 +150,11 @@ impl Processor {
         self.outputs.rows.push(Row {
             impression,
             matured,
+            // Conversions fire in the order of time, and those after the deadline have not yet.
+            labels_as_of_us: match matured {
+                true => final_us,
+                false => timer.deadline_us.min(watermark_us),
+            },
         });
     }
 

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use arrow::{
     array::{
         ArrayRef, Float32Builder, Int32Array, Int64Array, Int64Builder, ListBuilder, RecordBatch,
-        StringArray, StringBuilder, new_empty_array,
+        StringArray, StringBuilder, new_empty_array, new_null_array,
     },
     datatypes::{DataType, SchemaRef},
 };
@@ -380,7 +380,10 @@ impl<'a> Chunk<'a> {
         }
         let columns = self.schema.fields().iter().map(|field| {
             let known = known.remove(field.name());
-            known.unwrap_or_else(|| nothing(field.data_type(), rows))
+            known.unwrap_or_else(|| match field.is_nullable() {
+                true => new_null_array(field.data_type(), rows),
+                false => nothing(field.data_type(), rows),
+            })
         });
         let columns = columns.collect();
         Ok(Some(RecordBatch::try_new(

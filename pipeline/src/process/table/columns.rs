@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, Float32Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray},
+    array::{
+        ArrayRef, Float32Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray,
+        new_null_array,
+    },
     buffer::OffsetBuffer,
     datatypes::{DataType as ArrowType, Field, Schema as ArrowSchema, SchemaRef},
     error::ArrowError,
@@ -52,6 +55,21 @@ const TEXTS: [(&str, Text); 13] = [
     ),
 ];
 
+type Time = fn(&Row) -> Option<i64>;
+
+/// When a row was seen (by a click if that was earlier), clicked and first converted, and until when its
+/// labels know of conversions; microseconds since the Unix epoch. Rows that no events made have none.
+const TIMES: [(&str, Time); 4] = [
+    (VIEW, |row| row.impression.viewed_us()),
+    (CLICK, |row| row.impression.click_us),
+    (CONVERSION, |row| row.impression.conversion_us),
+    (LABELS_AS_OF, |row| Some(row.labels_as_of_us)),
+];
+pub(super) const VIEW: &str = "view_us";
+pub(super) const CLICK: &str = "click_us";
+pub(super) const CONVERSION: &str = "conversion_us";
+pub(super) const LABELS_AS_OF: &str = "labels_as_of_us";
+
 impl Pending {
     fn context(&self, field: fn(&wire::events::Context) -> &String) -> &str {
         self.served.context.as_ref().map_or("", |it| field(it))
@@ -77,6 +95,8 @@ pub(super) fn delta_fields(schema: &Schema) -> Vec<StructField> {
         column("label_state", DataType::STRING),
         column("weight", DataType::FLOAT),
     ]);
+    let times = TIMES.iter();
+    fields.extend(times.map(|(name, _)| StructField::nullable(*name, DataType::LONG)));
     for field in &schema.dense {
         fields.push(column(&dense_name(&field.name), DataType::FLOAT));
     }
@@ -101,7 +121,7 @@ pub(super) fn file_schema(schema: &Schema) -> SchemaRef {
             DataType::FLOAT => ArrowType::Float32,
             _ => ArrowType::List(id_field()),
         };
-        Field::new(field.name(), kind, false)
+        Field::new(field.name(), kind, field.is_nullable())
     });
     Arc::new(ArrowSchema::new(arrow.collect::<Vec<_>>()))
 }
@@ -119,6 +139,20 @@ pub fn dense_name(feature: &str) -> String {
 /// The column of a sparse feature.
 pub fn sparse_name(feature: &str) -> String {
     format!("s_{feature}")
+}
+
+/// Rows of a file in the columns of [`file_schema`]; files of before know no times.
+pub(super) fn conform(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    let column = |field: &Arc<Field>| match rows.column_by_name(field.name()) {
+        None if field.is_nullable() => Ok(new_null_array(field.data_type(), rows.num_rows())),
+        None => Err(ArrowError::SchemaError(format!(
+            "no column {}",
+            field.name()
+        ))),
+        Some(values) => Ok(Arc::clone(values)),
+    };
+    let columns = schema.fields().iter().map(column);
+    RecordBatch::try_new(Arc::clone(schema), columns.collect::<Result<_, _>>()?)
 }
 
 /// Rows of one day as one batch in the columns of [`file_schema`].
@@ -158,6 +192,9 @@ pub(super) fn to_batch(
         texts(&|row| if row.matured { MATURED } else { PENDING }),
         of(&|_| 1.0),
     ]);
+    columns.extend(TIMES.iter().map(|(_, time)| -> ArrayRef {
+        Arc::new(Int64Array::from_iter(rows.iter().map(|row| time(row))))
+    }));
     columns.extend(feature_columns(rows, schema));
     RecordBatch::try_new(Arc::clone(file_schema), columns)
 }
@@ -203,4 +240,28 @@ fn feature_columns(rows: &[&Row], schema: &Schema) -> Vec<ArrayRef> {
         Arc::new(ListArray::new(id_field(), offsets, Arc::new(ids), None))
     });
     dense.chain(sparse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::Array;
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_before_knows_no_times_and_has_all_other_columns() {
+        let schema = serde_json::json!({"digest": "d", "dense": [], "sparse": []});
+        let wanted = file_schema(&serde_json::from_value(schema).unwrap());
+        let all = RecordBatch::new_empty(Arc::clone(&wanted));
+        let without = |name: &str| {
+            let kept = (0..all.num_columns()).filter(|at| wanted.field(*at).name() != name);
+            all.project(&kept.collect::<Vec<_>>()).unwrap()
+        };
+        for (name, _) in TIMES {
+            let rows = conform(&without(name), &wanted).unwrap();
+            assert_eq!(rows[name].null_count(), rows.num_rows());
+        }
+        let error = conform(&without("click"), &wanted).unwrap_err().to_string();
+        assert!(error.contains("no column click"), "{error}");
+    }
 }

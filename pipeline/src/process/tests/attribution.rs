@@ -148,7 +148,8 @@ fn a_late_click_mends_the_row_when_its_day_matures() {
     let matured = processor.take_outputs().matured;
     let of_day: Vec<_> = matured.values().flatten().collect();
     let (_, mend) = of_day[0];
-    assert!(mend.clicked);
+    assert_eq!(mend.click_us, Some(T + MINUTE_US));
+    assert_eq!(mend.conversion_us, Some(T + 3 * HOUR_US));
     assert_eq!(
         (mend.conversion_credit, mend.conversion_micros),
         (1.0, 7_000_000)
