@@ -130,6 +130,11 @@ pub enum CtrModelError {
         /// Rows of the batch.
         rows: usize,
     },
+    /// A model of clicks alone.
+    #[error(
+        "the model says nothing of conversions: its network has one task; train one with model.architecture = \"mmoe\""
+    )]
+    ClicksAlone,
     /// A value that is not finite.
     #[error("dense feature {feature} of row {row} is {value}")]
     NotFinite {
@@ -148,7 +153,7 @@ pub struct CtrModel<B: Backend = Cpu> {
     config: NetworkConfig,
     schema: Schema,
     normalisation: Normalisation,
-    /// Correction of the logits.
+    /// Correction of the logits of clicks.
     pub calibration: Calibration,
     tables: Vec<EmbeddingTable>,
     network: Network<B>,
@@ -183,6 +188,11 @@ impl<B: FusedOps> CtrModel<B> {
         &self.schema
     }
 
+    /// How many logits a row has: one, or those of a click and of a conversion after it.
+    pub fn num_tasks(&self) -> usize {
+        self.config.num_tasks()
+    }
+
     /// Probability of a click for each row.
     ///
     /// # Errors
@@ -195,11 +205,39 @@ impl<B: FusedOps> CtrModel<B> {
             .collect())
     }
 
-    /// Logit of each row, before calibration.
+    /// Logit of a click for each row, before calibration.
     ///
     /// # Errors
     /// As [`Self::score`].
     pub fn logits(&self, batch: &FeatureBatch) -> Result<Vec<f32>, CtrModelError> {
+        let logits = self.forward(batch)?;
+        Ok(logits.into_iter().step_by(self.num_tasks()).collect())
+    }
+
+    /// Probabilities of a click, and of a conversion after one, for each row; their product is that of
+    /// both. Only the first is calibrated: the newest rows, by which one would, do not know yet which
+    /// of their conversions will come.
+    ///
+    /// # Errors
+    /// As [`Self::score`], and [`CtrModelError::ClicksAlone`] if the network has one task.
+    pub fn score_conversions(&self, batch: &FeatureBatch) -> Result<Vec<[f32; 2]>, CtrModelError> {
+        if self.num_tasks() == 1 {
+            return Err(CtrModelError::ClicksAlone);
+        }
+        let logits = self.forward(batch)?;
+        let (rows, _) = logits.as_chunks::<2>();
+        let uncalibrated = Calibration::default();
+        let probabilities = rows.iter().map(|[click, conversion]| {
+            [
+                self.calibration.probability(*click),
+                uncalibrated.probability(*conversion),
+            ]
+        });
+        Ok(probabilities.collect())
+    }
+
+    /// Logits `[rows, tasks]`.
+    fn forward(&self, batch: &FeatureBatch) -> Result<Vec<f32>, CtrModelError> {
         self.check(batch)?;
         if batch.num_rows == 0 {
             return Ok(Vec::new());
@@ -219,7 +257,6 @@ impl<B: FusedOps> CtrModel<B> {
         );
         let logits = self.network.forward(input, Mode::Inference);
         let logits = logits.into_data().convert::<f32>();
-        // The network gives one f32 per row.
         Ok(logits.to_vec().expect("the data were converted to f32"))
     }
 
@@ -445,9 +482,26 @@ mod tests {
     use rand::Rng;
 
     use super::*;
-    use crate::ctr::network::DcnV2Config;
+    use crate::ctr::network::{DcnV2Config, MmoeConfig};
 
     fn model() -> CtrModel {
+        model_of(NetworkConfig::DcnV2(DcnV2Config {
+            hidden: vec![8],
+            num_cross_layers: 1,
+            ..DcnV2Config::default()
+        }))
+    }
+
+    fn two_tasks() -> CtrModel {
+        model_of(NetworkConfig::Mmoe(MmoeConfig {
+            num_experts: 2,
+            expert_hidden: vec![8],
+            tower_hidden: vec![4],
+            ..MmoeConfig::default()
+        }))
+    }
+
+    fn model_of(config: NetworkConfig) -> CtrModel {
         let digest = "d".to_owned();
         let schema: Schema = serde_json::from_value(serde_json::json!({
             "digest": digest,
@@ -476,11 +530,6 @@ mod tests {
             u64::MAX - 1,
             u64::MAX,
         ]));
-        let config = NetworkConfig::DcnV2(DcnV2Config {
-            hidden: vec![8],
-            num_cross_layers: 1,
-            ..DcnV2Config::default()
-        });
         let fields = tables
             .iter()
             .map(|table| (table.feature.clone(), table.dim));
@@ -535,6 +584,39 @@ mod tests {
             assert!(scores.iter().all(|score| (0.0..=1.0).contains(score)));
             assert_ne!(scores[0], scores[1]);
         }
+    }
+
+    #[test]
+    fn a_model_of_two_tasks_scores_clicks_as_any_other_and_conversions_beside_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = two_tasks();
+        model.calibration = Calibration::Platt {
+            scale: 1.1,
+            offset: -0.2,
+        };
+        model.save(dir.path()).unwrap();
+        let loaded = CtrModel::load(dir.path()).unwrap();
+        let (clicks, both) = (
+            loaded.score(&batch()).unwrap(),
+            loaded.score_conversions(&batch()).unwrap(),
+        );
+        assert_eq!(clicks.len(), 5);
+        assert!(both.iter().map(|[click, _]| click).eq(&clicks));
+        assert_eq!(both, model.score_conversions(&batch()).unwrap());
+        // The second logit of each row, which the calibration of clicks does not touch.
+        let logits = loaded.forward(&batch()).unwrap();
+        for (row, [_, conversion]) in both.iter().enumerate() {
+            let wanted = 1.0 / (1.0 + (-logits[2 * row + 1]).exp());
+            assert!((conversion - wanted).abs() < 1e-6);
+            assert!((loaded.logits(&batch()).unwrap()[row] - logits[2 * row]).abs() < 1e-9);
+        }
+        assert!(both.iter().any(|[click, conversion]| click != conversion));
+    }
+
+    #[test]
+    fn a_model_of_clicks_says_nothing_of_conversions() {
+        let error = model().score_conversions(&batch()).unwrap_err();
+        assert!(matches!(error, CtrModelError::ClicksAlone), "{error}");
     }
 
     #[test]

@@ -30,6 +30,8 @@ const MOST_CERTAIN: f32 = 30.0;
 /// and what follows: its probability is `p = σ(a) σ(b)`, so that `b` learns from rows that were
 /// shown and is right for all of them. Conversions that have not arrived yet are allowed for: one
 /// that is not there costs `−ln(1 − p F)`, `F` being the probability that it would be known by now.
+/// The truth makes the mean of this small only if `F` does not depend on whether there was a click:
+/// rows without one must wait for their conversions as long as those with one.
 ///
 /// Sources: Ma et al., "Entire Space Multi-Task Model", SIGIR 2018, equation 4; Chapelle,
 /// "Modeling Delayed Feedback in Display Advertising", KDD 2014, equation 8.
@@ -37,7 +39,7 @@ const MOST_CERTAIN: f32 = 30.0;
 /// # Shapes
 /// - `logits`: `[batch, 2]`: `a` and `b`
 /// - `labels`: `[batch, 2]`: whether there was a click, and whether there is a conversion
-/// - `observed`: `[batch, 1]`: `F`; 1 where it is certain that none comes, as without a click
+/// - `observed`: `[batch, 1]`: `F`; 1 where labels are final
 /// - `weights`: `[batch, 1]`; returns `[1]`
 pub fn entire_space<B: Backend>(
     logits: Tensor<B, 2>,
@@ -112,6 +114,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_truth_has_the_least_loss_however_much_is_known() {
+        // Rows of one kind: no click, a click, a click and a known conversion.
+        let (click, conversion) = (0.3, 0.4);
+        let logit = |p: f32| (p / (1.0 - p)).ln();
+        let gradient = |observed: [f32; 3]| {
+            let known = click * conversion * observed[2];
+            let shares = [1.0 - click, click - known, known];
+            let labels = [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]];
+            let of_rows = labels.iter().zip(observed).map(|(labels, observed)| {
+                loss(logit(click), logit(conversion), *labels, observed).1[1]
+            });
+            let terms = of_rows.zip(shares).map(|(of_row, share)| share * of_row);
+            terms.sum::<f32>()
+        };
+        for observed in [0.1, 0.5, 1.0] {
+            let found = gradient([observed; 3]);
+            assert!(found.abs() < 1e-6, "{observed}: {found}");
+        }
+        // Were it certain that without a click none comes, conversions would seem rarer than they are.
+        assert!(gradient([1.0, 0.1, 0.1]) > 0.04);
     }
 
     #[test]
