@@ -137,6 +137,7 @@ impl Shape {
             labels: (0..self.batch)
                 .map(|_| f32::from(u8::from(random.random_bool(0.25))))
                 .collect(),
+            observed: Vec::new(),
             weights: vec![1.0; self.batch],
             places: (0..self.batch as u64).collect(),
         });

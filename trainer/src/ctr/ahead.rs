@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    delay::Delay,
     step::{RoutedBatch, StepBatch},
     train::TrainError,
 };
@@ -23,6 +24,18 @@ pub(super) struct Next {
     pub first_row: Option<String>,
 }
 
+/// The steps to come.
+pub(super) struct Steps {
+    /// Rows of each, of all ranks.
+    pub sizes: Vec<usize>,
+    /// Parts of each.
+    pub micro_batches: usize,
+    /// Steps whose rows are read ahead.
+    pub prefetch_steps: usize,
+    /// Of conversions, where they are learnt.
+    pub delay: Option<Delay>,
+}
+
 /// Two threads: one reads rows, some steps ahead; the other routes the next step's ids while this
 /// step computes. Every rank asks for the same steps, and never for one more than the others:
 /// else one would wait in vain.
@@ -32,16 +45,20 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// Starts both; `sizes` are the rows of the steps to come, of all ranks.
+    /// Starts both.
     pub fn start<'scope, G: ProcessGroup>(
         scope: &'scope Scope<'scope, '_>,
         mut rows: Batches,
-        sizes: Vec<usize>,
-        micro_batches: usize,
-        prefetch_steps: usize,
+        steps: Steps,
         router: Router,
         ids: &'scope mut G,
     ) -> Self {
+        let Steps {
+            sizes,
+            micro_batches,
+            prefetch_steps,
+            delay,
+        } = steps;
         let (read, to_route) = mpsc::sync_channel(prefetch_steps.max(1));
         scope.spawn(move || {
             for size in sizes {
@@ -62,7 +79,7 @@ impl Ahead {
                 let step = to_route.recv().expect("the reading thread");
                 let next = step
                     .map_err(TrainError::from)
-                    .and_then(|parts| route(parts, &router, ids));
+                    .and_then(|parts| route(parts, delay.as_ref(), &router, ids));
                 let failed = next.is_err();
                 if give.send(next).is_err() || failed {
                     return;
@@ -87,6 +104,7 @@ impl Ahead {
 
 fn route(
     parts: Vec<Examples>,
+    delay: Option<&Delay>,
     router: &Router,
     ids: &mut impl ProcessGroup,
 ) -> Result<Next, TrainError> {
@@ -94,20 +112,9 @@ fn route(
     let first_row = first_row.cloned();
     let routed = parts
         .into_iter()
-        .map(|part| StepBatch::from(part).route(router, ids));
+        .map(|part| StepBatch::of(part, delay).route(router, ids));
     Ok(Next {
         micro_batches: routed.collect::<Result<_, _>>()?,
         first_row,
     })
-}
-
-impl From<Examples> for StepBatch {
-    fn from(rows: Examples) -> Self {
-        Self {
-            features: rows.features,
-            labels: rows.clicks,
-            weights: rows.weights,
-            places: rows.places,
-        }
-    }
 }

@@ -203,13 +203,14 @@ pub struct TrainingConfig {
     /// Passes over the training rows.
     pub epochs: usize,
     /// Steps between two measures on the validation rows, besides the end of each epoch. 0: none.
-    /// The model that is best by log loss at a measure is kept.
+    /// The model that is best by log loss at a measure is kept, that of clicks and, with two tasks, of
+    /// conversions.
     pub evaluate_every_steps: u64,
     /// Measures in a row without a better one that end the run. 0: none do.
     pub early_stopping: u64,
-    /// How the logits are put right on the validation rows.
+    /// How the logits of clicks are put right on the validation rows.
     pub calibration: CalibrationMethod,
-    /// How much of each label is taken towards one half.
+    /// How much of each label of a click is taken towards one half.
     pub label_smoothing: f32,
     /// How the dense weights are moved.
     pub optimizer: DenseOptimizerConfig,

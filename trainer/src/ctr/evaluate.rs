@@ -34,6 +34,37 @@ pub struct Evaluation {
     pub ece: f64,
     /// The reliability diagram.
     pub reliability: Vec<ReliabilityBin>,
+    /// Of a model of two tasks, its conversions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conversions: Option<ConversionEvaluation>,
+}
+
+impl Evaluation {
+    /// What training makes small, and the best model has least of: the log losses of all tasks, nats.
+    pub fn loss(&self) -> f64 {
+        self.log_loss + self.conversions.as_ref().map_or(0.0, |it| it.log_loss)
+    }
+}
+
+/// How good a model is at conversions after clicks, on rows of which not all may be known: what is
+/// compared with labels is the probability that there is a conversion and that it would be known by now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConversionEvaluation {
+    /// Rows with a conversion that is known.
+    pub known: usize,
+    /// The share of the clicked rows' conversions that would be known by now.
+    pub observed: f64,
+    /// Area under the ROC curve of click and conversion, over all rows; absent if none or all have
+    /// one.
+    pub auc: Option<f64>,
+    /// Log loss of click and conversion over all rows, nats.
+    pub log_loss: f64,
+    /// Sum of predictions over sum of conversions, over all rows; absent without any.
+    pub calibration_ratio: Option<f64>,
+    /// Area under the ROC curve of conversion after a click, over the clicked rows.
+    pub cvr_auc: Option<f64>,
+    /// Sum of predictions after a click over sum of conversions, over the clicked rows.
+    pub cvr_calibration_ratio: Option<f64>,
 }
 
 /// Scores all rows with a model.
@@ -69,5 +100,89 @@ pub fn evaluate(scores: &[f32], clicks: &[f32], weights: &[f32]) -> Evaluation {
         calibration_ratio: calibration_ratio(scores, clicks, weights),
         ece: expected_calibration_error(&reliability),
         reliability,
+        conversions: None,
+    }
+}
+
+/// Scores all rows with a model of two tasks: clicks, and conversions after them.
+///
+/// # Errors
+/// [`CtrModelError`] if the rows do not fit the model, or it has one task.
+pub fn score_conversions<B: models::ops::FusedOps>(
+    model: &CtrModel<B>,
+    rows: &Examples,
+) -> Result<Vec<[f32; 2]>, CtrModelError> {
+    let order: Vec<usize> = (0..rows.len()).collect();
+    let mut scores = Vec::with_capacity(rows.len());
+    for chunk in order.chunks(SCORE_BATCH) {
+        scores.extend(model.score_conversions(&rows.features.gather(chunk))?);
+    }
+    Ok(scores)
+}
+
+/// Measures predictions of clicks and of conversions after them.
+///
+/// # Shapes
+/// - `scores`, `labels`: `[rows]`, of a click and of a conversion; `observed`, `weights`: `[rows]`
+pub fn evaluate_conversions(
+    scores: &[[f32; 2]],
+    labels: &[[f32; 2]],
+    observed: &[f32],
+    weights: &[f32],
+) -> ConversionEvaluation {
+    let conversions: Vec<f32> = labels.iter().map(|[_, conversion]| *conversion).collect();
+    let both: Vec<f32> = scores.iter().map(|[click, after]| click * after).collect();
+    let known = both.iter().zip(observed).map(|(both, known)| both * known);
+    let known: Vec<f32> = known.collect();
+    let clicked: Vec<usize> = (0..labels.len())
+        .filter(|row| labels[*row][0] > 0.5)
+        .collect();
+    let of_clicked = |value: &dyn Fn(usize) -> f32| -> Vec<f32> {
+        clicked.iter().map(|row| value(*row)).collect()
+    };
+    let after = of_clicked(&|row| scores[row][1]);
+    let after_known = of_clicked(&|row| scores[row][1] * observed[row]);
+    let converted = of_clicked(&|row| conversions[row]);
+    let weighed = of_clicked(&|row| weights[row]);
+    let observed = of_clicked(&|row| observed[row]);
+    let num_known = conversions.iter().filter(|label| **label > 0.0).count();
+    let ratio = |predicted: &[f32], labels: &[f32], weights: &[f32]| {
+        (num_known > 0).then(|| calibration_ratio(predicted, labels, weights))
+    };
+    ConversionEvaluation {
+        known: num_known,
+        observed: observed.iter().copied().map(f64::from).sum::<f64>()
+            / clicked.len().max(1) as f64,
+        auc: auc(&both, &conversions),
+        log_loss: log_loss(&known, &conversions, weights),
+        calibration_ratio: ratio(&known, &conversions, weights),
+        cvr_auc: auc(&after, &converted),
+        cvr_calibration_ratio: ratio(&after_known, &converted, &weighed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversions_are_measured_by_what_would_be_known() {
+        // Two clicked rows, of which one converted, and two others; half would be known.
+        let labels = [[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]];
+        let scores = [[0.5, 0.8], [0.5, 0.4], [0.5, 0.9], [0.1, 0.1]];
+        let found = evaluate_conversions(&scores, &labels, &[0.5; 4], &[1.0; 4]);
+        assert_eq!((found.known, found.observed), (1, 0.5));
+        // Of the others one scores above it.
+        assert!((found.auc.unwrap() - 2.0 / 3.0).abs() < 1e-9);
+        assert_eq!(found.cvr_auc, Some(1.0));
+        let sum = 0.5 * (0.4 + 0.2 + 0.45 + 0.01);
+        assert!((found.calibration_ratio.unwrap() - sum).abs() < 1e-6);
+        assert!((found.cvr_calibration_ratio.unwrap() - 0.6).abs() < 1e-6);
+        let known = [0.2f64, 0.1, 0.225, 0.005];
+        let loss = -(known[0].ln() + known[1..].iter().map(|p| (1.0 - p).ln()).sum::<f64>()) / 4.0;
+        assert!((found.log_loss - loss).abs() < 1e-6);
+
+        let none = evaluate_conversions(&scores, &[[1.0, 0.0]; 4], &[0.0; 4], &[1.0; 4]);
+        assert_eq!((none.auc, none.calibration_ratio), (None, None));
     }
 }

@@ -1,11 +1,12 @@
 //! Training of click models.
 //!
 //! [`step`] is one optimisation step, the part that benchmarks measure; [`train`] is the loop
-//! around it; [`evaluate`] measures a model; [`verb`] is `marquee train` and `marquee eval`.
+//! around it; [`delay`] says how much is known of conversions; [`evaluate`] measures a model; [`verb`] is `marquee train` and `marquee eval`.
 
 mod ahead;
 mod calibrate;
 mod config;
+mod delay;
 mod evaluate;
 mod moments;
 mod step;
@@ -16,7 +17,10 @@ mod verb;
 
 pub use calibrate::CalibrationMethod;
 pub use config::{CtrConfig, GuardConfig, TablesConfig, TablesError, TrainingConfig};
-pub use evaluate::{Evaluation, evaluate, score_all};
+pub use delay::Delay;
+pub use evaluate::{
+    ConversionEvaluation, Evaluation, evaluate, evaluate_conversions, score_all, score_conversions,
+};
 pub use step::{Groups, Learner, RoutedBatch, StepBatch, StepLimits, StepOutcome};
 pub use train::{Progress, Task, TrainError, Trained, train};
 pub use verb::{Device, DeviceNotBuilt, EvalArgs, Resume, TrainArgs, run_eval, run_train};

@@ -13,8 +13,9 @@ use features::hash::{SEED, chain_integer};
 use models::{
     Cpu,
     ctr::{
-        EmbeddingTable, Mode, Network, NetworkConfig, Normalisation, artifact::write_dense,
-        loss::weighted_bce,
+        EmbeddingTable, Mode, Network, NetworkConfig, Normalisation,
+        artifact::write_dense,
+        loss::{entire_space, weighted_bce},
     },
 };
 use rand::SeedableRng;
@@ -34,8 +35,10 @@ use crate::{
 pub struct StepBatch {
     /// Features.
     pub features: features::FeatureBatch,
-    /// `[rows]`, 0 or 1.
+    /// `[rows, tasks]`: of clicks, then of conversions; 0 to 1.
     pub labels: Vec<f32>,
+    /// `[rows]`, the probability that a conversion would be known by now; none with one task.
+    pub observed: Vec<f32>,
     /// `[rows]`, how many rows each stands for.
     pub weights: Vec<f32>,
     /// `[rows]`, their places in the order of all ranks' rows.
@@ -344,8 +347,8 @@ impl<B: StepBackend> Learner<B> {
         if rows == 0 {
             return pooled;
         }
-        let column = |values: &[f32]| {
-            let values = TensorData::new(values.to_vec(), [rows, 1]);
+        let matrix = |values: &[f32]| {
+            let values = TensorData::new(values.to_vec(), [rows, values.len() / rows]);
             Tensor::<B, 2>::from_data(values, &self.device)
         };
         let input = Tensor::<B, 2>::from_inner(pooled).require_grad();
@@ -358,11 +361,13 @@ impl<B: StepBackend> Learner<B> {
             dense::cast(input.clone(), self.training.precision),
             Mode::Training { rows: &numbers },
         );
-        let mut loss = weighted_bce(
-            dense::cast(logits, Precision::F32),
-            smoothed(column(&batch.batch.labels), self.training.label_smoothing),
-            column(&batch.batch.weights),
-        );
+        let logits = dense::cast(logits, Precision::F32);
+        let labels = smoothed(matrix(&batch.batch.labels), self.training.label_smoothing);
+        let weights = matrix(&batch.batch.weights);
+        let mut loss = match self.model.num_tasks() {
+            1 => weighted_bce(logits, labels, weights),
+            _ => entire_space(logits, labels, matrix(&batch.batch.observed), weights),
+        };
         if batch.weight != total_weight {
             loss = loss * (batch.weight / total_weight) as f32;
         }
@@ -381,7 +386,7 @@ impl<B: StepBackend> Learner<B> {
         Scoring(network.valid())
     }
 
-    /// Logits of this rank's rows, without dropout.
+    /// Logits of this rank's rows, `[rows, tasks]`, without dropout.
     ///
     /// # Errors
     /// [`ExchangeError`].
@@ -515,11 +520,14 @@ impl<B: StepBackend> Learner<B> {
     }
 }
 
-/// Labels drawn towards one half. Source: Szegedy et al., "Rethinking the Inception Architecture",
-/// CVPR 2016, section 7.
+/// Labels of clicks drawn towards one half. Source: Szegedy et al., "Rethinking the Inception
+/// Architecture", CVPR 2016, section 7.
 fn smoothed<B: Backend>(labels: Tensor<B, 2>, smoothing: f32) -> Tensor<B, 2> {
-    match smoothing > 0.0 {
-        true => labels * (1.0 - smoothing) + 0.5 * smoothing,
-        false => labels,
+    if smoothing == 0.0 {
+        return labels;
     }
+    let rows = labels.dims()[0];
+    let clicks = labels.clone().narrow(1, 0, 1);
+    let clicks = clicks * (1.0 - smoothing) + 0.5 * smoothing;
+    labels.slice_assign([0..rows, 0..1], clicks)
 }

@@ -1,5 +1,6 @@
 //! The training loop: what it learns, on how many ranks, and after what interruptions.
 
+mod conversions;
 mod recipe;
 
 use std::{
@@ -46,6 +47,7 @@ fn rows(count: usize, seed: u64) -> Examples {
         let click = f32::from(u8::from(id < 50 || x > 0.8));
         let label = (click, random.random_range(0.5..1.5));
         testing::push(&mut rows, x, id, &several, label);
+        conversions::convert(&mut rows, id, click > 0.0);
     }
     rows
 }

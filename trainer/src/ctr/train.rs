@@ -14,9 +14,10 @@ use models::ctr::{Calibration, CtrModel, CtrModelError, NetworkError, Normalisat
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ahead::Ahead,
+    ahead::{Ahead, Steps},
     config::{CtrConfig, TablesError, TrainingConfig},
-    evaluate::{Evaluation, SCORE_BATCH, evaluate},
+    delay::Delay,
+    evaluate::{Evaluation, SCORE_BATCH, evaluate, evaluate_conversions},
     moments::fit_normalisation,
     step::{Groups, Learner, StepBatch, StepLimits, StepOutcome},
 };
@@ -112,11 +113,13 @@ pub enum TrainError {
     /// A network that cannot be made for the table's features.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// Several labels, of which the table has one.
-    #[error("model.architecture has {tasks} tasks, and training has the labels of one")]
-    Tasks {
-        /// How many.
-        tasks: usize,
+    /// Nothing to learn conversions from.
+    #[error(
+        "none of the {rows} training rows has a conversion after a click: take more days, or for clicks alone another model.architecture than mmoe"
+    )]
+    NoConversions {
+        /// The training rows.
+        rows: usize,
     },
     /// A number outside of its range.
     #[error("training.{key} is {value}, wanted {wanted}")]
@@ -219,6 +222,8 @@ struct State {
     skipped: u64,
     /// Fitted on the training rows.
     normalisation: Option<Normalisation>,
+    /// The same, where conversions are learnt.
+    delay: Option<Delay>,
     best: Option<Best>,
     /// Measures since the best one.
     since_best: u64,
@@ -230,6 +235,7 @@ struct State {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Best {
+    /// Of all tasks ([`Evaluation::loss`]).
     #[serde(with = "bits")]
     log_loss: f64,
     /// The checkpoint's step.
@@ -240,7 +246,7 @@ struct Best {
 }
 
 /// An f64 as its bits: read back from decimals it may be another in the last place.
-mod bits {
+pub(super) mod bits {
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
@@ -255,7 +261,7 @@ mod bits {
 /// Trains a model, from the newest checkpoint if there is one; `report` hears of steps and epochs
 /// as they happen, and `stop` is looked at in every step.
 ///
-/// What has the lowest log loss on the validation rows is kept, and its calibration fitted there. The same seed gives the same bits with the same number of ranks, however often the run
+/// What has the lowest log loss (of all tasks) on the validation rows is kept, and its calibration fitted there. The same seed gives the same bits with the same number of ranks, however often the run
 /// was interrupted, and the same losses to rounding with any number.
 ///
 /// # Errors
@@ -292,6 +298,11 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
     };
     learner.set_normalisation(normalisation.clone());
     state.normalisation = Some(normalisation);
+    if task.config.model.num_tasks() > 1 && state.delay.is_none() {
+        let delay = Delay::fit(task.train, &mut groups.rows)?;
+        tracing::info!(mean_hours = delay.mean_hours(), "delay of conversions");
+        state.delay = Some(delay);
+    }
     while !state.is_over(&task.config.training) {
         if task.config.tables.reinitialise_each_epoch && state.epoch > 0 && state.batch == 0 {
             learner.reinitialise_tables()?;
@@ -312,7 +323,7 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
             End::Early => break,
             End::Done => {}
         }
-        let (calibration, evaluation) = measure(task, &learner, &mut groups.rows)?;
+        let (calibration, evaluation) = measure(task, &learner, state.delay, &mut groups.rows)?;
         state.epoch += 1;
         state.batch = 0;
         state.judge(calibration, &evaluation, &task.config.training);
@@ -343,10 +354,10 @@ impl State {
         measured: &Evaluation,
         training: &TrainingConfig,
     ) -> bool {
-        let better = |best: &Best| measured.log_loss < best.log_loss;
+        let better = |best: &Best| measured.loss() < best.log_loss;
         if self.best.as_ref().is_none_or(better) {
             self.best = Some(Best {
-                log_loss: measured.log_loss,
+                log_loss: measured.loss(),
                 step: self.step,
                 updates: self.updates,
                 calibration,
@@ -433,10 +444,6 @@ fn learner<B: StepBackend>(
         }
     }
     check_ranges(&config.training)?;
-    let tasks = config.model.num_tasks();
-    if tasks != 1 {
-        return Err(TrainError::Tasks { tasks });
-    }
     let tables = config.tables.tables(schema, &config.model)?;
     let world_size = groups.rows.world_size();
     if config.reader.streams < world_size {
@@ -518,16 +525,14 @@ impl<B: StepBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
         };
         let batches = batches(train, self.task, order, first, ids);
         let router = self.learner.router().clone();
+        let steps = Steps {
+            sizes: sizes.clone(),
+            micro_batches: config.training.micro_batches,
+            prefetch_steps: config.reader.prefetch_steps,
+            delay: self.state.delay,
+        };
         thread::scope(|scope| {
-            let mut ahead = Ahead::start(
-                scope,
-                batches,
-                sizes.clone(),
-                config.training.micro_batches,
-                config.reader.prefetch_steps,
-                router,
-                ids,
-            );
+            let mut ahead = Ahead::start(scope, batches, steps, router, ids);
             if !sizes.is_empty() {
                 ahead.ask();
             }
@@ -631,7 +636,7 @@ impl<B: StepBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
         if every == 0 || !self.state.step.is_multiple_of(every) {
             return Ok(false);
         }
-        let (calibration, valid) = measure(self.task, self.learner, rows)?;
+        let (calibration, valid) = measure(self.task, self.learner, self.state.delay, rows)?;
         let training = &self.task.config.training;
         let best = self.state.judge(calibration, &valid, training);
         (self.report)(&Progress::Evaluated {
@@ -674,8 +679,12 @@ fn batches(
         rank: group.rank(),
         world_size: group.world_size(),
     };
+    let projection = match task.config.model.num_tasks() {
+        1 => Projection::Training,
+        _ => Projection::TrainingWithOutcomes,
+    };
     let reader = &task.config.reader;
-    Batches::new(rows, reader, order, share, Projection::Training, first)
+    Batches::new(rows, reader, order, share, projection, first)
 }
 
 /// Calibration on the validation rows, and what the calibrated model is worth there. Each rank
@@ -683,25 +692,42 @@ fn batches(
 fn measure<B: StepBackend>(
     task: Task<'_>,
     learner: &Learner<B>,
+    delay: Option<Delay>,
     rows: &mut impl ProcessGroup,
 ) -> Result<(Calibration, Evaluation), TrainError> {
     let scoring = learner.scoring();
     let mut read = batches(task.valid, task, Order::Stored, 0, rows);
-    let (mut logits, mut clicks, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+    let mut mine: [Vec<f32>; 4] = Default::default();
     for size in sizes(task.valid.len(), SCORE_BATCH * rows.world_size()) {
-        let batch = StepBatch::from(read.take(size)?);
-        clicks.extend_from_slice(&batch.labels);
+        let batch = StepBatch::of(read.take(size)?, delay.as_ref());
+        let [logits, labels, observed, weights] = &mut mine;
+        labels.extend_from_slice(&batch.labels);
+        observed.extend_from_slice(&batch.observed);
         weights.extend_from_slice(&batch.weights);
         let routed = batch.route(learner.router(), rows)?;
         logits.extend(learner.logits(&scoring, &routed, rows)?);
     }
     let mut all = |mine: &[f32]| Ok::<_, CollectiveError>(rows.all_gather_v(mine)?.concat());
-    let (logits, clicks, weights) = (all(&logits)?, all(&clicks)?, all(&weights)?);
+    let [logits, labels, observed, weights] = &mine;
+    let (logits, labels) = (all(logits)?, all(labels)?);
+    let (observed, weights) = (all(observed)?, all(weights)?);
+    let num_tasks = task.config.model.num_tasks();
+    let of_clicks = |values: &[f32]| values.iter().step_by(num_tasks).copied().collect();
+    let (click_logits, clicks): (Vec<f32>, Vec<f32>) = (of_clicks(&logits), of_clicks(&labels));
     let method = task.config.training.calibration;
-    let calibration = method.fit(&logits, &clicks, &weights);
-    let scores = logits.iter().map(|logit| calibration.probability(*logit));
-    let scores: Vec<f32> = scores.collect();
-    Ok((calibration, evaluate(&scores, &clicks, &weights)))
+    let calibration = method.fit(&click_logits, &clicks, &weights);
+    let scores = click_logits.iter();
+    let scores: Vec<f32> = scores.map(|it| calibration.probability(*it)).collect();
+    let mut evaluation = evaluate(&scores, &clicks, &weights);
+    if num_tasks > 1 {
+        let after = logits.iter().skip(1).step_by(num_tasks);
+        let after = after.map(|logit| Calibration::default().probability(*logit));
+        let both: Vec<[f32; 2]> = scores.iter().copied().zip(after).map(Into::into).collect();
+        let (labels, _) = labels.as_chunks::<2>();
+        let conversions = evaluate_conversions(&both, labels, &observed, &weights);
+        evaluation.conversions = Some(conversions);
+    }
+    Ok((calibration, evaluation))
 }
 
 /// The model with its whole tables.

@@ -20,7 +20,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{
     config::CtrConfig,
-    evaluate::{Evaluation, evaluate, score_all},
+    delay::Delay,
+    evaluate::{
+        ConversionEvaluation, Evaluation, evaluate, evaluate_conversions, score_all,
+        score_conversions,
+    },
     step::Groups,
     train::{Progress, Task, Trained, train},
 };
@@ -31,6 +35,7 @@ use crate::{
     collective::{Membership, ProcessGroup, Rendezvous, TcpGroup},
     job::{Job, Source},
     plot::Plot,
+    split::Parts,
     table::{Examples, TrainingTable},
     tracking::Run,
 };
@@ -326,7 +331,15 @@ fn show(told: &Progress, bar: &ProgressBar) {
 fn held_out(what: &str, number: u64, valid: &Evaluation) -> String {
     let auc = valid.auc.unwrap_or(f64::NAN);
     let log_loss = valid.log_loss;
-    format!("{what} {number}: valid AUC {auc:.4}, log loss {log_loss:.4}")
+    let clicks = format!("{what} {number}: valid AUC {auc:.4}, log loss {log_loss:.4}");
+    match &valid.conversions {
+        None => clicks,
+        Some(conversions) => {
+            let auc = conversions.auc.unwrap_or(f64::NAN);
+            let log_loss = conversions.log_loss;
+            format!("{clicks}; of conversions AUC {auc:.4}, log loss {log_loss:.5}")
+        }
+    }
 }
 
 fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
@@ -378,6 +391,14 @@ fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
                     ("valid/ece", valid.ece),
                 ],
             )?;
+            if let Some(conversions) = &valid.conversions {
+                let scalars = conversion_metrics(conversions);
+                let scalars: Vec<(String, f64)> = scalars
+                    .map(|(name, value)| (format!("valid/{name}"), value))
+                    .collect();
+                let scalars = scalars.iter().map(|(tag, value)| (&**tag, *value));
+                run.scalars(*step, &scalars.collect::<Vec<_>>())?;
+            }
             for table in tables {
                 let name = |what: &str| format!("tables/{}/{what}", table.feature);
                 let counts = table.counts;
@@ -407,11 +428,18 @@ async fn finish(
     speed: f64,
 ) -> anyhow::Result<()> {
     let lines = job.run.metrics()?;
-    let test = job.parts.test.load()?;
-    let scores = score_all(model, &test, false)?;
-    let evaluation = evaluate(&scores, &test.clicks, &test.weights);
+    let Tested {
+        rows,
+        scores,
+        evaluation,
+        conversions,
+    } = Tested::of(model, &job.parts)?;
     let predictions = job.run.dir.join("predictions.csv");
-    write_text(&predictions, &predictions_csv(&test, &scores))?;
+    write_text(&predictions, &predictions_csv(&rows, &scores))?;
+    if !conversions.is_empty() {
+        let path = job.run.dir.join("conversions.csv");
+        write_text(&path, &conversions_csv(&rows, &conversions))?;
+    }
     let plot = job.run.dir.join("reliability.svg");
     write_text(&plot, &reliability_svg(&evaluation))?;
     model.save(&job.model_dir())?;
@@ -422,15 +450,12 @@ async fn finish(
         ("calibration_ratio", evaluation.calibration_ratio),
         ("ece", evaluation.ece),
     ];
-    let metrics = metrics.into_iter().chain(auc);
+    let of_conversions = evaluation.conversions.iter().flat_map(conversion_metrics);
+    let of_conversions: Vec<_> = of_conversions.collect();
+    let metrics = metrics.into_iter().chain(auc).chain(of_conversions);
     let artifact = job.publish(job.features().await?, metrics).await?;
-    let line = format!(
-        "{}; {speed:.0} samples/s",
-        told(
-            &evaluation,
-            &format!("test of ctr {}", artifact.digest.short())
-        )
-    );
+    let what = format!("test of ctr {}", artifact.digest.short());
+    let line = format!("{}; {speed:.0} samples/s", told(&evaluation, &what));
     let report = Report {
         test: evaluation,
         valid_log_loss: best_log_loss(&lines),
@@ -456,9 +481,88 @@ fn curve(lines: &[serde_json::Value]) -> Vec<CurvePoint> {
     lines.iter().filter_map(point).collect()
 }
 
+/// Of clicks, at the measure with the least loss of all tasks.
 fn best_log_loss(lines: &[serde_json::Value]) -> f64 {
-    let of = |line: &serde_json::Value| line["valid"]["log_loss"].as_f64();
-    lines.iter().filter_map(of).fold(f64::INFINITY, f64::min)
+    let of = |line: &serde_json::Value| {
+        let valid = &line["valid"];
+        let clicks = valid["log_loss"].as_f64()?;
+        let conversions = valid["conversions"]["log_loss"].as_f64();
+        Some((clicks + conversions.unwrap_or(0.0), clicks))
+    };
+    let measures = lines.iter().filter_map(of);
+    let best = measures.min_by(|(one, _), (other, _)| one.total_cmp(other));
+    best.map_or(f64::INFINITY, |(_, clicks)| clicks)
+}
+
+/// What a model says of test rows.
+struct Tested {
+    rows: Examples,
+    /// Of clicks.
+    scores: Vec<f32>,
+    evaluation: Evaluation,
+    /// Of each row, with two tasks.
+    conversions: Vec<TestedConversion>,
+}
+
+/// A conversion after a click, as it is known and predicted.
+struct TestedConversion {
+    label: f32,
+    /// The probability that it would be known by now.
+    observed: f32,
+    score: f32,
+}
+
+impl Tested {
+    fn of(model: &CtrModel<Cpu>, parts: &Parts) -> anyhow::Result<Self> {
+        if model.num_tasks() == 1 {
+            let rows = parts.test.load()?;
+            let scores = score_all(model, &rows, false)?;
+            return Ok(Self {
+                evaluation: evaluate(&scores, &rows.clicks, &rows.weights),
+                rows,
+                scores,
+                conversions: Vec::new(),
+            });
+        }
+        let rows = parts.test.load_with_outcomes()?;
+        // As in training, of the same rows.
+        let delay = Delay::fit(&parts.train, &mut TcpGroup::alone())?;
+        let both = score_conversions(model, &rows)?;
+        let scores: Vec<f32> = both.iter().map(|[click, _]| *click).collect();
+        let (labels, observed) = delay.labels(&rows);
+        let (labels, _) = labels.as_chunks::<2>();
+        let mut evaluation = evaluate(&scores, &rows.clicks, &rows.weights);
+        let measured = evaluate_conversions(&both, labels, &observed, &rows.weights);
+        evaluation.conversions = Some(measured);
+        let conversions = both.iter().zip(labels).zip(&observed);
+        let conversions =
+            conversions.map(|(([_, score], [_, label]), observed)| TestedConversion {
+                label: *label,
+                observed: *observed,
+                score: *score,
+            });
+        Ok(Self {
+            conversions: conversions.collect(),
+            rows,
+            scores,
+            evaluation,
+        })
+    }
+}
+
+/// Measures of conversions that there are, by name.
+fn conversion_metrics(
+    measured: &ConversionEvaluation,
+) -> impl Iterator<Item = (&'static str, f64)> + use<> {
+    let metrics = [
+        ("conversion_auc", measured.auc),
+        ("conversion_log_loss", Some(measured.log_loss)),
+        ("conversion_calibration_ratio", measured.calibration_ratio),
+        ("cvr_auc", measured.cvr_auc),
+        ("cvr_calibration_ratio", measured.cvr_calibration_ratio),
+    ];
+    let known = |(name, value): (&'static str, Option<f64>)| value.map(|value| (name, value));
+    metrics.into_iter().filter_map(known)
 }
 
 /// Trains on the device asked for and brings the model to the CPU. Between GPUs all that a step
@@ -522,6 +626,20 @@ fn predictions_csv(rows: &Examples, scores: &[f32]) -> String {
     text
 }
 
+fn conversions_csv(rows: &Examples, conversions: &[TestedConversion]) -> String {
+    let mut text = "impression_id,click,label,observed,score\n".to_owned();
+    let clicked = rows.impression_ids.iter().zip(&rows.clicks);
+    for ((id, click), conversion) in clicked.zip(conversions) {
+        let TestedConversion {
+            label,
+            observed,
+            score,
+        } = conversion;
+        text += &format!("{id},{click},{label},{observed},{score}\n");
+    }
+    text
+}
+
 fn reliability_svg(evaluation: &Evaluation) -> String {
     let points: Vec<(f64, f64)> = evaluation
         .reliability
@@ -540,7 +658,7 @@ fn reliability_svg(evaluation: &Evaluation) -> String {
 }
 
 fn told(evaluation: &Evaluation, what: &str) -> String {
-    format!(
+    let clicks = format!(
         "{what}: AUC {:.4}, log loss {:.4}, normalised entropy {:.4}, calibration ratio {:.3}, ECE {:.4}, {} rows",
         evaluation.auc.unwrap_or(f64::NAN),
         evaluation.log_loss,
@@ -548,6 +666,20 @@ fn told(evaluation: &Evaluation, what: &str) -> String {
         evaluation.calibration_ratio,
         evaluation.ece,
         evaluation.rows,
+    );
+    let Some(conversions) = &evaluation.conversions else {
+        return clicks;
+    };
+    let or_nan = |value: Option<f64>| value.unwrap_or(f64::NAN);
+    format!(
+        "{clicks}\nits conversions: AUC {:.4}, log loss {:.5}, calibration ratio {:.3}; after a click AUC {:.4}, calibration ratio {:.3}, uncalibrated; {} known, {:.1} % of all that will be",
+        or_nan(conversions.auc),
+        conversions.log_loss,
+        or_nan(conversions.calibration_ratio),
+        or_nan(conversions.cvr_auc),
+        or_nan(conversions.cvr_calibration_ratio),
+        conversions.known,
+        100.0 * conversions.observed,
     )
 }
 
@@ -584,9 +716,8 @@ pub async fn run_eval(args: &EvalArgs, config: &CtrConfig) -> anyhow::Result<()>
             table.schema().digest
         );
     }
-    let test = config.split.parts(&table.rows()?)?.test.load()?;
-    let scores = score_all(&model, &test, false)?;
-    let evaluation = evaluate(&scores, &test.clicks, &test.weights);
+    let parts = config.split.parts(&table.rows()?)?;
+    let evaluation = Tested::of(&model, &parts)?.evaluation;
     if args.common.json {
         out!("{}", serde_json::to_string(&evaluation)?);
     } else {

@@ -22,7 +22,7 @@ use wire::quality::{QualityError, TableQuality};
 
 pub(crate) use self::slice::DAY_US;
 pub use self::{
-    rows::{Examples, Projection},
+    rows::{Examples, Outcome, Projection},
     slice::Slice,
     stream::{Batches, Order, ReaderConfig, Share},
 };
@@ -110,6 +110,14 @@ pub enum TableError {
         column: String,
         /// The type.
         wanted: &'static str,
+    },
+    /// No column of times of outcomes, or rows without one that all must have.
+    #[error("table file {} does not say when rows were clicked and converted, in column `{column}`: for model.architecture = \"mmoe\" process a log of events into another table with `marquee events process`, or choose another architecture", path.display())]
+    NoOutcomes {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
     },
     /// A number that no model can learn from.
     #[error("column `{column}` of table file {} holds {value} for impression {impression_id}; `marquee events process` refuses such values: write the table anew", path.display())]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use arrow::{
-    array::{Array, AsArray, RecordBatch},
+    array::{Array, AsArray, PrimitiveArray, RecordBatch},
     datatypes::{Float32Type, Int64Type},
 };
 use features::{FeatureBatch, Schema};
@@ -13,15 +13,57 @@ use super::TableError;
 /// Which columns are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Projection {
-    /// All that [`Examples`] has.
+    /// All that [`Examples`] has, but for outcomes.
     Full,
-    /// What a step learns from, and the impressions' ids.
+    /// The same with outcomes.
+    FullWithOutcomes,
+    /// What a step learns clicks from, and the impressions' ids.
     Training,
+    /// The same with conversions and outcomes.
+    TrainingWithOutcomes,
+    /// Outcomes alone.
+    Outcomes,
     /// The dense features alone.
     Dense,
     /// The creatives' ids alone.
     Creatives,
 }
+
+/// What became of an impression, and until when that is known. Times are microseconds since the Unix
+/// epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// When it was seen.
+    pub view_us: i64,
+    /// When it was clicked first.
+    pub click_us: Option<i64>,
+    /// When the first conversion came that is credited to it.
+    pub conversion_us: Option<i64>,
+    /// Conversions until then are known.
+    pub labels_as_of_us: i64,
+    /// Whether no more can come.
+    pub is_final: bool,
+}
+
+impl Outcome {
+    /// Whether a conversion followed a click: one before it, or without it, follows from the view.
+    pub fn converted_after_click(&self) -> bool {
+        let times = self.click_us.zip(self.conversion_us);
+        times.is_some_and(|(click, conversion)| conversion >= click)
+    }
+}
+
+/// Columns of [`Outcome`].
+const OUTCOME: [&str; 5] = [
+    "view_us",
+    "click_us",
+    "conversion_us",
+    "labels_as_of_us",
+    "label_state",
+];
+
+/// `label_state` of rows whose labels are final.
+const MATURED: &str = "matured";
 
 /// Rows of the training table in memory. Columns that were not read are empty.
 #[derive(Debug, Clone)]
@@ -30,8 +72,10 @@ pub struct Examples {
     pub features: FeatureBatch,
     /// 1 for a click, else 0.
     pub clicks: Vec<f32>,
-    /// 1 for a conversion, else 0.
+    /// 1 for a conversion, else 0; a part of it where others share the credit.
     pub conversions: Vec<f32>,
+    /// When it was clicked and converted.
+    pub outcomes: Vec<Outcome>,
     /// How many rows each stands for (inverse of its sampling rate).
     pub weights: Vec<f32>,
     /// When it was served, microseconds since the Unix epoch.
@@ -60,7 +104,7 @@ impl Projection {
     /// Names of the columns.
     pub(super) fn columns(self, schema: &Schema) -> Vec<String> {
         let labels: &[&str] = match self {
-            Self::Full => &[
+            Self::Full | Self::FullWithOutcomes => &[
                 "click",
                 "weight",
                 "impression_id",
@@ -75,10 +119,14 @@ impl Projection {
                 "format",
             ],
             Self::Training => &["click", "weight", "impression_id"],
+            Self::TrainingWithOutcomes => &["click", "weight", "impression_id", "conversion"],
             Self::Dense => &[],
+            Self::Outcomes => return OUTCOME.map(str::to_owned).to_vec(),
             Self::Creatives => return vec!["creative_id".to_owned()],
         };
-        let mut names: Vec<String> = labels.iter().map(|name| (*name).to_owned()).collect();
+        let outcome: &[&str] = if self.has_outcomes() { &OUTCOME } else { &[] };
+        let labels = labels.iter().chain(outcome);
+        let mut names: Vec<String> = labels.map(|name| (*name).to_owned()).collect();
         names.extend(schema.dense.iter().map(|field| format!("d_{}", field.name)));
         if self != Self::Dense {
             names.extend(
@@ -89,6 +137,10 @@ impl Projection {
             );
         }
         names
+    }
+
+    fn has_outcomes(self) -> bool {
+        matches!(self, Self::FullWithOutcomes | Self::TrainingWithOutcomes)
     }
 }
 
@@ -142,6 +194,35 @@ impl<'a> Columns<'a> {
         })
     }
 
+    fn outcomes(&self) -> Result<Vec<Outcome>, TableError> {
+        let missing = |column: &str| TableError::NoOutcomes {
+            path: self.path.to_owned(),
+            column: column.to_owned(),
+        };
+        let times = |column: &str| {
+            let found = self.batch.column_by_name(column);
+            let found = found.and_then(|array| array.as_primitive_opt::<Int64Type>());
+            found.ok_or_else(|| missing(column))
+        };
+        let every = |column: &str| match times(column)? {
+            times if times.null_count() == 0 => Ok(times),
+            _ => Err(missing(column)),
+        };
+        let (views, known) = (every("view_us")?, every("labels_as_of_us")?);
+        let (clicks, conversions) = (times("click_us")?, times("conversion_us")?);
+        let states = self.texts("label_state")?;
+        let at =
+            |times: &PrimitiveArray<Int64Type>, row| times.is_valid(row).then(|| times.value(row));
+        let outcome = |(row, state): (usize, &String)| Outcome {
+            view_us: views.value(row),
+            click_us: at(clicks, row),
+            conversion_us: at(conversions, row),
+            labels_as_of_us: known.value(row),
+            is_final: state == MATURED,
+        };
+        Ok(states.iter().enumerate().map(outcome).collect())
+    }
+
     fn texts(&self, column: &str) -> Result<Vec<String>, TableError> {
         self.get(column, "Utf8 without nulls", |array| {
             // Nulls were refused.
@@ -169,6 +250,7 @@ impl Examples {
             features: FeatureBatch::with_widths(num_dense, num_sparse),
             clicks: Vec::new(),
             conversions: Vec::new(),
+            outcomes: Vec::new(),
             weights: Vec::new(),
             event_time_us: Vec::new(),
             impression_ids: Vec::new(),
@@ -212,6 +294,7 @@ impl Examples {
         }
         self.clicks.clear();
         self.conversions.clear();
+        self.outcomes.clear();
         self.weights.clear();
         self.event_time_us.clear();
         self.impression_ids.clear();
@@ -236,6 +319,7 @@ impl Examples {
         }
         extend(&mut self.clicks, &other.clicks, rows);
         extend(&mut self.conversions, &other.conversions, rows);
+        extend(&mut self.outcomes, &other.outcomes, rows);
         extend(&mut self.weights, &other.weights, rows);
         extend(&mut self.event_time_us, &other.event_time_us, rows);
         extend(&mut self.impression_ids, &other.impression_ids, rows);
@@ -260,13 +344,23 @@ impl Examples {
             self.features.num_rows += columns.batch.num_rows();
             return Ok(());
         }
+        if projection == Projection::Outcomes || projection.has_outcomes() {
+            self.outcomes.extend(columns.outcomes()?);
+        }
+        if projection == Projection::Outcomes {
+            self.features.num_rows += columns.batch.num_rows();
+            return Ok(());
+        }
         if projection != Projection::Dense {
             self.clicks.extend(columns.floats("click")?);
             self.weights.extend(columns.floats("weight")?);
             self.impression_ids.extend(columns.texts("impression_id")?);
         }
-        if projection == Projection::Full {
+        let full = [Projection::Full, Projection::FullWithOutcomes].contains(&projection);
+        if full || projection == Projection::TrainingWithOutcomes {
             self.conversions.extend(columns.floats("conversion")?);
+        }
+        if full {
             self.event_time_us
                 .extend(columns.integers("event_time_us")?);
             self.creative_ids.extend(columns.texts("creative_id")?);
@@ -340,9 +434,20 @@ mod tests {
 
     /// Three rows, with one column exchanged.
     fn append(column: &str, array: Option<ArrayRef>) -> Result<Examples, TableError> {
+        append_as(Projection::Full, column, array)
+    }
+
+    fn append_as(
+        projection: Projection,
+        column: &str,
+        array: Option<ArrayRef>,
+    ) -> Result<Examples, TableError> {
         let floats = |values: [f32; 3]| Arc::new(Float32Array::from(values.to_vec())) as ArrayRef;
         let texts = || Arc::new(StringArray::from(vec!["x", "y", "z"])) as ArrayRef;
         let integers = |values: [i64; 3]| Arc::new(Int64Array::from(values.to_vec())) as ArrayRef;
+        let times =
+            |values: [Option<i64>; 3]| Arc::new(Int64Array::from(values.to_vec())) as ArrayRef;
+        let states = StringArray::from(vec!["pending", "matured", "matured"]);
         let mut columns = vec![
             ("click", floats([0.0, 1.0, 0.0])),
             ("conversion", floats([0.0; 3])),
@@ -356,6 +461,11 @@ mod tests {
             ("genre", texts()),
             ("device", texts()),
             ("format", texts()),
+            ("view_us", integers([10, 20, 30])),
+            ("click_us", times([None, Some(21), Some(32)])),
+            ("conversion_us", times([None, Some(22), Some(31)])),
+            ("labels_as_of_us", integers([11, 121, 132])),
+            ("label_state", Arc::new(states)),
             ("d_a", floats([0.5, 0.25, 0.0])),
             ("s_s", integers([7, -1, 9])),
             ("s_m", lists([&[Some(1), Some(2)], &[], &[Some(3)]])),
@@ -371,7 +481,7 @@ mod tests {
             path: Path::new("part.parquet"),
             batch: &batch,
         };
-        rows.append(&columns, &schema(), Projection::Full)?;
+        rows.append(&columns, &schema(), projection)?;
         Ok(rows)
     }
 
@@ -383,6 +493,44 @@ mod tests {
         assert_eq!(rows.features.sparse[1].offsets, [0, 2, 2, 3]);
         assert_eq!(rows.features.sparse[1].ids, [1, 2, 3]);
         assert_eq!(rows.clicks, [0.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn outcomes_say_what_is_known_of_conversions_and_which_follow_a_click() {
+        for projection in [Projection::Outcomes, Projection::TrainingWithOutcomes] {
+            let rows = append_as(projection, "none", None).unwrap();
+            assert_eq!(rows.len(), 3);
+            let wanted = Outcome {
+                view_us: 20,
+                click_us: Some(21),
+                conversion_us: Some(22),
+                labels_as_of_us: 121,
+                is_final: true,
+            };
+            assert_eq!(rows.outcomes[1], wanted);
+            let converted = rows.outcomes.iter().map(Outcome::converted_after_click);
+            assert!(converted.eq([false, true, false]));
+            assert!(!rows.outcomes[0].is_final);
+        }
+        assert!(append("none", None).unwrap().outcomes.is_empty());
+    }
+
+    #[test]
+    fn a_table_without_times_is_refused_only_where_they_are_wanted() {
+        let null: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), None, Some(2)]));
+        for (column, array) in [
+            ("view_us", None),
+            ("click_us", None),
+            ("labels_as_of_us", Some(null)),
+        ] {
+            append(column, array.clone()).unwrap();
+            let refused = append_as(Projection::TrainingWithOutcomes, column, array);
+            let error = refused.unwrap_err().to_string();
+            assert!(
+                error.contains("part.parquet") && error.contains(&format!("`{column}`")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -284,7 +284,19 @@ impl Slice {
     /// # Errors
     /// [`TableError`] that names the file and the column.
     pub fn load(&self) -> Result<Examples, TableError> {
-        let rows = self.read(Projection::Full)?;
+        self.sorted(Projection::Full)
+    }
+
+    /// The same with outcomes.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_with_outcomes(&self) -> Result<Examples, TableError> {
+        self.sorted(Projection::FullWithOutcomes)
+    }
+
+    fn sorted(&self, projection: Projection) -> Result<Examples, TableError> {
+        let rows = self.read(projection)?;
         let mut order: Vec<usize> = (0..rows.len()).collect();
         order.sort_by_key(|row| (rows.event_time_us[*row], &rows.impression_ids[*row]));
         Ok(rows.gather(&order))

@@ -10,7 +10,7 @@ use features::Schema;
 use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
 use tempfile::TempDir;
 
-use super::{Examples, Slice};
+use super::{Examples, Outcome, Slice};
 
 /// One dense feature `x`, one id a row in `id`, several in `several`.
 pub(crate) fn schema() -> Schema {
@@ -42,6 +42,13 @@ pub(crate) fn push(rows: &mut Examples, x: f32, id: u64, several: &[u64], label:
     rows.clicks.push(label.0);
     rows.weights.push(label.1);
     rows.conversions.push(0.0);
+    rows.outcomes.push(Outcome {
+        view_us: at as i64,
+        click_us: (label.0 > 0.0).then_some(at as i64),
+        conversion_us: None,
+        labels_as_of_us: at as i64,
+        is_final: true,
+    });
     rows.event_time_us.push(at as i64);
     rows.impression_ids.push(format!("{at:06}"));
     for texts in [
@@ -83,6 +90,14 @@ fn record_batch(rows: &Examples) -> RecordBatch {
     let floats = |values: &[f32]| Arc::new(Float32Array::from(values.to_vec())) as ArrayRef;
     let texts = |values: &[String]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
     let integers = |values: Vec<i64>| Arc::new(Int64Array::from(values)) as ArrayRef;
+    let times = |of: fn(&Outcome) -> Option<i64>| {
+        Arc::new(Int64Array::from_iter(rows.outcomes.iter().map(of))) as ArrayRef
+    };
+    let states = rows.outcomes.iter().map(|outcome| match outcome.is_final {
+        true => "matured",
+        false => "pending",
+    });
+    let states = StringArray::from_iter_values(states);
     let [id, several] = &rows.features.sparse[..] else {
         unreachable!("rows of the schema");
     };
@@ -103,6 +118,11 @@ fn record_batch(rows: &Examples) -> RecordBatch {
         ("genre", texts(&rows.genres)),
         ("device", texts(&rows.devices)),
         ("format", texts(&rows.formats)),
+        ("view_us", times(|it| Some(it.view_us))),
+        ("click_us", times(|it| it.click_us)),
+        ("conversion_us", times(|it| it.conversion_us)),
+        ("labels_as_of_us", times(|it| Some(it.labels_as_of_us))),
+        ("label_state", Arc::new(states)),
         ("d_x", floats(&rows.features.dense)),
         (
             "s_id",

@@ -12,7 +12,15 @@ use crate::{
 
 #[test]
 fn every_architecture_learns_and_has_the_same_loss_curve_on_two_ranks() {
-    for architecture in ["fm", "deep_fm", "dlrm", "dcn_v2", "auto_int", "final_mlp"] {
+    for architecture in [
+        "fm",
+        "deep_fm",
+        "dlrm",
+        "dcn_v2",
+        "auto_int",
+        "final_mlp",
+        "mmoe",
+    ] {
         let mut config = config();
         config.model = serde_json::from_value(json!({"architecture": architecture})).unwrap();
         config.training.learning_rate = 0.003;
