@@ -16,7 +16,7 @@ use features::{
 use models::{
     ctr::{
         CtrModel, EmbeddingTable, InputLayout, NetworkConfig, Normalisation, Pooling,
-        network::DcnV2Config,
+        network::{DcnV2Config, MmoeConfig},
     },
     prescorer::{PreScorer, PreScorerInfo},
 };
@@ -418,12 +418,21 @@ fn catalogue(recipe: &Recipe) -> Catalogue {
     catalogue
 }
 
+/// Every other version has two tasks, of which clicks are served.
 fn ranker(schema: &Schema, version: u64) -> CtrModel {
-    let config = NetworkConfig::DcnV2(DcnV2Config {
-        num_cross_layers: 1,
-        hidden: vec![8],
-        ..DcnV2Config::default()
-    });
+    let config = match version % 2 {
+        0 => NetworkConfig::Mmoe(MmoeConfig {
+            num_experts: 2,
+            expert_hidden: vec![8],
+            tower_hidden: vec![4],
+            ..MmoeConfig::default()
+        }),
+        _ => NetworkConfig::DcnV2(DcnV2Config {
+            num_cross_layers: 1,
+            hidden: vec![8],
+            ..DcnV2Config::default()
+        }),
+    };
     let mut random = random(version, "ranker");
     let (rows, dim) = (64, 4);
     let tables: Vec<EmbeddingTable> = schema

@@ -374,13 +374,16 @@ mod gpu {
     #[test]
     fn a_gpu_has_the_same_loss_curve_with_another_architecture() {
         let mut config = config();
-        let model = serde_json::json!({
+        config.training.epochs = 1;
+        let auto_int = serde_json::json!({
             "architecture": "auto_int", "num_layers": 1, "attention_dim": 8, "hidden": [16],
         });
-        config.model = serde_json::from_value(model).unwrap();
-        config.training.epochs = 1;
-        let wanted = losses(&fit(&config, 1).1);
-        assert_close(&fit_on_gpu(&config, 1), &wanted, 2e-4);
+        let two_tasks = conversions::mmoe().model;
+        for model in [serde_json::from_value(auto_int).unwrap(), two_tasks] {
+            config.model = model;
+            let wanted = losses(&fit(&config, 1).1);
+            assert_close(&fit_on_gpu(&config, 1), &wanted, 2e-4);
+        }
     }
 
     #[test]

@@ -710,7 +710,7 @@ fn measure<B: StepBackend>(
     let mut all = |mine: &[f32]| Ok::<_, CollectiveError>(rows.all_gather_v(mine)?.concat());
     let [logits, labels, observed, weights] = &mine;
     let (logits, labels) = (all(logits)?, all(labels)?);
-    let (observed, weights) = (all(observed)?, all(weights)?);
+    let weights = all(weights)?;
     let num_tasks = task.config.model.num_tasks();
     let of_clicks = |values: &[f32]| values.iter().step_by(num_tasks).copied().collect();
     let (click_logits, clicks): (Vec<f32>, Vec<f32>) = (of_clicks(&logits), of_clicks(&labels));
@@ -724,6 +724,7 @@ fn measure<B: StepBackend>(
         let after = after.map(|logit| Calibration::default().probability(*logit));
         let both: Vec<[f32; 2]> = scores.iter().copied().zip(after).map(Into::into).collect();
         let (labels, _) = labels.as_chunks::<2>();
+        let observed = rows.all_gather_v(observed)?.concat();
         let conversions = evaluate_conversions(&both, labels, &observed, &weights);
         evaluation.conversions = Some(conversions);
     }

@@ -28,7 +28,7 @@ pub(super) fn convert(rows: &mut Examples, id: u64, clicked: bool) {
     };
 }
 
-fn mmoe() -> CtrConfig {
+pub(super) fn mmoe() -> CtrConfig {
     let mut config = config();
     let model = json!({
         "architecture": "mmoe", "num_experts": 2, "expert_hidden": [16], "tower_hidden": [8],

@@ -1,0 +1,80 @@
+//! A model of clicks and conversions among the programs that know click models.
+
+use marquee_tests::Bench;
+use serde_json::Value;
+
+/// Conversions come within two days.
+const WORLD: [&str; 15] = [
+    "configs/world-procedural.toml",
+    "--set",
+    "users=60",
+    "--set",
+    "creatives=60",
+    "--set",
+    "campaigns=12",
+    "--set",
+    "days=4",
+    "--set",
+    "impressions_per_day=2000",
+    "--set",
+    "delivery.broken_share=0.0",
+    "--set",
+    "effects.click_bias=-0.5",
+];
+
+/// The first day's labels become final, the others wait.
+const WINDOWS: [&str; 4] = [
+    "--set",
+    "attribution.conversion_window_hours=48",
+    "--set",
+    "watermark.allowed_lateness_hours=1",
+];
+
+#[test]
+fn a_model_of_conversions_is_measured_gated_and_learnt_from_as_any_other() {
+    let bench = Bench::default();
+    bench
+        .run(&[&["world", "generate"][..], &WORLD].concat())
+        .ok();
+    let process = ["events", "process", "--flush"];
+    bench.run(&[&process[..], &WINDOWS].concat()).ok();
+
+    let train = ["train", "configs/cvr.toml", "--json"];
+    let small = ["--set", "training.batch_size=128"];
+    let report = bench.run(&[&train[..], &small].concat()).ok().json();
+    let conversions = &report["conversions"];
+    assert!(conversions["known"].as_u64().unwrap() > 0, "{conversions}");
+    // Labels of the last day know of half an hour.
+    let observed = conversions["observed"].as_f64().unwrap();
+    assert!((0.001..0.2).contains(&observed), "{conversions}");
+    for measure in [
+        "auc",
+        "log_loss",
+        "calibration_ratio",
+        "cvr_auc",
+        "cvr_calibration_ratio",
+    ] {
+        assert!(conversions[measure].is_number(), "{measure}: {conversions}");
+    }
+    let metrics = bench.root.path().join("runs/ctr-001/metrics.jsonl");
+    let metrics = std::fs::read_to_string(metrics).unwrap();
+    let lines = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let measured =
+        lines.filter(|line: &Value| line["valid"]["conversions"]["log_loss"].is_number());
+    assert_eq!(measured.count(), 2, "one an epoch");
+
+    let eval = ["eval", "configs/cvr.toml", "--json"];
+    let again = bench.run(&eval).ok().json();
+    for key in ["auc", "log_loss", "conversions"] {
+        assert_eq!(again[key], report[key], "{key}");
+    }
+    let gate = ["gate", "--json", "--set", "rules.min_rows=1000000"];
+    bench.run(&gate).refused(3, &["rules.min_rows"]);
+    let gated: Value = bench.read_json("reports/gate.json");
+    assert_eq!(gated["measures"]["auc"]["value"], report["auc"]);
+    let learn = ["train", "configs/prescorer.toml", "--json"];
+    let teacher = ["--set", "distillation.teacher=newest"];
+    bench.run(&[&learn[..], &teacher].concat()).ok();
+}
