@@ -277,6 +277,32 @@ class Mmoe(nn.Module):
         return torch.cat([tower(x, experts) for tower in self.towers], 1)
 
 
+class Side(nn.Module):
+    def __init__(self, columns, hidden, output_dim):
+        super().__init__()
+        self.columns = columns
+        self.mlp = Mlp(len(columns), hidden)
+        self.output = linear(self.mlp.outputs, output_dim)
+
+    def forward(self, x):
+        vector = self.output(self.mlp(x[:, self.columns]))
+        return vector / (vector.square().sum(1, keepdim=True) + 1e-12).sqrt()
+
+
+class TwoTower(nn.Module):
+    def __init__(self, layout, item_features, hidden, output_dim):
+        super().__init__()
+        of = [layout.columns(name) for name in item_features or layout.names[-1:]]
+        item = [at for columns in of for at in range(columns.start, columns.stop)]
+        query = [at for at in range(layout.width) if at not in item]
+        self.query, self.item = Side(query, hidden, output_dim), Side(item, hidden, output_dim)
+        self.log_scale = nn.Parameter(torch.full((1,), 5.0).log())
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return (self.query(x) * self.item(x)).sum(1, keepdim=True) * self.log_scale.exp() + self.bias
+
+
 NETWORKS = {
     "logistic_regression": LogisticRegression,
     "fm": Fm,
@@ -286,6 +312,7 @@ NETWORKS = {
     "auto_int": AutoInt,
     "final_mlp": FinalMlp,
     "mmoe": Mmoe,
+    "two_tower": TwoTower,
 }
 
 

@@ -74,7 +74,7 @@ fn main() -> anyhow::Result<()> {
         Ok(TensorData::new(values, view.shape().to_vec()))
     };
     let pixels = Tensor::<Cpu, 4>::from_data(tensor("pixels")?, &device);
-    let forward = |vit: &Vit<Cpu>| vit.forward(patches(&pixels, config.vit.patch_size));
+    let forward = |vit: &Vit<Cpu>| vit.infer(patches(&pixels, config.vit.patch_size));
 
     let found = forward(&vit)
         .into_data()

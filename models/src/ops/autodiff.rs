@@ -72,6 +72,12 @@ impl<B: FusedKernels> Backward<B, 4> for Cross {
 }
 
 impl<B: FusedKernels + FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
+    const ACTIVATION_BYTES: usize = <B as FusedKernels>::ACTIVATION_BYTES;
+
+    fn each_part<T: Send, R: Send>(parts: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+        parts.into_iter().map(work).collect()
+    }
+
     fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let nodes = [x.node.clone(), weight.node.clone()];
         let kept = (x.primitive.clone(), weight.primitive.clone());

@@ -3,6 +3,7 @@
 //! networks hold here; what is of 16 bits is composed.
 
 mod attention;
+mod cores;
 mod simd;
 
 use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
@@ -11,7 +12,7 @@ use rayon::prelude::*;
 
 use self::{
     attention::{Heads, attend},
-    simd::{gelu_row, normalise_row, vectorised},
+    simd::{BiasAdd, BiasGelu, Normalise, vectorised},
 };
 use super::{FusedKernels, Gelu, composed};
 use crate::Cpu;
@@ -20,6 +21,13 @@ use crate::Cpu;
 const VALUES_PER_TASK: usize = 32 * 1024;
 
 impl FusedKernels for Cpu {
+    // A share of the cache: above it, fresh memory costs as much as what is computed in it.
+    const ACTIVATION_BYTES: usize = 3 << 20;
+
+    fn each_part<T: Send, R: Send>(parts: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+        cores::each_part(parts, work)
+    }
+
     fn bias_relu_forward(z: FlexTensor, bias: FlexTensor) -> FlexTensor {
         if z.dtype() != DType::F32 {
             return composed::bias_relu_forward::<Self>(z, bias);
@@ -144,13 +152,10 @@ impl FusedKernels for Cpu {
             let residual = residual
                 .as_ref()
                 .map(|all| &all.as_slice()[at..at + rows.len()]);
-            vectorised(|| {
-                for row in rows.chunks_exact_mut(bias.len()) {
-                    row.iter_mut().zip(bias).for_each(|(z, b)| *z += b);
-                }
-                if let Some(residual) = residual {
-                    rows.iter_mut().zip(residual).for_each(|(z, r)| *z += r);
-                }
+            vectorised(BiasAdd {
+                rows,
+                bias,
+                residual,
             });
         });
         tensor(z, shape)
@@ -164,8 +169,7 @@ impl FusedKernels for Cpu {
         let mut z = owned(z);
         let bias = bias.as_slice();
         each_block(&mut z, bias.len(), |_, rows| {
-            let rows = rows.chunks_exact_mut(bias.len());
-            vectorised(|| rows.for_each(|row| gelu_row(row, bias, gelu)));
+            vectorised(BiasGelu { rows, bias, gelu });
         });
         tensor(z, shape)
     }
@@ -179,9 +183,13 @@ impl FusedKernels for Cpu {
         let (gamma, beta, x) = (gamma.as_slice(), beta.as_slice(), x.as_slice());
         let mut y = vec![0.0; x.len()];
         each_block(&mut y, width, |at, rows| {
-            let x = x[at..at + rows.len()].chunks_exact(width);
-            let rows = x.zip(rows.chunks_exact_mut(width));
-            vectorised(|| rows.for_each(|(x, y)| normalise_row(x, y, gamma, beta, eps as f32)));
+            vectorised(Normalise {
+                from: &x[at..at + rows.len()],
+                to: rows,
+                gamma,
+                beta,
+                eps: eps as f32,
+            });
         });
         tensor(y, shape)
     }

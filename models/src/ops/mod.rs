@@ -40,6 +40,13 @@ pub enum Gelu {
 /// # Shapes
 /// `[rows, width]`, biases `[width]`.
 pub trait FusedOps: Backend {
+    /// Bytes that a layer's activations may best have in inference.
+    const ACTIVATION_BYTES: usize;
+
+    /// Does the same with each part of a batch, in order: beside each other, one to a core, where the backend
+    /// computes on cores.
+    fn each_part<T: Send, R: Send>(parts: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R>;
+
     /// `x W`: a linear layer's product.
     ///
     /// # Shapes
@@ -105,6 +112,14 @@ impl<B: AutodiffBackend<InnerBackend: FusedOps> + FusedOps> TrainingBackend for 
 /// What an inner backend gives for differentiation; composed of its own operations unless it knows
 /// better.
 pub trait FusedKernels: Backend {
+    /// As [`FusedOps::ACTIVATION_BYTES`].
+    const ACTIVATION_BYTES: usize = 1 << 30;
+
+    /// As [`FusedOps::each_part`].
+    fn each_part<T: Send, R: Send>(parts: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+        parts.into_iter().map(work).collect()
+    }
+
     /// As [`FusedOps::product`].
     fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(x, weight)
@@ -194,6 +209,12 @@ pub trait FusedKernels: Backend {
 macro_rules! without_gradients {
     ($backend:ty $(, $parameter:ident: $bound:ident)*) => {
         impl<$($parameter: $bound),*> FusedOps for $backend {
+            const ACTIVATION_BYTES: usize = <Self as FusedKernels>::ACTIVATION_BYTES;
+
+            fn each_part<I: Send, O: Send>(parts: Vec<I>, work: impl Fn(I) -> O + Sync) -> Vec<O> {
+                <Self as FusedKernels>::each_part(parts, work)
+            }
+
             fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
                 <Self as FusedKernels>::product(x, weight)
             }

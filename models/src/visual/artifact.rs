@@ -88,7 +88,10 @@ impl<B: FusedOps> VisualModel<B> {
         &self,
         pictures: &[Picture],
     ) -> Result<Vec<[f32; EMBEDDING_DIM]>, VisualModelError> {
-        self.embed(pictures, |patches| self.network.creatives(patches))
+        self.embed(pictures, |patches| {
+            let features = self.network.backbone().infer(patches);
+            self.network.project_creatives(features)
+        })
     }
 
     /// Vectors of scenes' pictures, of unit length.
@@ -99,7 +102,10 @@ impl<B: FusedOps> VisualModel<B> {
         &self,
         pictures: &[Picture],
     ) -> Result<Vec<[f32; EMBEDDING_DIM]>, VisualModelError> {
-        self.embed(pictures, |patches| self.network.scenes(patches))
+        self.embed(pictures, |patches| {
+            let features = self.network.backbone().infer(patches);
+            self.network.project_scenes(features)
+        })
     }
 
     /// Vectors of creatives out of the backbone's, as [`Self::embed_creatives`] has them.

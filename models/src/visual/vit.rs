@@ -344,6 +344,26 @@ impl<B: FusedOps> Vit<B> {
         self.pool(self.through(0..self.blocks.len(), tokens))
     }
 
+    /// As [`Self::forward`], of a few pictures at a time, as the backend's memory likes it.
+    pub fn infer(&self, patches: Tensor<B, 3>) -> Tensor<B, 2> {
+        let parts = patches.split(self.pictures_at_once(), 0);
+        Tensor::cat(B::each_part(parts, |part| self.forward(part)), 0)
+    }
+
+    fn pictures_at_once(&self) -> usize {
+        let extra = self
+            .extra_tokens
+            .as_ref()
+            .map_or(0, |extra| extra.dims()[1]);
+        let tokens = self.positions.dims()[1] + extra;
+        let widest = |block: &Block<B>| {
+            let widths = [&block.qkv, &block.mlp.hidden].map(|layer| layer.weight.dims()[1]);
+            widths.into_iter().max()
+        };
+        let widest = self.blocks.first().and_then(widest).unwrap_or(1);
+        (B::ACTIVATION_BYTES / (tokens * widest * size_of::<f32>())).max(1)
+    }
+
     /// Blocks.
     pub fn depth(&self) -> usize {
         self.blocks.len()

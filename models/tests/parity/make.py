@@ -55,6 +55,8 @@ CASES = {
     "final_mlp": (Layout(2, [4, 3, 4]), {"hidden_1": [7, 6], "hidden_2": [4], "num_heads": 2, "use_gates": True, "gate_hidden": [5], "gate_context_1": [], "gate_context_2": ["f2", "f0"]}),
     "final_mlp-without-gates": (Layout(2, [4, 3]), {"hidden_1": [6], "hidden_2": [6], "num_heads": 3, "use_gates": False}),
     "mmoe": (Layout(2, [4, 3]), {"num_experts": 3, "expert_hidden": [6, 5], "tower_hidden": [4]}),
+    "two_tower": (Layout(2, [4, 3, 4]), {"item_features": ["f2", "f0"], "hidden": [6], "output_dim": 5}),
+    "two_tower-last": (Layout(0, [4, 3]), {"item_features": [], "hidden": [6, 5], "output_dim": 4}),
 }
 
 

@@ -88,6 +88,7 @@ impl DenseOptimizerConfig {
     }
 
     /// Whether the decay is a part of the gradient.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     pub(super) fn decays_by_gradient(&self) -> bool {
         matches!(self.kind, DenseOptimizer::Adam | DenseOptimizer::Adagrad)
     }

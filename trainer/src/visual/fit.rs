@@ -341,7 +341,7 @@ fn all_features<B: FusedOps>(
                 .map(|picture| tower.patches(picture))
                 .collect();
             let patches = Tensor::from_data(stacked(tower, patches), device);
-            to_vec(network.backbone().forward(patches))
+            to_vec(network.backbone().infer(patches))
         };
         let mine: Vec<f32> = mine.chunks(FROZEN_BATCH).flat_map(one).collect();
         Ok(group

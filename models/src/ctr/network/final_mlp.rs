@@ -103,8 +103,8 @@ impl FinalMlpConfig {
                 });
             }
         }
-        layout.columns_of(&self.gate_context_1)?;
-        layout.columns_of(&self.gate_context_2)?;
+        layout.columns_of("gate_context", &self.gate_context_1)?;
+        layout.columns_of("gate_context", &self.gate_context_2)?;
         Ok(())
     }
 
@@ -125,7 +125,9 @@ impl FinalMlpConfig {
             false => &[],
         };
         let mut gate = |features: &&Vec<String>| {
-            let columns = layout.columns_of(features).expect("a layout that fits");
+            let columns = layout
+                .columns_of("gate_context", features)
+                .expect("a layout that fits");
             let width = match columns.is_empty() {
                 true => LEARNT_CONTEXT,
                 false => columns.iter().map(ExactSizeIterator::len).sum(),

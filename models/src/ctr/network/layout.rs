@@ -41,9 +41,10 @@ impl InputLayout {
         self.fields.iter().map(|field| field.dim).sum()
     }
 
-    /// Columns of the fields of these features.
+    /// Columns of the fields of these features, which a key of the configuration names.
     pub(super) fn columns_of(
         &self,
+        key: &'static str,
         features: &[String],
     ) -> Result<Vec<Range<usize>>, NetworkError> {
         let of = |feature: &String| {
@@ -52,6 +53,7 @@ impl InputLayout {
                 .iter()
                 .position(|field| field.feature == *feature);
             let at = at.ok_or_else(|| NetworkError::UnknownFeature {
+                key,
                 feature: feature.clone(),
                 known: self.names().join(", "),
             })?;

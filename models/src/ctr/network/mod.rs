@@ -15,6 +15,7 @@ mod linear;
 mod mmoe;
 #[cfg(test)]
 mod tests;
+mod two_tower;
 
 pub use auto_int::{AutoInt, AutoIntConfig};
 use burn::{module::Module, prelude::Backend, tensor::Tensor};
@@ -29,6 +30,8 @@ pub use linear::{LogisticRegression, LogisticRegressionConfig};
 pub use mmoe::{Mmoe, MmoeConfig};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
+
+pub use two_tower::{TwoTower, TwoTowerConfig};
 
 use crate::ops::FusedOps;
 
@@ -52,6 +55,8 @@ pub enum NetworkConfig {
     FinalMlp(FinalMlpConfig),
     /// Clicks and conversions from shared experts.
     Mmoe(MmoeConfig),
+    /// The cosine of a vector of who asks and one of the ad.
+    TwoTower(TwoTowerConfig),
 }
 
 /// A network of any architecture.
@@ -66,6 +71,7 @@ pub enum Network<B: Backend> {
     AutoInt(AutoInt<B>),
     FinalMlp(FinalMlp<B>),
     Mmoe(Mmoe<B>),
+    TwoTower(TwoTower<B>),
 }
 
 /// Why a network cannot be made for an input.
@@ -100,13 +106,18 @@ pub enum NetworkError {
     #[error("model.architecture wants tables.embedding_dim to be at least 1")]
     NoVector,
     /// A feature that the input does not have.
-    #[error("model.gate_context names `{feature}`, which is not a sparse feature: {known}")]
+    #[error("model.{key} names `{feature}`, which is not a sparse feature: {known}")]
     UnknownFeature {
+        /// The key.
+        key: &'static str,
         /// The name.
         feature: String,
         /// What there is.
         known: String,
     },
+    /// All features on one side.
+    #[error("model.item_features takes all features, and leaves none for the other tower")]
+    OneSided,
     /// A layer that cannot be cut into equal parts.
     #[error(
         "model.{key} ends with {width} values, wanted a multiple of model.num_heads ({num_heads})"
@@ -163,6 +174,7 @@ impl NetworkConfig {
             Self::AutoInt(config) => config.net_dropout,
             Self::FinalMlp(config) => config.net_dropout,
             Self::Mmoe(config) => config.net_dropout,
+            Self::TwoTower(config) => config.net_dropout,
         }
     }
 
@@ -184,6 +196,7 @@ impl NetworkConfig {
             Self::AutoInt(config) => config.check(layout),
             Self::FinalMlp(config) => config.check(layout),
             Self::Mmoe(config) => config.check(layout),
+            Self::TwoTower(config) => config.check(layout),
         }
     }
 
@@ -208,6 +221,7 @@ impl NetworkConfig {
             Self::AutoInt(config) => Network::AutoInt(config.init(layout, random, device)),
             Self::FinalMlp(config) => Network::FinalMlp(config.init(layout, random, device)),
             Self::Mmoe(config) => Network::Mmoe(config.init(layout, random, device)),
+            Self::TwoTower(config) => Network::TwoTower(config.init(layout, random, device)),
         }
     }
 }
@@ -227,6 +241,7 @@ impl<B: FusedOps> Network<B> {
             Self::AutoInt(network) => network.forward(input, mode),
             Self::FinalMlp(network) => network.forward(input, mode),
             Self::Mmoe(network) => network.forward(input, mode),
+            Self::TwoTower(network) => network.forward(input, mode),
         }
     }
 }

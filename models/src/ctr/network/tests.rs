@@ -23,7 +23,7 @@ use crate::{
 
 type Host = Autodiff<Cpu>;
 
-const ARCHITECTURES: [&str; 8] = [
+const ARCHITECTURES: [&str; 9] = [
     "auto_int",
     "dcn_v2",
     "deep_fm",
@@ -32,6 +32,7 @@ const ARCHITECTURES: [&str; 8] = [
     "fm",
     "logistic_regression",
     "mmoe",
+    "two_tower",
 ];
 
 fn random() -> ChaCha8Rng {
@@ -427,6 +428,10 @@ fn a_network_that_cannot_be_is_refused_by_its_key() {
         &[4, 4],
         "`g`, which is not a sparse feature: f0, f1",
     );
+    let one_sided = json!({"architecture": "two_tower", "item_features": ["f0", "f1"]});
+    refused(one_sided, &[4, 4], "model.item_features takes all");
+    let unknown = json!({"architecture": "two_tower", "item_features": ["g"]});
+    refused(unknown, &[4], "model.item_features names `g`");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Attention of one picture's tokens to each other, on the CPU: queries, keys and values are read where
 //! the product left them, and scores stay in the core's cache.
 
-use super::simd::{softmax_row, vectorised};
+use super::simd::{Softmax, vectorised};
 
 /// How the numbers of a picture lie.
 #[derive(Clone, Copy)]
@@ -35,7 +35,10 @@ pub(super) fn attend(qkv: &[f32], out: &mut [f32], scores: &mut [f32], heads: He
             scores,
             tokens,
         );
-        vectorised(|| scores.chunks_exact_mut(tokens).for_each(softmax_row));
+        vectorised(Softmax {
+            rows: scores,
+            width: tokens,
+        });
         let (scores, values) = (Matrix::rows(scores, tokens), Matrix::rows(part(2), wide));
         let out = &mut out[head * length..];
         multiply([tokens, tokens, length], 1.0, scores, values, out, dim);

@@ -1,11 +1,99 @@
-//! Functions that compilers turn into vector instructions: no branches, no calls, and run under the
-//! widest instructions that the machine has.
+//! Loops that compilers turn into vector instructions: no branches, no calls, and run under the widest
+//! instructions that the machine has. A [`WithSimd`] is inlined where those are allowed; a closure would
+//! stay a function of its own, with the narrow ones of every machine.
+
+use pulp::{Arch, Simd, WithSimd};
 
 use crate::ops::Gelu;
 
-/// Runs a loop with all vector instructions of this machine.
-pub(super) fn vectorised<T>(body: impl FnOnce() -> T) -> T {
-    pulp::Arch::new().dispatch(body)
+/// `z + bias` in the place of `z`, and a residual added where there is one.
+pub(super) struct BiasAdd<'a> {
+    pub(super) rows: &'a mut [f32],
+    pub(super) bias: &'a [f32],
+    pub(super) residual: Option<&'a [f32]>,
+}
+
+impl WithSimd for BiasAdd<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for row in self.rows.chunks_exact_mut(self.bias.len()) {
+            for (z, b) in row.iter_mut().zip(self.bias) {
+                *z += b;
+            }
+        }
+        if let Some(residual) = self.residual {
+            for (z, r) in self.rows.iter_mut().zip(residual) {
+                *z += r;
+            }
+        }
+    }
+}
+
+/// `gelu(z + bias)` in the place of `z`.
+pub(super) struct BiasGelu<'a> {
+    pub(super) rows: &'a mut [f32],
+    pub(super) bias: &'a [f32],
+    pub(super) gelu: Gelu,
+}
+
+impl WithSimd for BiasGelu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for row in self.rows.chunks_exact_mut(self.bias.len()) {
+            gelu_row(row, self.bias, self.gelu);
+        }
+    }
+}
+
+/// Rows of mean 0 and variance 1, then `γ ⊙ x + β`.
+pub(super) struct Normalise<'a> {
+    pub(super) from: &'a [f32],
+    pub(super) to: &'a mut [f32],
+    pub(super) gamma: &'a [f32],
+    pub(super) beta: &'a [f32],
+    pub(super) eps: f32,
+}
+
+impl WithSimd for Normalise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let width = self.gamma.len();
+        let rows = self
+            .from
+            .chunks_exact(width)
+            .zip(self.to.chunks_exact_mut(width));
+        for (from, to) in rows {
+            normalise_row(from, to, self.gamma, self.beta, self.eps);
+        }
+    }
+}
+
+/// The softmax of each row in its place.
+pub(super) struct Softmax<'a> {
+    pub(super) rows: &'a mut [f32],
+    pub(super) width: usize,
+}
+
+impl WithSimd for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for row in self.rows.chunks_exact_mut(self.width) {
+            softmax_row(row);
+        }
+    }
+}
+
+/// Runs a loop with the widest instructions of this machine.
+pub(super) fn vectorised<W: WithSimd>(body: W) -> W::Output {
+    Arch::new().dispatch(body)
 }
 
 /// `eˣ` to two units in the last place, for `x` of at most 88; 0 below −87.
@@ -14,7 +102,7 @@ pub(super) fn vectorised<T>(body: impl FnOnce() -> T) -> T {
 /// of a sum with 1.5 · 2²³; the rest, at most `ln 2 / 2`, goes through a polynomial. Source: Cephes,
 /// `expf`.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+fn exp(x: f32) -> f32 {
     const SHIFT: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
@@ -56,22 +144,27 @@ fn sigmoid(x: f32) -> f32 {
 
 /// `gelu(z + bias)` of a row.
 #[inline(always)]
-pub(super) fn gelu_row(row: &mut [f32], bias: &[f32], gelu: Gelu) {
-    let cells = row.iter_mut().zip(bias);
+fn gelu_row(row: &mut [f32], bias: &[f32], gelu: Gelu) {
     match gelu {
-        Gelu::Exact => cells.for_each(|(z, b)| {
-            let x = *z + b;
-            *z = x * normal_cdf(x);
-        }),
+        Gelu::Exact => {
+            for (z, b) in row.iter_mut().zip(bias) {
+                let x = *z + b;
+                *z = x * normal_cdf(x);
+            }
+        }
         // (1 + tanh u) / 2 is the sigmoid of 2 u.
-        Gelu::Tanh => cells.for_each(|(z, b)| {
-            let x = *z + b;
-            *z = x * sigmoid(1.595_769 * (x + 0.044_715 * x * x * x));
-        }),
-        Gelu::Quick => cells.for_each(|(z, b)| {
-            let x = *z + b;
-            *z = x * sigmoid(1.702 * x);
-        }),
+        Gelu::Tanh => {
+            for (z, b) in row.iter_mut().zip(bias) {
+                let x = *z + b;
+                *z = x * sigmoid(1.595_769 * (x + 0.044_715 * x * x * x));
+            }
+        }
+        Gelu::Quick => {
+            for (z, b) in row.iter_mut().zip(bias) {
+                let x = *z + b;
+                *z = x * sigmoid(1.702 * x);
+            }
+        }
     }
 }
 
@@ -79,23 +172,45 @@ pub(super) fn gelu_row(row: &mut [f32], bias: &[f32], gelu: Gelu) {
 const LANES: usize = 16;
 
 #[inline(always)]
-fn sum(row: &[f32], of: impl Fn(f32) -> f32) -> f32 {
+fn sum(row: &[f32]) -> f32 {
     let (chunks, rest) = row.as_chunks::<LANES>();
     let mut sums = [0.0; LANES];
     for chunk in chunks {
         for lane in 0..LANES {
-            sums[lane] += of(chunk[lane]);
+            sums[lane] += chunk[lane];
         }
     }
-    sums.iter().sum::<f32>() + rest.iter().map(|x| of(*x)).sum::<f32>()
+    let mut total: f32 = 0.0;
+    for x in sums.iter().chain(rest) {
+        total += x;
+    }
+    total
+}
+
+/// Of squared distances from `mean`.
+#[inline(always)]
+fn sum_of_squares(row: &[f32], mean: f32) -> f32 {
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let distance = chunk[lane] - mean;
+            sums[lane] += distance * distance;
+        }
+    }
+    let mut total = sum(&sums);
+    for x in rest {
+        total += (x - mean) * (x - mean);
+    }
+    total
 }
 
 /// A row with mean 0 and variance 1, then `γ ⊙ x + β`.
 #[inline(always)]
-pub(super) fn normalise_row(from: &[f32], to: &mut [f32], gamma: &[f32], beta: &[f32], eps: f32) {
+fn normalise_row(from: &[f32], to: &mut [f32], gamma: &[f32], beta: &[f32], eps: f32) {
     let count = from.len() as f32;
-    let mean = sum(from, |x| x) / count;
-    let variance = sum(from, |x| (x - mean) * (x - mean)) / count;
+    let mean = sum(from) / count;
+    let variance = sum_of_squares(from, mean) / count;
     let scale = 1.0 / (variance + eps).sqrt();
     for (((to, x), gamma), beta) in to.iter_mut().zip(from).zip(gamma).zip(beta) {
         *to = (x - mean) * scale * gamma + beta;
@@ -104,7 +219,7 @@ pub(super) fn normalise_row(from: &[f32], to: &mut [f32], gamma: &[f32], beta: &
 
 /// A row's softmax in its place.
 #[inline(always)]
-pub(super) fn softmax_row(row: &mut [f32]) {
+fn softmax_row(row: &mut [f32]) {
     let (chunks, rest) = row.as_chunks::<LANES>();
     let mut tops = [f32::MIN; LANES];
     for chunk in chunks {
@@ -116,11 +231,14 @@ pub(super) fn softmax_row(row: &mut [f32]) {
             };
         }
     }
-    let top = tops.iter().chain(rest).fold(f32::MIN, |top, x| top.max(*x));
+    let mut top = f32::MIN;
+    for x in tops.iter().chain(rest) {
+        top = if *x > top { *x } else { top };
+    }
     for x in row.iter_mut() {
         *x = exp(*x - top);
     }
-    let inverse = 1.0 / sum(row, |x| x);
+    let inverse = 1.0 / sum(row);
     for x in row {
         *x *= inverse;
     }

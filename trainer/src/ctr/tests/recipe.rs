@@ -19,6 +19,7 @@ fn every_architecture_learns_and_has_the_same_loss_curve_on_two_ranks() {
         "dcn_v2",
         "auto_int",
         "final_mlp",
+        "two_tower",
         "mmoe",
     ] {
         let mut config = config();

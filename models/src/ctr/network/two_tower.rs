@@ -1,0 +1,178 @@
+//! Two towers: a vector of who asks and where, a vector of the ad, and their cosine.
+//!
+//! Nothing of one side enters the other, so that ads can be embedded once and searched by their vectors.
+//!
+//! Sources: Huang et al., "Learning Deep Structured Semantic Models for Web Search using Clickthrough Data",
+//! CIKM 2013; Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations",
+//! RecSys 2019, section 3.
+
+use std::ops::Range;
+
+use burn::{
+    module::{Module, Param},
+    nn::Linear,
+    prelude::Backend,
+    tensor::Tensor,
+};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    InputLayout, NetworkError,
+    layers::{Mlp, Mode, affine, linear},
+};
+use crate::ops::FusedOps;
+
+/// Shape of the network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TwoTowerConfig {
+    /// Sparse features of the ad; all others and the dense ones are of who asks. None: the last one.
+    pub item_features: Vec<String>,
+    /// Widths of the hidden layers of both towers.
+    pub hidden: Vec<usize>,
+    /// Length of a vector.
+    pub output_dim: usize,
+    /// Share of hidden values dropped in training.
+    pub net_dropout: f64,
+}
+
+impl Default for TwoTowerConfig {
+    fn default() -> Self {
+        Self {
+            item_features: Vec::new(),
+            hidden: vec![256, 128],
+            output_dim: 64,
+            net_dropout: 0.0,
+        }
+    }
+}
+
+/// One side.
+#[derive(Module, Debug)]
+struct Side<B: Backend> {
+    mlp: Mlp<B>,
+    output: Linear<B>,
+    /// Its columns of the input.
+    #[module(skip)]
+    columns: Vec<Range<usize>>,
+}
+
+/// The network.
+#[derive(Module, Debug)]
+pub struct TwoTower<B: Backend> {
+    query: Side<B>,
+    item: Side<B>,
+    /// What a cosine is multiplied with, as a logarithm.
+    log_scale: Param<Tensor<B, 1>>,
+    bias: Param<Tensor<B, 1>>,
+}
+
+/// `ln 5`: a logit of −5 to 5 to begin with.
+const INITIAL_LOG_SCALE: f32 = 1.609_438;
+
+impl TwoTowerConfig {
+    pub(super) fn check(&self, layout: &InputLayout) -> Result<(), NetworkError> {
+        super::at_least_one("output_dim", self.output_dim)?;
+        let items = self.item_columns(layout)?;
+        let of_items: usize = items.iter().map(ExactSizeIterator::len).sum();
+        match of_items == layout.width() {
+            true => Err(NetworkError::OneSided),
+            false => Ok(()),
+        }
+    }
+
+    fn item_columns(&self, layout: &InputLayout) -> Result<Vec<Range<usize>>, NetworkError> {
+        let Some(last) = layout.fields.last() else {
+            return Err(NetworkError::NoFields);
+        };
+        match self.item_features.is_empty() {
+            true => layout.columns_of("item_features", std::slice::from_ref(&last.feature)),
+            false => layout.columns_of("item_features", &self.item_features),
+        }
+    }
+
+    /// A fresh network for a layout that [fits](super::NetworkConfig::check).
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn init<B: FusedOps>(
+        &self,
+        layout: &InputLayout,
+        random: &mut ChaCha8Rng,
+        device: &B::Device,
+    ) -> TwoTower<B> {
+        let items = self.item_columns(layout).expect("features of the layout");
+        let others = (0..layout.width())
+            .filter(|at| !items.iter().any(|columns| columns.contains(at)))
+            .map(|at| at..at + 1);
+        let others = joined(others);
+        let mut side = |columns: Vec<Range<usize>>, first: usize| {
+            let inputs = columns.iter().map(ExactSizeIterator::len).sum();
+            let mlp = Mlp::new(inputs, &self.hidden, random, device);
+            let last = self.hidden.last().copied().unwrap_or(inputs);
+            Side {
+                mlp: mlp.with_dropout(self.net_dropout, first),
+                output: linear(last, self.output_dim, true, random, device),
+                columns,
+            }
+        };
+        let (query, item) = (side(others, 0), side(items, self.hidden.len()));
+        TwoTower {
+            query,
+            item,
+            log_scale: Param::from_tensor(Tensor::from_floats([INITIAL_LOG_SCALE], device)),
+            bias: Param::from_tensor(Tensor::zeros([1], device)),
+        }
+    }
+}
+
+/// Ranges that follow each other as one.
+fn joined(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut all: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match all.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => all.push(range),
+        }
+    }
+    all
+}
+
+impl<B: FusedOps> Side<B> {
+    fn forward(&self, input: &Tensor<B, 2>, mode: Mode<'_>) -> Tensor<B, 2> {
+        let part = |columns: &Range<usize>| input.clone().narrow(1, columns.start, columns.len());
+        let own = Tensor::cat(self.columns.iter().map(part).collect(), 1);
+        let output = affine(&self.output, self.mlp.forward(own, mode));
+        // The small number keeps a vector of zeros, and its gradient, finite.
+        let length = (output.clone().powi_scalar(2).sum_dim(1) + 1e-12).sqrt();
+        output / length
+    }
+}
+
+impl<B: FusedOps> TwoTower<B> {
+    /// Logits of a batch: a scaled cosine.
+    ///
+    /// # Shapes
+    /// - `input`: `[batch, num_dense + columns of fields]`; returns `[batch, 1]`
+    pub fn forward(&self, input: Tensor<B, 2>, mode: Mode<'_>) -> Tensor<B, 2> {
+        let cosine = (self.queries(&input, mode) * self.items(&input, mode)).sum_dim(1);
+        cosine * self.log_scale.val().exp().unsqueeze() + self.bias.val().unsqueeze()
+    }
+
+    /// Vectors of who asks, of unit length; the ad's columns are not looked at.
+    ///
+    /// # Shapes
+    /// - `input`: as for [`Self::forward`]; returns `[batch, output_dim]`
+    pub fn queries(&self, input: &Tensor<B, 2>, mode: Mode<'_>) -> Tensor<B, 2> {
+        self.query.forward(input, mode)
+    }
+
+    /// Vectors of ads, of unit length; only their columns are looked at.
+    ///
+    /// # Shapes
+    /// - as for [`Self::queries`]
+    pub fn items(&self, input: &Tensor<B, 2>, mode: Mode<'_>) -> Tensor<B, 2> {
+        self.item.forward(input, mode)
+    }
+}
