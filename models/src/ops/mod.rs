@@ -211,7 +211,10 @@ macro_rules! without_gradients {
         impl<$($parameter: $bound),*> FusedOps for $backend {
             const ACTIVATION_BYTES: usize = <Self as FusedKernels>::ACTIVATION_BYTES;
 
-            fn each_part<I: Send, O: Send>(parts: Vec<I>, work: impl Fn(I) -> O + Sync) -> Vec<O> {
+            fn each_part<Part: Send, Out: Send>(
+                parts: Vec<Part>,
+                work: impl Fn(Part) -> Out + Sync,
+            ) -> Vec<Out> {
                 <Self as FusedKernels>::each_part(parts, work)
             }
 
