@@ -1,6 +1,7 @@
 //! The processor on small histories.
 
 mod attribution;
+mod auctions;
 mod conversion_times;
 mod guards;
 mod properties;

@@ -1,6 +1,6 @@
 use std::{cell::Cell, fs};
 
-use arrow::array::AsArray;
+use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Float32Type, Int64Type};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -126,6 +126,9 @@ fn rows_become_the_columns_that_their_schema_says() {
     assert_eq!(train.ids("event_time_us"), [0, 1, 2, 3]);
     let users = train.0.column_by_name("user_id").unwrap();
     assert_eq!(users.as_string::<i32>().value(3), "c,d");
+    for auction in ["bid_micros", "price_micros", "served_pctr"] {
+        assert_eq!(train.0[auction].null_count(), 4, "{auction}");
+    }
 
     let valid = Day::of(&table, 1, &schema);
     assert_eq!(valid.ids("s_u"), [0]);

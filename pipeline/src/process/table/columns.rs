@@ -13,7 +13,10 @@ use arrow::{
 };
 use deltalake_core::kernel::{ArrayType, DataType, StructField};
 use features::{FeatureBatch, Schema};
-use wire::{events::AgeBand, gate::UserId};
+use wire::{
+    events::{AgeBand, ImpressionServed},
+    gate::UserId,
+};
 
 use super::super::{book::Pending, processor::Row};
 
@@ -70,7 +73,24 @@ pub(super) const CLICK: &str = "click_us";
 pub(super) const CONVERSION: &str = "conversion_us";
 pub(super) const LABELS_AS_OF: &str = "labels_as_of_us";
 
+type Amount = fn(&ImpressionServed) -> i64;
+
+/// The winner's bid for a click and what a click costs, in millionths of the account's currency; null where
+/// the log has no bid.
+const AMOUNTS: [(&str, Amount); 2] = [
+    ("bid_micros", |it| it.bid_micros),
+    ("price_micros", |it| it.price_micros),
+];
+
+/// The click probability that the auction ranked the ad by; null without a bid, and where the log has none.
+const SERVED_PCTR: &str = "served_pctr";
+
 impl Pending {
+    /// The impression as it was sold; none where the log has no bid.
+    fn sold(&self) -> Option<&ImpressionServed> {
+        Some(&self.served).filter(|served| served.bid_micros > 0)
+    }
+
     fn context(&self, field: fn(&wire::events::Context) -> &String) -> &str {
         self.served.context.as_ref().map_or("", |it| field(it))
     }
@@ -97,6 +117,9 @@ pub(super) fn delta_fields(schema: &Schema) -> Vec<StructField> {
     ]);
     let times = TIMES.iter();
     fields.extend(times.map(|(name, _)| StructField::nullable(*name, DataType::LONG)));
+    let amounts = AMOUNTS.iter();
+    fields.extend(amounts.map(|(name, _)| StructField::nullable(*name, DataType::LONG)));
+    fields.push(StructField::nullable(SERVED_PCTR, DataType::FLOAT));
     for field in &schema.dense {
         fields.push(column(&dense_name(&field.name), DataType::FLOAT));
     }
@@ -141,7 +164,7 @@ pub fn sparse_name(feature: &str) -> String {
     format!("s_{feature}")
 }
 
-/// Rows of a file in the columns of [`file_schema`]; files of before know no times.
+/// Rows of a file in the columns of [`file_schema`]; files of before know no times and no auctions.
 pub(super) fn conform(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     let column = |field: &Arc<Field>| match rows.column_by_name(field.name()) {
         None if field.is_nullable() => Ok(new_null_array(field.data_type(), rows.num_rows())),
@@ -195,6 +218,12 @@ pub(super) fn to_batch(
     columns.extend(TIMES.iter().map(|(_, time)| -> ArrayRef {
         Arc::new(Int64Array::from_iter(rows.iter().map(|row| time(row))))
     }));
+    let sold = rows.iter().map(|row| row.impression.sold());
+    columns.extend(AMOUNTS.iter().map(|(_, amount)| -> ArrayRef {
+        Arc::new(Int64Array::from_iter(sold.clone().map(|it| it.map(amount))))
+    }));
+    let pctrs = sold.map(|it| it.map(|it| it.pctr).filter(|pctr| *pctr != 0.0));
+    columns.push(Arc::new(Float32Array::from_iter(pctrs)));
     columns.extend(feature_columns(rows, schema));
     RecordBatch::try_new(Arc::clone(file_schema), columns)
 }
@@ -249,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_before_knows_no_times_and_has_all_other_columns() {
+    fn a_file_of_before_knows_no_times_or_auctions_and_has_all_other_columns() {
         let schema = serde_json::json!({"digest": "d", "dense": [], "sparse": []});
         let wanted = file_schema(&serde_json::from_value(schema).unwrap());
         let all = RecordBatch::new_empty(Arc::clone(&wanted));
@@ -257,7 +286,9 @@ mod tests {
             let kept = (0..all.num_columns()).filter(|at| wanted.field(*at).name() != name);
             all.project(&kept.collect::<Vec<_>>()).unwrap()
         };
-        for (name, _) in TIMES {
+        let times = TIMES.map(|(name, _)| name);
+        let amounts = AMOUNTS.map(|(name, _)| name);
+        for name in times.into_iter().chain(amounts).chain([SERVED_PCTR]) {
             let rows = conform(&without(name), &wanted).unwrap();
             assert_eq!(rows[name].null_count(), rows.num_rows());
         }
