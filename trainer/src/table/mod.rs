@@ -22,7 +22,7 @@ use wire::quality::{QualityError, TableQuality};
 
 pub(crate) use self::slice::DAY_US;
 pub use self::{
-    rows::{Examples, Outcome, Projection},
+    rows::{Auction, Examples, Outcome, Projection},
     slice::Slice,
     stream::{Batches, Order, ReaderConfig, Share},
 };

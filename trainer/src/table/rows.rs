@@ -4,7 +4,7 @@ use std::path::Path;
 
 use arrow::{
     array::{Array, AsArray, PrimitiveArray, RecordBatch},
-    datatypes::{Float32Type, Int64Type},
+    datatypes::{ArrowPrimitiveType, Float32Type, Int64Type},
 };
 use features::{FeatureBatch, Schema};
 
@@ -13,10 +13,12 @@ use super::TableError;
 /// Which columns are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Projection {
-    /// All that [`Examples`] has, but for outcomes.
+    /// All that [`Examples`] has, but for outcomes and auctions.
     Full,
     /// The same with outcomes.
     FullWithOutcomes,
+    /// The same with auctions instead.
+    FullWithAuctions,
     /// What a step learns clicks from, and the impressions' ids.
     Training,
     /// The same with conversions and outcomes.
@@ -53,6 +55,20 @@ impl Outcome {
     }
 }
 
+/// The auction that an impression was won in, as the log has it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Auction {
+    /// What the ad bid for a click, in millionths of the account's currency.
+    pub bid_micros: i64,
+    /// What a click costs, in millionths of the account's currency.
+    pub price_micros: i64,
+    /// The click probability that the ad was ranked by.
+    pub pctr: f32,
+}
+
+/// Columns of [`Auction`].
+const AUCTION: [&str; 3] = ["bid_micros", "price_micros", "served_pctr"];
+
 /// Columns of [`Outcome`].
 const OUTCOME: [&str; 5] = [
     "view_us",
@@ -76,6 +92,8 @@ pub struct Examples {
     pub conversions: Vec<f32>,
     /// When it was clicked and converted.
     pub outcomes: Vec<Outcome>,
+    /// What it was sold by; none where that is not known.
+    pub auctions: Vec<Option<Auction>>,
     /// How many rows each stands for (inverse of its sampling rate).
     pub weights: Vec<f32>,
     /// When it was served, microseconds since the Unix epoch.
@@ -104,7 +122,7 @@ impl Projection {
     /// Names of the columns.
     pub(super) fn columns(self, schema: &Schema) -> Vec<String> {
         let labels: &[&str] = match self {
-            Self::Full | Self::FullWithOutcomes => &[
+            Self::Full | Self::FullWithOutcomes | Self::FullWithAuctions => &[
                 "click",
                 "weight",
                 "impression_id",
@@ -125,7 +143,11 @@ impl Projection {
             Self::Creatives => return vec!["creative_id".to_owned()],
         };
         let outcome: &[&str] = if self.has_outcomes() { &OUTCOME } else { &[] };
-        let labels = labels.iter().chain(outcome);
+        let auction: &[&str] = match self {
+            Self::FullWithAuctions => &AUCTION,
+            _ => &[],
+        };
+        let labels = labels.iter().chain(outcome).chain(auction);
         let mut names: Vec<String> = labels.map(|name| (*name).to_owned()).collect();
         names.extend(schema.dense.iter().map(|field| format!("d_{}", field.name)));
         if self != Self::Dense {
@@ -137,6 +159,13 @@ impl Projection {
             );
         }
         names
+    }
+
+    fn is_full(self) -> bool {
+        matches!(
+            self,
+            Self::Full | Self::FullWithOutcomes | Self::FullWithAuctions
+        )
     }
 
     fn has_outcomes(self) -> bool {
@@ -223,6 +252,44 @@ impl<'a> Columns<'a> {
         Ok(states.iter().enumerate().map(outcome).collect())
     }
 
+    /// None in rows, or in files, that do not know.
+    fn auctions(&self) -> Result<Vec<Option<Auction>>, TableError> {
+        let [bid, price, pctr] = AUCTION;
+        let bids = self.nullable::<Int64Type>(bid, "Int64")?;
+        let prices = self.nullable::<Int64Type>(price, "Int64")?;
+        let pctrs = self.nullable::<Float32Type>(pctr, "Float32")?;
+        let (Some(bids), Some(prices), Some(pctrs)) = (bids, prices, pctrs) else {
+            return Ok(vec![None; self.batch.num_rows()]);
+        };
+        let auction = |((bid, price), pctr): ((Option<i64>, Option<i64>), Option<f32>)| {
+            Some(Auction {
+                bid_micros: bid?,
+                price_micros: price?,
+                pctr: pctr?,
+            })
+        };
+        Ok(bids.iter().zip(prices).zip(pctrs).map(auction).collect())
+    }
+
+    /// A column that tables of before have not.
+    fn nullable<T: ArrowPrimitiveType>(
+        &self,
+        column: &str,
+        wanted: &'static str,
+    ) -> Result<Option<&'a PrimitiveArray<T>>, TableError> {
+        let Some(array) = self.batch.column_by_name(column) else {
+            return Ok(None);
+        };
+        match array.as_primitive_opt() {
+            Some(values) => Ok(Some(values)),
+            None => Err(TableError::Column {
+                path: self.path.to_owned(),
+                column: column.to_owned(),
+                wanted,
+            }),
+        }
+    }
+
     fn texts(&self, column: &str) -> Result<Vec<String>, TableError> {
         self.get(column, "Utf8 without nulls", |array| {
             // Nulls were refused.
@@ -251,6 +318,7 @@ impl Examples {
             clicks: Vec::new(),
             conversions: Vec::new(),
             outcomes: Vec::new(),
+            auctions: Vec::new(),
             weights: Vec::new(),
             event_time_us: Vec::new(),
             impression_ids: Vec::new(),
@@ -295,6 +363,7 @@ impl Examples {
         self.clicks.clear();
         self.conversions.clear();
         self.outcomes.clear();
+        self.auctions.clear();
         self.weights.clear();
         self.event_time_us.clear();
         self.impression_ids.clear();
@@ -320,6 +389,7 @@ impl Examples {
         extend(&mut self.clicks, &other.clicks, rows);
         extend(&mut self.conversions, &other.conversions, rows);
         extend(&mut self.outcomes, &other.outcomes, rows);
+        extend(&mut self.auctions, &other.auctions, rows);
         extend(&mut self.weights, &other.weights, rows);
         extend(&mut self.event_time_us, &other.event_time_us, rows);
         extend(&mut self.impression_ids, &other.impression_ids, rows);
@@ -356,7 +426,10 @@ impl Examples {
             self.weights.extend(columns.floats("weight")?);
             self.impression_ids.extend(columns.texts("impression_id")?);
         }
-        let full = [Projection::Full, Projection::FullWithOutcomes].contains(&projection);
+        if projection == Projection::FullWithAuctions {
+            self.auctions.extend(columns.auctions()?);
+        }
+        let full = projection.is_full();
         if full || projection == Projection::TrainingWithOutcomes {
             self.conversions.extend(columns.floats("conversion")?);
         }
@@ -448,6 +521,7 @@ mod tests {
         let times =
             |values: [Option<i64>; 3]| Arc::new(Int64Array::from(values.to_vec())) as ArrayRef;
         let states = StringArray::from(vec!["pending", "matured", "matured"]);
+        let pctrs = Float32Array::from(vec![None, Some(0.25), Some(0.5)]);
         let mut columns = vec![
             ("click", floats([0.0, 1.0, 0.0])),
             ("conversion", floats([0.0; 3])),
@@ -466,6 +540,9 @@ mod tests {
             ("conversion_us", times([None, Some(22), Some(31)])),
             ("labels_as_of_us", integers([11, 121, 132])),
             ("label_state", Arc::new(states)),
+            ("bid_micros", times([None, Some(700), Some(300)])),
+            ("price_micros", times([None, Some(400), Some(0)])),
+            ("served_pctr", Arc::new(pctrs)),
             ("d_a", floats([0.5, 0.25, 0.0])),
             ("s_s", integers([7, -1, 9])),
             ("s_m", lists([&[Some(1), Some(2)], &[], &[Some(3)]])),
@@ -513,6 +590,28 @@ mod tests {
             assert!(!rows.outcomes[0].is_final);
         }
         assert!(append("none", None).unwrap().outcomes.is_empty());
+    }
+
+    #[test]
+    fn auctions_are_known_where_all_their_columns_are_and_no_table_is_refused_without() {
+        let read = |column: &str, array| append_as(Projection::FullWithAuctions, column, array);
+        let wanted = Auction {
+            bid_micros: 700,
+            price_micros: 400,
+            pctr: 0.25,
+        };
+        let rows = read("none", None).unwrap();
+        assert_eq!(rows.auctions[..2], [None, Some(wanted)]);
+        assert_eq!(rows.auctions[2].unwrap().price_micros, 0);
+        assert_eq!(rows.gather(&[1]).auctions, [Some(wanted)]);
+        assert!(append("none", None).unwrap().auctions.is_empty());
+
+        for column in AUCTION {
+            assert_eq!(read(column, None).unwrap().auctions, [None; 3]);
+            let texts: ArrayRef = Arc::new(StringArray::from(vec!["1", "2", "3"]));
+            let error = read(column, Some(texts)).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{column}`")), "{error}");
+        }
     }
 
     #[test]

@@ -295,6 +295,14 @@ impl Slice {
         self.sorted(Projection::FullWithOutcomes)
     }
 
+    /// The same with auctions instead; rows that know of none have none.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_with_auctions(&self) -> Result<Examples, TableError> {
+        self.sorted(Projection::FullWithAuctions)
+    }
+
     fn sorted(&self, projection: Projection) -> Result<Examples, TableError> {
         let rows = self.read(projection)?;
         let mut order: Vec<usize> = (0..rows.len()).collect();
