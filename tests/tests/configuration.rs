@@ -48,6 +48,17 @@ fn what_print_config_shows_is_a_configuration_that_shows_itself() {
 }
 
 #[test]
+fn the_gate_knows_the_reserve_that_the_server_asks_for() {
+    let read = |config: &str| {
+        let text = fs::read_to_string(checkout().join(config)).unwrap();
+        text.parse::<toml::Table>().unwrap()
+    };
+    let (gate, serving) = (read("configs/gate.toml"), read("configs/serving.toml"));
+    let of_server = &serving["auction"]["reserve_cpc_micros"];
+    assert_eq!(&gate["reserve_cpc_micros"], of_server);
+}
+
+#[test]
 fn every_shipped_configuration_is_looked_at_here() {
     let mut shipped = 0;
     for folder in ["configs", "configs/movielens"] {

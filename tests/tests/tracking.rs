@@ -364,6 +364,18 @@ fn a_model_is_gated_promoted_and_what_nothing_needs_is_collected() {
     assert!(genres.filter(|slice| slice["by"] == "genre").count() > 1);
     let page = bench.root.path().join("reports/gate.html");
     assert!(std::fs::read_to_string(page).unwrap().contains("Passed."));
+    // Nothing is known of auctions that no server held, and the rule does not retire a model for that.
+    assert_eq!(passed["revenue"], Value::Null);
+    let earns = ["--promote", "--set", "rules.least_revenue_ratio=0.9"];
+    let another = ["gate", "--model", &first, "--against", &second];
+    bench.run(&[&another[..], &wide, &earns].concat()).refused(
+        1,
+        &[
+            "rules.least_revenue_ratio",
+            "no bids in the table",
+            "`served_pctr`",
+        ],
+    );
     // More rows than there are: nothing could be said.
     let strict = [
         "gate",

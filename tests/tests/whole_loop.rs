@@ -102,6 +102,36 @@ fn the_loop_closes_for_every_kind_of_person() {
     assert_eq!(after["events_dead"], before["events_dead"], "{after:#}");
     let served = |events: &Value| events["impressions_served"].as_u64().unwrap();
     assert_eq!(served(&after) - served(&before), sold);
+    the_gate_knows_what_was_earned(&bench);
+}
+
+/// The model that served, on rows that were served by it, gets what was earned.
+fn the_gate_knows_what_was_earned(bench: &Bench) {
+    let server = bench.serve();
+    let drive = ["world", "drive", "--json", "--requests", "400"];
+    let driven = bench
+        .run(&[&drive[..], &["--first", "100"]].concat())
+        .ok()
+        .json();
+    assert_eq!(server.stop(), Some(0));
+    bench.run(&["events", "process", "--flush"]).ok();
+    // Whether some rows of one day are calibrated is not what this is about.
+    bench.run(&["gate"]);
+    let gated = bench.read_json("reports/gate.json");
+    let revenue = &gated["revenue"];
+    assert_eq!(revenue["rows"], gated["rows"], "{gated:#}");
+    assert_eq!(revenue["rows"], driven["views"], "{driven:#}");
+    // What was answered late was ranked by less than the model.
+    let number = |value: &Value| value.as_f64().unwrap();
+    let late = number(&driven["degraded"]) / number(&revenue["rows"]);
+    let kept = number(&revenue["model"]["kept"]);
+    assert!(kept > 0.98 - late, "{revenue:#} {driven:#}");
+    let observed = number(&revenue["observed"]["value"]);
+    assert!(observed > 0.0, "{revenue:#}");
+    if late == 0.0 {
+        let over = number(&revenue["model"]["over_observed"]["value"]);
+        assert!((over - 1.0).abs() < 0.02, "{revenue:#}");
+    }
 }
 
 #[test]

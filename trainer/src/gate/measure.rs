@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     GateConfig, Verdict,
     resample::{drawn, interval},
+    revenue::{Estimates, Totals},
     slices::{Slice, Slices, people},
 };
 use crate::table::Examples;
@@ -86,6 +87,9 @@ pub fn measure(
         .chain(other)
         .map(|model| Scored::new(&model.scores, rows))
         .collect();
+    let scores: Vec<&[f32]> = models.iter().map(|model| model.scores).collect();
+    let estimates = Estimates::of(rows, &scores, config.reserve_cpc_micros);
+    let mut earned: Vec<Totals> = Vec::new();
     // [replicate][model] and [slice][replicate].
     let mut overall: Vec<Vec<Point>> = Vec::with_capacity(config.replicates);
     let mut ratios: Vec<Vec<f64>> = vec![Vec::new(); slices.slices.len()];
@@ -96,6 +100,7 @@ pub fn measure(
             .map(|(person, weight)| draws[*person as usize] * f64::from(*weight))
             .collect();
         overall.push(models.iter().map(|scored| scored.point(&weights)).collect());
+        earned.extend(estimates.as_ref().map(|it| it.totals(&weights)));
         for (slice, ratios) in slices.slices.iter().zip(&mut ratios) {
             ratios.push(models[0].ratio(&slice.rows, &weights));
         }
@@ -164,13 +169,14 @@ pub fn measure(
         measures,
         against_measures,
         differences,
+        revenue: estimates.map(|it| it.revenue(&weights, &earned, config.confidence)),
         slices: slices.slices.iter().zip(ratios).map(of_slice).collect(),
         refused: Vec::new(),
     }
 }
 
 impl Interval {
-    fn new(value: f64, replicates: Vec<f64>, confidence: f64) -> Self {
+    pub(super) fn new(value: f64, replicates: Vec<f64>, confidence: f64) -> Self {
         let found = interval(replicates, confidence);
         Self {
             value,

@@ -1,12 +1,13 @@
 //! The gate in front of a click model: measured against what serves, on the same rows.
 //!
 //! [`measure`] says how good a model is, overall and by slice, and how certain that is
-//! ([`resample`]); [`rules`] refuse what is certain to be worse; [`page`] shows all of it. Source of
+//! ([`resample`]); [`revenue`] says what it would have earned; [`rules`] refuse what is certain to be worse; [`page`] shows all of it. Source of
 //! the questions: Breck et al., "The ML Test Score", IEEE Big Data 2017.
 
 mod measure;
 mod page;
 mod resample;
+mod revenue;
 mod rules;
 mod slices;
 
@@ -16,9 +17,14 @@ use models::ctr::CtrModel;
 use registry::{Digest, Kind, Registry, Stage};
 use serde::{Deserialize, Serialize};
 
-use self::{measure::Candidate, rules::judge, slices::Slices};
+use self::{
+    measure::Candidate,
+    rules::{can_judge, judge},
+    slices::Slices,
+};
 pub use self::{
     measure::{Interval, Measures, SliceMeasures},
+    revenue::{Earned, Revenue},
     rules::RulesConfig,
 };
 use crate::{
@@ -44,6 +50,9 @@ pub struct GateConfig {
     pub replicates: usize,
     /// How certain an interval is.
     pub confidence: f64,
+    /// Least price of a click when the rows were served, in millionths of the account's currency: the
+    /// server's `auction.reserve_cpc_micros`. 0: not known, and revenue is estimated without a floor.
+    pub reserve_cpc_micros: u64,
     /// What is refused.
     pub rules: RulesConfig,
 }
@@ -57,6 +66,7 @@ impl Default for GateConfig {
             channel: "live".to_owned(),
             replicates: 200,
             confidence: 0.95,
+            reserve_cpc_micros: 0,
             rules: RulesConfig::default(),
         }
     }
@@ -100,16 +110,30 @@ pub struct Verdict {
     pub against_measures: Option<Measures>,
     /// The model's less the other's.
     pub differences: Option<Measures>,
+    /// What both would have earned; absent where no row says by what auction it was sold.
+    pub revenue: Option<Revenue>,
     /// By slice, those of most rows first.
     pub slices: Vec<SliceMeasures>,
     /// Why the model is refused; empty: it passes.
     pub refused: Vec<String>,
 }
 
+/// `rules.least_revenue_ratio` is set, and there is nothing to estimate revenue from.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "rules.least_revenue_ratio is set, and there are no bids in the table: none of the {rows} test rows of `{table}` has `bid_micros`, `price_micros` and `served_pctr` of a sale; measure rows that `marquee serve` logged, of a table made by this version, or set the rule to 0"
+)]
+pub struct NoBids {
+    /// The table.
+    pub table: String,
+    /// Test rows.
+    pub rows: usize,
+}
+
 /// Measures a model, tells of it, and refuses what the rules refuse.
 ///
 /// # Errors
-/// [`GateRefused`], or whatever keeps it from measuring.
+/// [`GateRefused`]; [`NoBids`], before any stage is set; or whatever keeps it from measuring.
 pub async fn run_gate(args: &GateArgs, config: &GateConfig) -> anyhow::Result<()> {
     let layout = Layout::new(&args.common);
     let registry = Registry::open(&layout.registry())?;
@@ -127,7 +151,7 @@ pub async fn run_gate(args: &GateArgs, config: &GateConfig) -> anyhow::Result<()
     let table = TrainingTable::open(&layout.table(&config.table)).await?;
     let parts = config.split.parts(&table.rows()?)?;
     let known = parts.train.read(Projection::Creatives)?.creative_ids;
-    let rows = parts.test.load()?;
+    let rows = parts.test.load_with_auctions()?;
     let model = candidate(&registry, &digest, &table, &rows).await?;
     let other = match &against {
         Some(other) => Some(candidate(&registry, other, &table, &rows).await?),
@@ -135,6 +159,12 @@ pub async fn run_gate(args: &GateArgs, config: &GateConfig) -> anyhow::Result<()
     };
     let slices = Slices::of(&rows, &known.into_iter().collect());
     let mut verdict = measure::measure(config, &rows, &slices, &model, other.as_ref());
+    if !can_judge(&config.rules, &verdict) {
+        bail!(NoBids {
+            table: config.table.clone(),
+            rows: rows.len(),
+        });
+    }
     verdict.model = digest.to_string();
     verdict.against = against.map(|other| other.to_string());
     verdict.table_version = table.version();

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use models::metrics::reliability;
 
 use super::{
-    GateConfig, Interval, Measures, SliceMeasures, Verdict, measure::Candidate, rules::text,
+    Earned, GateConfig, Interval, Measures, Revenue, SliceMeasures, Verdict, measure::Candidate,
+    rules::text,
 };
 use crate::{
     page::begin,
@@ -56,6 +57,7 @@ pub fn page(
         config.replicates
     );
     html += &measures(verdict);
+    html += &revenue(verdict.revenue.as_ref());
     let mut worst: Vec<&SliceMeasures> = verdict
         .slices
         .iter()
@@ -126,6 +128,48 @@ fn measures(verdict: &Verdict) -> String {
         for measures in columns.into_iter().flatten() {
             let found = of(measures).map_or(String::new(), |interval| text(&interval));
             html += &format!("<td>{found}</td>");
+        }
+        html += "</tr>";
+    }
+    html + "</table>"
+}
+
+fn revenue(revenue: Option<&Revenue>) -> String {
+    let title = "<h2>Revenue</h2>";
+    let Some(revenue) = revenue else {
+        return format!(
+            "{title}<p>No bids in the table: no row says by what auction it was sold.</p>"
+        );
+    };
+    let mut html = format!(
+        "{title}<p>What both models would have earned on the {} rows whose auction is known, in the account's currency for 1000 impressions; they brought {}. An estimate from the prices that were paid: read it beside the calibration ratio, for a model that is too low throughout seems to raise prices.</p>",
+        revenue.rows,
+        text(&revenue.observed)
+    );
+    html += "<table><tr><th></th><th>the model</th>";
+    if revenue.against.is_some() {
+        html += "<th>what serves</th><th>ratio</th>";
+    }
+    html += "</tr>";
+    type Of = fn(&Earned) -> String;
+    let rows: [(&str, Of, Option<&Interval>); 3] = [
+        (
+            "revenue per 1000 impressions",
+            |it| text(&it.per_mille),
+            revenue.ratio.as_ref(),
+        ),
+        ("over what was earned", |it| text(&it.over_observed), None),
+        (
+            "impressions whose ad keeps its place",
+            |it| format!("{:.1} %", 100.0 * it.kept),
+            None,
+        ),
+    ];
+    for (name, of, ratio) in rows {
+        html += &format!("<tr><td>{name}</td><td>{}</td>", of(&revenue.model));
+        if let Some(against) = &revenue.against {
+            let ratio = ratio.map_or(String::new(), text);
+            html += &format!("<td>{}</td><td>{ratio}</td>", of(against));
         }
         html += "</tr>";
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Interval, Verdict};
+use super::{Interval, Revenue, Verdict};
 
 /// A bound is broken where the whole interval lies beyond it: what may be chance is not refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct RulesConfig {
     pub slice_calibration: f64,
     /// Fewest rows of a slice that is looked at.
     pub slice_min_rows: usize,
+    /// How much of the revenue of the model it is compared with it must bring at least; 0: no rule.
+    /// `min_rows` holds of rows with an auction then, and a table without any cannot be judged.
+    pub least_revenue_ratio: f64,
 }
 
 impl Default for RulesConfig {
@@ -31,6 +34,7 @@ impl Default for RulesConfig {
             calibration: 0.02,
             slice_calibration: 0.1,
             slice_min_rows: 1000,
+            least_revenue_ratio: 0.0,
         }
     }
 }
@@ -81,7 +85,34 @@ pub fn judge(rules: &RulesConfig, verdict: &Verdict) -> Vec<String> {
             ));
         }
     }
+    if let Some(revenue) = &verdict.revenue {
+        refused.extend(too_little(rules, revenue));
+    }
     refused
+}
+
+/// Whether there is all that the rules speak of.
+pub fn can_judge(rules: &RulesConfig, verdict: &Verdict) -> bool {
+    let compares_revenue = rules.least_revenue_ratio > 0.0 && verdict.against_measures.is_some();
+    !compares_revenue || verdict.revenue.is_some()
+}
+
+/// Whether a model earns less than it must.
+fn too_little(rules: &RulesConfig, revenue: &Revenue) -> Option<String> {
+    let least = rules.least_revenue_ratio;
+    let ratio = revenue.ratio.filter(|_| least > 0.0)?;
+    if revenue.rows < rules.min_rows {
+        return Some(format!(
+            "revenue is known of {} rows, wanted at least {} (rules.min_rows)",
+            revenue.rows, rules.min_rows
+        ));
+    }
+    (high(&ratio) < least).then(|| {
+        format!(
+            "revenue is {} of that of the other model, wanted at least {least} (rules.least_revenue_ratio)",
+            text(&ratio)
+        )
+    })
 }
 
 fn low(interval: &Interval) -> f64 {
@@ -107,9 +138,32 @@ pub fn text(interval: &Interval) -> String {
     }
 }
 
+/// What was earned and would have been, in a line.
+fn earned(verdict: &Verdict) -> String {
+    let Some(revenue) = &verdict.revenue else {
+        return "no bids in the table".to_owned();
+    };
+    let mut line = format!(
+        "{}; {} rows brought {}, over that {}",
+        text(&revenue.model.per_mille),
+        revenue.rows,
+        text(&revenue.observed),
+        text(&revenue.model.over_observed)
+    );
+    let against = verdict.against.as_deref().zip(revenue.against.as_ref());
+    if let (Some((digest, other)), Some(ratio)) = (against, &revenue.ratio) {
+        let other = text(&other.per_mille);
+        line += &format!("; {} {other}, over that {}", short(digest), text(ratio));
+    }
+    line
+}
+
+fn short(digest: &str) -> String {
+    digest.chars().take(12).collect()
+}
+
 /// A few lines for a terminal.
 pub fn told(verdict: &Verdict) -> String {
-    let short = |digest: &str| digest.chars().take(12).collect::<String>();
     let mut lines = vec![format!(
         "ctr {} on {} rows of {} people, {} clicks",
         short(&verdict.model),
@@ -135,6 +189,7 @@ pub fn told(verdict: &Verdict) -> String {
         }
         lines.push(line);
     }
+    lines.push(format!("  revenue per 1000   {}", earned(verdict)));
     lines.push(match verdict.refused.is_empty() {
         true => "passed".to_owned(),
         false => format!("refused: {}", verdict.refused.join("; ")),

@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::table::testing;
+use crate::table::{Auction, testing};
 
 const ROWS: usize = 30_000;
 
@@ -47,16 +47,25 @@ fn noisy(truth: &[f32]) -> Candidate {
 }
 
 fn judged(model: &Candidate, other: Option<&Candidate>) -> (Verdict, Vec<String>) {
-    let (rows, _) = rows();
+    judged_by(&RulesConfig::default(), &rows().0, model, other)
+}
+
+fn judged_by(
+    rules: &RulesConfig,
+    rows: &Examples,
+    model: &Candidate,
+    other: Option<&Candidate>,
+) -> (Verdict, Vec<String>) {
     let known = (0..6)
         .map(|at| format!("c{at}"))
         .collect::<HashSet<String>>();
-    let slices = Slices::of(&rows, &known);
+    let slices = Slices::of(rows, &known);
     let config = GateConfig {
         replicates: 60,
+        rules: rules.clone(),
         ..GateConfig::default()
     };
-    let verdict = measure::measure(&config, &rows, &slices, model, other);
+    let verdict = measure::measure(&config, rows, &slices, model, other);
     let refused = judge(&config.rules, &verdict);
     (verdict, refused)
 }
@@ -127,12 +136,110 @@ fn a_model_that_ranks_worse_is_refused() {
     );
 }
 
+/// Rows that were sold by the truth, at a half of the bid or more.
+fn sold() -> (Examples, Vec<f32>) {
+    let (mut rows, truth) = rows();
+    let mut random = ChaCha8Rng::seed_from_u64(3);
+    let auction = |pctr: &f32| Auction {
+        bid_micros: 1_000_000,
+        price_micros: random.random_range(500_000..1_000_000),
+        pctr: *pctr,
+    };
+    rows.auctions = truth.iter().map(auction).map(Some).collect();
+    (rows, truth)
+}
+
+#[test]
+fn a_model_that_would_earn_less_is_refused_if_a_rule_says_so() {
+    let (rows, truth) = sold();
+    let (live, model) = (moved(&truth, |_, logit| logit), noisy(&truth));
+    // Ranking is not what this is about.
+    let off = RulesConfig {
+        max_auc_loss: 1.0,
+        max_entropy_rise: 1.0,
+        ..RulesConfig::default()
+    };
+    let on = |least_revenue_ratio| RulesConfig {
+        least_revenue_ratio,
+        ..off.clone()
+    };
+    let (verdict, refused) = judged_by(&off, &rows, &model, Some(&live));
+    let reasons = |refused: &[String]| {
+        let about = refused.iter().filter(|it| it.contains("revenue"));
+        about.count()
+    };
+    assert_eq!(reasons(&refused), 0, "{refused:?}");
+    let revenue = verdict.revenue.unwrap();
+    assert_eq!(revenue.rows, ROWS);
+    let ratio = revenue.ratio.unwrap();
+    let (low, high) = (ratio.low.unwrap(), ratio.high.unwrap());
+    assert!(
+        low < ratio.value && ratio.value < high && high < 0.95,
+        "{ratio:?}"
+    );
+    // Draws are paired: the ratio is more certain than what it is of.
+    let earned = revenue.model.per_mille;
+    let spread = (earned.high.unwrap() - earned.low.unwrap()) / earned.value;
+    assert!(high - low < 0.8 * spread, "{ratio:?} {earned:?}");
+    // The live model is what served.
+    let against = revenue.against.unwrap();
+    assert!(
+        (against.over_observed.value - 1.0).abs() < 1e-3,
+        "{against:?}"
+    );
+    assert!(against.kept > revenue.model.kept);
+
+    let (_, refused) = judged_by(&on(0.98), &rows, &model, Some(&live));
+    let reason = refused
+        .iter()
+        .find(|it| it.contains("rules.least_revenue_ratio"));
+    assert!(
+        reason.unwrap().contains("wanted at least 0.98"),
+        "{refused:?}"
+    );
+    // Not certainly below that, the other way round, and alone.
+    for (rules, model, other) in [
+        (on(low), &model, Some(&live)),
+        (on(0.98), &live, Some(&model)),
+        (on(0.98), &model, None),
+    ] {
+        let (_, refused) = judged_by(&rules, &rows, model, other);
+        assert_eq!(reasons(&refused), 0, "{refused:?}");
+    }
+    let many = RulesConfig {
+        min_rows: ROWS + 1,
+        ..on(0.5)
+    };
+    let (_, refused) = judged_by(&many, &rows, &model, Some(&live));
+    assert_eq!(reasons(&refused), 1, "{refused:?}");
+}
+
+#[test]
+fn without_bids_the_report_says_so_and_a_rule_of_revenue_cannot_be_judged() {
+    let (_, truth) = rows();
+    let model = noisy(&truth);
+    let live = moved(&truth, |_, logit| logit);
+    let (mut verdict, _) = judged(&model, Some(&live));
+    assert_eq!(verdict.revenue, None);
+    assert!(rules::told(&verdict).contains("no bids in the table"));
+    let on = RulesConfig {
+        least_revenue_ratio: 0.9,
+        ..RulesConfig::default()
+    };
+    assert!(can_judge(&RulesConfig::default(), &verdict));
+    assert!(!can_judge(&on, &verdict));
+    // With nothing to compare with the rule says nothing.
+    verdict.against_measures = None;
+    assert!(can_judge(&on, &verdict));
+}
+
 #[test]
 fn the_page_has_verdict_measures_and_the_worst_slices() {
-    let (rows, truth) = rows();
+    let (rows, truth) = sold();
     let model = moved(&truth, |at, logit| logit + [0.3, -0.31, 0.0][at % 3]);
     let other = noisy(&truth);
-    let (mut verdict, refused) = judged(&model, Some(&other));
+    let rules = RulesConfig::default();
+    let (mut verdict, refused) = judged_by(&rules, &rows, &model, Some(&other));
     verdict.refused = refused;
     verdict.model = "abc".to_owned();
     verdict.against = Some("def".to_owned());
@@ -150,6 +257,7 @@ fn the_page_has_verdict_measures_and_the_worst_slices() {
         "<svg",
         "worst slices",
         "def",
+        "revenue per 1000 impressions",
     ] {
         assert!(html.contains(part), "{part}");
     }
@@ -158,4 +266,9 @@ fn the_page_has_verdict_measures_and_the_worst_slices() {
         text.contains("less that of def") && text.contains("refused: "),
         "{text}"
     );
+    assert!(text.contains("; 30000 rows brought 0."), "{text}");
+    assert!(text.contains("; def "), "{text}");
+    verdict.revenue = None;
+    let html = page::page(&GateConfig::default(), &verdict, &rows, &model, None);
+    assert!(html.contains("No bids in the table"));
 }
