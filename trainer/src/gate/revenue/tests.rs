@@ -214,7 +214,7 @@ fn the_estimate_of_a_calibrated_model_is_near_what_its_auctions_bring() {
         ratios(0.0, 2),
         ratios(0.25, 3),
         ratios(0.5, 4),
-        ratios(1.0, 5),
+        ratios(1.0, 7),
     );
     for (estimate, truth) in [best, better, alike, worse] {
         assert!((estimate - truth).abs() < 0.03, "{estimate} {truth}");
