@@ -334,6 +334,10 @@ def make(config, layout):
         # Where ours drop: not in gates, nor in DLRM's lower layers.
         if isinstance(module, Mlp) and "gates" not in name and not name.endswith("bottom"):
             module.dropout.p = config.get("net_dropout", 0.0)
+    # After its linear layers, whose biases are zeros.
+    for side in (module for module in network.modules() if isinstance(module, Side)):
+        bound = side.output.in_features**-0.5
+        nn.init.uniform_(side.output.bias, -bound, bound)
     return network
 
 

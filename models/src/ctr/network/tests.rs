@@ -428,8 +428,9 @@ fn a_network_that_cannot_be_is_refused_by_its_key() {
         &[4, 4],
         "`g`, which is not a sparse feature: f0, f1",
     );
-    let one_sided = json!({"architecture": "two_tower", "item_features": ["f0", "f1"]});
-    refused(one_sided, &[4, 4], "model.item_features takes all");
+    let one_sided = config(json!({"architecture": "two_tower", "item_features": ["f0"]}));
+    let alone = InputLayout::new(0, [("f0".to_owned(), 4)]);
+    assert_eq!(one_sided.check(&alone), Err(NetworkError::OneSided));
     let unknown = json!({"architecture": "two_tower", "item_features": ["g"]});
     refused(unknown, &[4], "model.item_features names `g`");
 }

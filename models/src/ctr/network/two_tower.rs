@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     InputLayout, NetworkError,
-    layers::{Mlp, Mode, affine, linear},
+    layers::{Mlp, Mode, affine, linear, uniform},
 };
 use crate::ops::FusedOps;
 
@@ -111,9 +111,13 @@ impl TwoTowerConfig {
             let inputs = columns.iter().map(ExactSizeIterator::len).sum();
             let mlp = Mlp::new(inputs, &self.hidden, random, device);
             let last = self.hidden.last().copied().unwrap_or(inputs);
+            let mut output = linear(last, self.output_dim, true, random, device);
+            // A row without ids is a row of zeros, and a vector of zeros has no direction to learn from.
+            let bound = (1.0 / last as f32).sqrt();
+            output.bias = Some(uniform([self.output_dim], bound, random, device));
             Side {
                 mlp: mlp.with_dropout(self.net_dropout, first),
-                output: linear(last, self.output_dim, true, random, device),
+                output,
                 columns,
             }
         };
