@@ -66,7 +66,7 @@ impl Ended {
 }
 
 /// A world of some thousand impressions.
-const TINY_WORLD: [&str; 13] = [
+pub const TINY_WORLD: [&str; 13] = [
     "configs/world-procedural.toml",
     "--set",
     "users=60",

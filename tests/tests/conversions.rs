@@ -1,26 +1,10 @@
 //! A model of clicks and conversions among the programs that know click models.
 
-use marquee_tests::Bench;
+use marquee_tests::{Bench, TINY_WORLD};
 use serde_json::Value;
 
-/// Conversions come within two days.
-const WORLD: [&str; 15] = [
-    "configs/world-procedural.toml",
-    "--set",
-    "users=60",
-    "--set",
-    "creatives=60",
-    "--set",
-    "campaigns=12",
-    "--set",
-    "days=4",
-    "--set",
-    "impressions_per_day=2000",
-    "--set",
-    "delivery.broken_share=0.0",
-    "--set",
-    "effects.click_bias=-0.5",
-];
+/// Conversions come within two days, and there are more clicks for them to follow.
+const MORE_CLICKS: [&str; 2] = ["--set", "effects.click_bias=-0.5"];
 
 /// The first day's labels become final, the others wait.
 const WINDOWS: [&str; 4] = [
@@ -34,7 +18,7 @@ const WINDOWS: [&str; 4] = [
 fn a_model_of_conversions_is_measured_gated_and_learnt_from_as_any_other() {
     let bench = Bench::default();
     bench
-        .run(&[&["world", "generate"][..], &WORLD].concat())
+        .run(&[&["world", "generate"][..], &TINY_WORLD, &MORE_CLICKS].concat())
         .ok();
     let process = ["events", "process", "--flush"];
     bench.run(&[&process[..], &WINDOWS].concat()).ok();

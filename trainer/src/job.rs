@@ -2,17 +2,21 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
     path::PathBuf,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use cli::{CommonArgs, Layout, out, progress, write_json};
+use cli::{CommonArgs, Layout, Usage, out, progress, write_json};
 use features::Schema;
 use indicatif::ProgressBar;
 use registry::{Artifact, Digest, Draft, Kind, Registry};
 use serde::Serialize;
 
 use crate::{
+    collective::{CollectiveConfig, Membership, ProcessGroup, Rendezvous},
     split::{Parts, SplitConfig},
     table::TrainingTable,
     tracking::{REPORT, Run, RunInfo, TrackingConfig, code_revision, mlflow::Sender},
@@ -194,6 +198,41 @@ impl Job {
         }
         Ok(())
     }
+}
+
+/// Meets the other ranks of a run, all of the same configuration.
+///
+/// # Errors
+/// If they cannot be met; [`Usage`] where they do not belong together.
+pub fn meet(collective: &CollectiveConfig, resolved: &str) -> anyhow::Result<Arc<Rendezvous>> {
+    let membership = Membership::from_environment()?;
+    let digest = Digest::of(resolved.as_bytes());
+    Rendezvous::join(membership, collective, digest.as_str()).map_err(|error| {
+        let lasting = error.is_lasting();
+        let error = anyhow::Error::from(error);
+        match lasting {
+            true => error.context(Usage("the ranks do not belong together".to_owned())),
+            false => error,
+        }
+    })
+}
+
+/// The run that rank 0 opens and the others follow.
+///
+/// # Errors
+/// If it cannot be opened, or a rank was lost.
+pub fn shared_run(
+    group: &mut impl ProcessGroup,
+    open: impl FnOnce() -> anyhow::Result<Run>,
+) -> anyhow::Result<Run> {
+    let found = match group.rank() {
+        0 => Some(open()?),
+        _ => None,
+    };
+    let mut dir: Vec<u8> = Vec::new();
+    dir.extend(found.iter().flat_map(|run| run.dir.as_os_str().as_bytes()));
+    group.broadcast(0, &mut dir)?;
+    Ok(found.unwrap_or_else(|| Run::follow(OsStr::from_bytes(&dir).into())))
 }
 
 fn now_us() -> i64 {

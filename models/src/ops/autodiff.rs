@@ -12,7 +12,7 @@ use burn::{
     tensor::{Device, backend::AutodiffBackend, ops::FloatTensor},
 };
 
-use super::{FusedKernels, FusedOps, Gelu, composed};
+use super::{FusedKernels, FusedOps};
 
 #[derive(Debug)]
 struct Product;
@@ -74,10 +74,6 @@ impl<B: FusedKernels> Backward<B, 4> for Cross {
 impl<B: FusedKernels + FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
     const ACTIVATION_BYTES: usize = <B as FusedKernels>::ACTIVATION_BYTES;
 
-    fn each_part<T: Send, R: Send>(parts: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-        parts.into_iter().map(work).collect()
-    }
-
     fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let nodes = [x.node.clone(), weight.node.clone()];
         let kept = (x.primitive.clone(), weight.primitive.clone());
@@ -117,31 +113,6 @@ impl<B: FusedKernels + FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B,
             }
             OpsKind::UnTracked(prep) => prep.finish(forward().0),
         }
-    }
-
-    fn bias_add(
-        z: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        residual: Option<FloatTensor<Self>>,
-    ) -> FloatTensor<Self> {
-        composed::bias_add::<Self>(z, bias, residual)
-    }
-
-    fn bias_gelu(z: FloatTensor<Self>, bias: FloatTensor<Self>, gelu: Gelu) -> FloatTensor<Self> {
-        composed::bias_gelu::<Self>(z, bias, gelu)
-    }
-
-    fn layer_norm(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        eps: f64,
-    ) -> FloatTensor<Self> {
-        composed::layer_norm::<Self>(x, gamma, beta, eps)
-    }
-
-    fn attention(qkv: FloatTensor<Self>, tokens: usize, num_heads: usize) -> FloatTensor<Self> {
-        composed::attention::<Self>(qkv, tokens, num_heads)
     }
 
     fn dropout_mask(

@@ -45,7 +45,9 @@ pub trait FusedOps: Backend {
 
     /// Does the same with each part of a batch, in order: beside each other, one to a core, where the backend
     /// computes on cores.
-    fn each_part<T: Send, R: Send>(parts: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R>;
+    fn each_part<T: Send, R: Send>(parts: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+        parts.into_iter().map(work).collect()
+    }
 
     /// `x W`: a linear layer's product.
     ///
@@ -70,10 +72,14 @@ pub trait FusedOps: Backend {
         z: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         residual: Option<FloatTensor<Self>>,
-    ) -> FloatTensor<Self>;
+    ) -> FloatTensor<Self> {
+        composed::bias_add::<Self>(z, bias, residual)
+    }
 
     /// `gelu(z + bias)`.
-    fn bias_gelu(z: FloatTensor<Self>, bias: FloatTensor<Self>, gelu: Gelu) -> FloatTensor<Self>;
+    fn bias_gelu(z: FloatTensor<Self>, bias: FloatTensor<Self>, gelu: Gelu) -> FloatTensor<Self> {
+        composed::bias_gelu::<Self>(z, bias, gelu)
+    }
 
     /// Rows of mean 0 and variance 1, then `γ ⊙ x + β`. Source: Ba et al., "Layer Normalization", 2016.
     fn layer_norm(
@@ -81,7 +87,9 @@ pub trait FusedOps: Backend {
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         eps: f64,
-    ) -> FloatTensor<Self>;
+    ) -> FloatTensor<Self> {
+        composed::layer_norm::<Self>(x, gamma, beta, eps)
+    }
 
     /// Self-attention with several heads, among the tokens of each picture. Source: Vaswani et al.,
     /// "Attention Is All You Need", NeurIPS 2017, equation 1.
@@ -89,7 +97,9 @@ pub trait FusedOps: Backend {
     /// # Shapes
     /// - `qkv`: `[batch × tokens, 3 × dim]`: queries, keys, values, of each head after head
     /// - returns `[batch × tokens, dim]`
-    fn attention(qkv: FloatTensor<Self>, tokens: usize, num_heads: usize) -> FloatTensor<Self>;
+    fn attention(qkv: FloatTensor<Self>, tokens: usize, num_heads: usize) -> FloatTensor<Self> {
+        composed::attention::<Self>(qkv, tokens, num_heads)
+    }
 
     /// What a layer's values are multiplied with in training, `[rows, width]`: 0 for a share `rate` of
     /// them, `1 / (1 - rate)` for the others. Source: Srivastava et al., "Dropout", JMLR 2014.

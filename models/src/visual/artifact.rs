@@ -88,8 +88,7 @@ impl<B: FusedOps> VisualModel<B> {
         &self,
         pictures: &[Picture],
     ) -> Result<Vec<[f32; EMBEDDING_DIM]>, VisualModelError> {
-        self.embed(pictures, |patches| {
-            let features = self.network.backbone().infer(patches);
+        self.embed(pictures, |features| {
             self.network.project_creatives(features)
         })
     }
@@ -102,10 +101,7 @@ impl<B: FusedOps> VisualModel<B> {
         &self,
         pictures: &[Picture],
     ) -> Result<Vec<[f32; EMBEDDING_DIM]>, VisualModelError> {
-        self.embed(pictures, |patches| {
-            let features = self.network.backbone().infer(patches);
-            self.network.project_scenes(features)
-        })
+        self.embed(pictures, |features| self.network.project_scenes(features))
     }
 
     /// Vectors of creatives out of the backbone's, as [`Self::embed_creatives`] has them.
@@ -142,7 +138,7 @@ impl<B: FusedOps> VisualModel<B> {
     fn embed(
         &self,
         pictures: &[Picture],
-        forward: impl Fn(Tensor<B, 3>) -> Tensor<B, 2>,
+        project: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>,
     ) -> Result<Vec<[f32; EMBEDDING_DIM]>, VisualModelError> {
         let (tokens, values) = (
             self.config.vit.num_patches(),
@@ -152,8 +148,9 @@ impl<B: FusedOps> VisualModel<B> {
         for batch in pictures.chunks(EMBED_BATCH) {
             let patches: Vec<f32> = batch.iter().flat_map(|p| self.config.patches(p)).collect();
             let data = TensorData::new(patches, [batch.len(), tokens, values]);
-            let output = forward(Tensor::from_data(data, &self.device));
-            vectors.extend(rows_of(output));
+            let patches = Tensor::from_data(data, &self.device);
+            let features = self.network.backbone().infer(patches);
+            vectors.extend(rows_of(project(features)));
         }
         finite(vectors)
     }

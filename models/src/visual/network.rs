@@ -15,7 +15,7 @@ use super::{
     resample::Filter,
     vit::{Vit, VitConfig},
 };
-use crate::{ctr::network::linear, ops::FusedOps};
+use crate::ctr::network::linear;
 
 /// Length of a picture's vector.
 pub const EMBEDDING_DIM: usize = 128;
@@ -228,21 +228,6 @@ impl<B: Backend> Projection<B> {
     }
 }
 
-impl<B: FusedOps> VisualNetwork<B> {
-    /// Vectors of creatives.
-    ///
-    /// # Shapes
-    /// - `patches`: `[batch, num_patches, patch_values]`; returns `[batch, 128]`
-    pub fn creatives(&self, patches: Tensor<B, 3>) -> Tensor<B, 2> {
-        self.project_creatives(self.vit.forward(patches))
-    }
-
-    /// Vectors of scenes; shapes as for [`Self::creatives`].
-    pub fn scenes(&self, patches: Tensor<B, 3>) -> Tensor<B, 2> {
-        self.project_scenes(self.vit.forward(patches))
-    }
-}
-
 impl<B: Backend> VisualNetwork<B> {
     /// The tower with all of its transformer frozen but the last `trainable_blocks` and what comes after
     /// them; with none, the whole transformer is frozen.
@@ -320,7 +305,7 @@ mod tests {
             let network: VisualNetwork<Cpu> = config.init(random, &device).unwrap();
             let shape = [2, config.vit.num_patches(), config.vit.patch_values()];
             let patches = Tensor::ones(shape, &device);
-            let vectors = network.scenes(patches);
+            let vectors = network.project_scenes(network.backbone().forward(patches));
             assert_eq!(vectors.dims(), [2, EMBEDDING_DIM]);
             let lengths = vectors
                 .powi_scalar(2)

@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ctr::network::linear,
+    ctr::network::{bias, linear},
     ops::{self, FusedOps, Gelu},
 };
 
@@ -269,11 +269,6 @@ pub struct Tokens<B: Backend> {
     /// `[batch × per_picture, dim]`
     rows: Tensor<B, 2>,
     per_picture: usize,
-}
-
-fn bias<B: Backend>(layer: &Linear<B>) -> Tensor<B, 1> {
-    // All but the last projection are made with one.
-    layer.bias.as_ref().expect("a layer with a bias").val()
 }
 
 /// `x W + b`, and a residual added where there is one.

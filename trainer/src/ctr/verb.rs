@@ -2,8 +2,6 @@
 
 use std::{
     convert::Infallible,
-    ffi::OsStr,
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Arc, atomic::AtomicBool},
@@ -32,8 +30,8 @@ use super::{
 use crate::collective::NcclGroup;
 use crate::{
     checkpoint::{Checkpoints, Folder},
-    collective::{Membership, ProcessGroup, Rendezvous, TcpGroup},
-    job::{Job, Source},
+    collective::{ProcessGroup, Rendezvous, TcpGroup},
+    job::{self, Job, Source},
     plot::Plot,
     split::Parts,
     table::{Examples, TrainingTable},
@@ -158,18 +156,8 @@ pub async fn run_train(
     args: &TrainArgs,
 ) -> anyhow::Result<()> {
     let config = &loaded.config;
-    let membership = Membership::from_environment()?;
-    let rank = membership.rank;
-    let digest = Digest::of(loaded.resolved.as_bytes());
-    let met =
-        Rendezvous::join(membership, &config.collective, digest.as_str()).map_err(|error| {
-            let lasting = error.is_lasting();
-            let error = anyhow::Error::from(error);
-            match lasting {
-                true => error.context(Usage("the ranks do not belong together".to_owned())),
-                false => error,
-            }
-        })?;
+    let met = job::meet(&config.collective, &loaded.resolved)?;
+    let rank = met.membership.rank;
     let mut groups = Groups::connect(&met)?;
     let saving = TcpGroup::connect(&met, "checkpoints")?;
 
@@ -186,19 +174,9 @@ pub async fn run_train(
     let choose = |version| {
         run_digest = digest_of_run(config, version)?;
         let runs = Layout::new(common).runs();
-        let found = match rank {
-            0 => Some(open_run(
-                &runs,
-                &args.resume,
-                &loaded.resolved,
-                &run_digest,
-            )?),
-            _ => None,
-        };
-        let mut dir: Vec<u8> = Vec::new();
-        dir.extend(found.iter().flat_map(|run| run.dir.as_os_str().as_bytes()));
-        groups.rows.broadcast(0, &mut dir)?;
-        Ok(found.unwrap_or_else(|| Run::follow(OsStr::from_bytes(&dir).into())))
+        job::shared_run(&mut groups.rows, || {
+            open_run(&runs, &args.resume, &loaded.resolved, &run_digest)
+        })
     };
     let mut job = Job::start_with(common, Kind::Ctr, source, choose).await?;
     let folder = match &config.checkpoint.url {

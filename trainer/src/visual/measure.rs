@@ -42,7 +42,7 @@ impl Retrieval {
             creatives,
             dim,
         } = vectors;
-        let ranks = ranks(gallery, pairs, scenes, creatives, *dim);
+        let ranks = ranks(gallery, pairs, vectors);
         let precisions = precisions(gallery, pairs, &ranks);
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
         let mut by_genre: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
@@ -186,16 +186,13 @@ pub fn centred(mut vectors: Features) -> Features {
 
 /// Rank, from 0, of each pair's creative among those of its format, by scalar product with the
 /// scene; ties count against it.
-///
-/// # Shapes
-/// - `scenes`: `[num_scenes, dim]`, `creatives`: `[num_creatives, dim]`
-pub fn ranks(
-    gallery: &Gallery,
-    pairs: &Pairs,
-    scenes: &[f32],
-    creatives: &[f32],
-    dim: usize,
-) -> Vec<usize> {
+pub fn ranks(gallery: &Gallery, pairs: &Pairs, vectors: &Features) -> Vec<usize> {
+    let Features {
+        scenes,
+        creatives,
+        dim,
+    } = vectors;
+    let dim = *dim;
     let row = |values: &[f32], at: usize| -> Vec<f32> { values[at * dim..(at + 1) * dim].to_vec() };
     let score = |scene: &[f32], creative: usize| -> f32 {
         scene

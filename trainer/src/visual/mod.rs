@@ -10,8 +10,6 @@ mod fit;
 mod measure;
 mod pairs;
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
-
 use anyhow::{Context, bail};
 use burn::backend::Autodiff;
 use cli::{CommonArgs, Layout, Loaded, write_text};
@@ -27,8 +25,8 @@ pub use measure::{Retrieval, centred, pixel_average_vectors, ranks};
 pub use pairs::{Gallery, Pairs, PairsError};
 
 use crate::{
-    collective::{Membership, ProcessGroup, Rendezvous, TcpGroup},
-    job::{Job, Source},
+    collective::TcpGroup,
+    job::{self, Job, Source},
     plot::Plot,
     tracking::Run,
 };
@@ -61,10 +59,8 @@ pub async fn run_train(
 ) -> anyhow::Result<()> {
     let config = &loaded.config;
     config.check()?;
-    let membership = Membership::from_environment()?;
-    let rank = membership.rank;
-    let digest = Digest::of(loaded.resolved.as_bytes());
-    let met = Rendezvous::join(membership, &config.collective, digest.as_str())?;
+    let met = job::meet(&config.collective, &loaded.resolved)?;
+    let rank = met.membership.rank;
     let mut group = TcpGroup::connect(&met, "visual")?;
     let source = Source {
         table: &config.table,
@@ -77,14 +73,9 @@ pub async fn run_train(
     };
     let runs = Layout::new(common).runs();
     let open = |_: u64| {
-        let found = match rank {
-            0 => Some(Run::start(&runs, Kind::Visual.name(), &loaded.resolved)?),
-            _ => None,
-        };
-        let dir = found.iter().flat_map(|run| run.dir.as_os_str().as_bytes());
-        let mut dir: Vec<u8> = dir.copied().collect();
-        group.broadcast(0, &mut dir)?;
-        Ok(found.unwrap_or_else(|| Run::follow(OsStr::from_bytes(&dir).into())))
+        job::shared_run(&mut group, || {
+            Run::start(&runs, Kind::Visual.name(), &loaded.resolved)
+        })
     };
     let mut job = Job::start_with(common, Kind::Visual, source, open).await?;
     let catalogue = job.registry.newest(Kind::Catalogue).await?;
@@ -138,10 +129,8 @@ pub async fn run_train(
     }
 
     let found = Retrieval::of(&gallery, &test, &vectors(&fitted, config, &gallery)?);
-    let baseline = Retrieval::of(&gallery, &test, &pixel_average_vectors(&gallery));
-    let frozen = fitted
-        .frozen
-        .map(|features| Retrieval::of(&gallery, &test, &centred(features)));
+    let recall_at_10 = |vectors: &Features| recall_at_k(&ranks(&gallery, &test, vectors), 10);
+    let frozen = fitted.frozen.map(|own| recall_at_10(&centred(own)));
     write_text(&job.run.dir.join("recall.svg"), &curve(&found.ranks))?;
 
     fitted.model.save(&job.model_dir())?;
@@ -161,8 +150,8 @@ pub async fn run_train(
         pairs: train.scenes.len(),
         test_pairs: test.scenes.len(),
         recall_at_10_random: gallery.random_recall(&test, 10),
-        recall_at_10_pixel_average: baseline.recall_at_10,
-        recall_at_10_frozen: frozen.map(|frozen| frozen.recall_at_10),
+        recall_at_10_pixel_average: recall_at_10(&pixel_average_vectors(&gallery)),
+        recall_at_10_frozen: frozen,
         test: found,
         loss: last,
         samples_per_second,

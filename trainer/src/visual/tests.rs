@@ -48,6 +48,24 @@ fn config() -> VisualTrainConfig {
     }
 }
 
+/// The same with all that is drawn: changed pictures, further negatives.
+fn varied() -> VisualTrainConfig {
+    let augment = AugmentConfig {
+        least_area: 0.5,
+        mirror: 0.5,
+        colour: 0.1,
+    };
+    let negatives = NegativesConfig {
+        not_clicked: 1,
+        same_campaign: 1,
+    };
+    VisualTrainConfig {
+        augment,
+        negatives,
+        ..config()
+    }
+}
+
 fn task<'a>(config: &'a VisualTrainConfig, gallery: &'a Gallery, pairs: &'a Pairs) -> Task<'a> {
     Task {
         config,
@@ -97,16 +115,7 @@ fn a_rule_that_pixels_do_not_tell_is_learnt() {
 
 #[test]
 fn a_seed_fixes_the_tower_bit_for_bit() {
-    let mut config = config();
-    config.augment = AugmentConfig {
-        least_area: 0.5,
-        mirror: 0.5,
-        colour: 0.1,
-    };
-    config.negatives = NegativesConfig {
-        not_clicked: 1,
-        same_campaign: 1,
-    };
+    let mut config = varied();
     config.epochs = 3;
     let once = fit_on(1, &config);
     assert_eq!(fit_on(1, &config), once);
@@ -116,16 +125,7 @@ fn a_seed_fixes_the_tower_bit_for_bit() {
 
 #[test]
 fn four_ranks_learn_what_one_does() {
-    let mut config = config();
-    config.augment = AugmentConfig {
-        least_area: 0.5,
-        mirror: 0.5,
-        colour: 0.1,
-    };
-    config.negatives = NegativesConfig {
-        not_clicked: 1,
-        same_campaign: 1,
-    };
+    let mut config = varied();
     // Few pictures for so many ranks: some have none in a step.
     config.batch_size = 6;
     config.epochs = 3;

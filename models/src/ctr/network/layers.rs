@@ -67,7 +67,7 @@ pub(super) fn affine<B: FusedOps>(layer: &Linear<B>, x: Tensor<B, 2>) -> Tensor<
 }
 
 /// The bias of a layer that has one.
-pub(super) fn bias<B: Backend>(layer: &Linear<B>) -> Tensor<B, 1> {
+pub(crate) fn bias<B: Backend>(layer: &Linear<B>) -> Tensor<B, 1> {
     // Those that are asked for were all made with one.
     layer.bias.as_ref().expect("a layer with a bias").val()
 }

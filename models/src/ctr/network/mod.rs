@@ -24,7 +24,7 @@ pub use dlrm::{Dlrm, DlrmConfig};
 pub use final_mlp::{FinalMlp, FinalMlpConfig};
 pub use fm::{DeepFm, DeepFmConfig, Fm, FmConfig};
 pub use layers::Mode;
-pub(crate) use layers::linear;
+pub(crate) use layers::{bias, linear};
 pub use layout::{Field, InputLayout};
 pub use linear::{LogisticRegression, LogisticRegressionConfig};
 pub use mmoe::{Mmoe, MmoeConfig};

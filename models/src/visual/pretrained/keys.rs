@@ -266,12 +266,6 @@ impl KeyMap {
             .any(|beginning| key.starts_with(beginning))
     }
 
-    /// The first of some names that the file has, or else the first.
-    fn there(&self, sheet: &Sheet<'_>, prefix: &str, names: &[&str], end: &str) -> Option<String> {
-        let keys = names.iter().map(|name| format!("{prefix}{name}{end}"));
-        keys.into_iter().find(|key| sheet.shape(key).is_some())
-    }
-
     fn block(&self, prefix: &str, number: usize) -> String {
         format!("{prefix}{}", self.block.replace("{}", &number.to_string()))
     }
@@ -301,7 +295,7 @@ impl KeyMap {
             .count();
         let hidden = sheet.shape(&format!("{first}{}.bias", self.mlp[0]));
         let mlp_ratio = hidden.map_or(4, |shape| shape.first().copied().unwrap_or(0) / dim.max(1));
-        let registers = self.there(sheet, prefix, self.registers, "");
+        let registers = sheet.first_of(prefix, self.registers, "");
         let num_registers = registers
             .and_then(|key| sheet.shape(&key))
             .and_then(as_array)
@@ -317,8 +311,8 @@ impl KeyMap {
             .filter(|_| !has(format!("{}.bias", self.projection)))
             .and_then(|shape| shape.first().copied())
             .unwrap_or(0);
-        let norm_before = self
-            .there(sheet, prefix, self.norm_before, ".weight")
+        let norm_before = sheet
+            .first_of(prefix, self.norm_before, ".weight")
             .is_some();
 
         let has_scales = has(format!("{first}{}", self.scales[0]));
@@ -443,9 +437,7 @@ impl KeyMap {
         let dim = vit.dim;
         self.take_patches(sheet, prefix, vit)?;
         self.take_tokens(sheet, prefix, vit)?;
-        if vit.norm_before {
-            let key = self.there(sheet, prefix, self.norm_before, ".weight");
-            let key = key.unwrap_or_default().replace(".weight", "");
+        if let Some(key) = sheet.first_of(prefix, self.norm_before, ".weight") {
             take_norm(sheet, "norm_before", &key, dim)?;
         }
         for number in 0..vit.depth {
@@ -537,8 +529,8 @@ impl KeyMap {
             extra = class;
         }
         if vit.num_registers > 0 {
-            let key = self
-                .there(sheet, prefix, self.registers, "")
+            let key = sheet
+                .first_of(prefix, self.registers, "")
                 .unwrap_or_default();
             if let Some(registers) = sheet.take(&key, &[1, vit.num_registers, dim])? {
                 extra.extend(registers);
@@ -573,12 +565,11 @@ impl KeyMap {
             dim,
         )?;
         self.take_qkv(sheet, block, &to("qkv"), dim)?;
-        let out = self.there(sheet, block, self.attention_out, ".weight");
-        let out = out.unwrap_or_else(|| format!("{block}{}.weight", self.attention_out[0]));
-        let out = out.trim_end_matches(".weight");
+        let out = sheet.first_of(block, self.attention_out, ".weight");
+        let out = out.unwrap_or_else(|| format!("{block}{}", self.attention_out[0]));
         let named = |name: &str| [format!("{name}.weight"), format!("{name}.bias")];
         let layers = [
-            (to("attention_out"), named(out), dim, dim, &scales[0]),
+            (to("attention_out"), named(&out), dim, dim, &scales[0]),
             (
                 to("mlp.hidden"),
                 named(&format!("{block}{}", self.mlp[0])),

@@ -45,6 +45,14 @@ impl<'a> Sheet<'a> {
         self.file.tensor(key).ok().map(|view| view.shape().to_vec())
     }
 
+    /// The first of some names, each with `prefix` before it, under which the file has a tensor that ends so.
+    pub(super) fn first_of(&self, prefix: &str, names: &[&str], end: &str) -> Option<String> {
+        let names = names.iter().map(|name| format!("{prefix}{name}"));
+        names
+            .into_iter()
+            .find(|name| self.shape(&format!("{name}{end}")).is_some())
+    }
+
     pub(super) fn wrong_shape(&self, key: &str, wanted: impl Into<String>) -> PretrainedError {
         PretrainedError::Shape {
             path: self.path.to_owned(),
