@@ -136,16 +136,34 @@ fn judging_the_truth_itself_gives_the_whole_way() {
     let truth = root.path().join("world/truth.csv");
     let mut random = stream(3, "labels");
     let mut predictions = "impression_id,label,score\n".to_owned();
+    let mut low_on_phones = predictions.clone();
     for line in std::fs::read_to_string(&truth).unwrap().lines().skip(1) {
         let fields: Vec<&str> = line.split(',').collect();
-        let label = u8::from(random.random_bool(fields[1].parse().unwrap()));
-        predictions += &format!("{},{label},{}\n", fields[0], fields[1]);
+        let p_click: f64 = fields[1].parse().unwrap();
+        let label = u8::from(random.random_bool(p_click));
+        predictions += &format!("{},{label},{p_click}\n", fields[0]);
+        let low = if fields[4] == "phone" { 0.5 } else { 1.0 } * p_click;
+        low_on_phones += &format!("{},{label},{low}\n", fields[0]);
     }
     let path = root.path().join("predictions.csv");
+    std::fs::write(&path, &low_on_phones).unwrap();
+    let judgement = judge(&path, &truth).unwrap();
+    let worst = judgement.worst_slice().unwrap();
+    assert_eq!(worst.slice, "device=phone");
+    assert!((worst.calibration_true - 0.5).abs() < 1e-9, "{worst:?}");
+
     std::fs::write(&path, &predictions).unwrap();
     let judgement = judge(&path, &truth).unwrap();
     assert!((judgement.way - 1.0).abs() < 1e-12, "{judgement:?}");
     assert_eq!(judgement.auc, judgement.auc_best);
+    assert_eq!(judgement.calibration_true, 1.0);
+    assert!(judgement.slices.len() > 4, "{judgement:?}");
+    for slice in &judgement.slices {
+        assert!(slice.rows >= 1000 && slice.calibration_true == 1.0, "{slice:?}");
+    }
+    std::fs::write(&path, predictions.replacen("label", "click", 1)).unwrap();
+    let error = judge(&path, &truth).unwrap_err().to_string();
+    assert!(error.contains("line 1: wanted `impression_id,label,score`"), "{error}");
 
     std::fs::write(&path, "impression_id,label,score\nnobody,1,0.5\n").unwrap();
     let error = judge(&path, &truth).unwrap_err().to_string();

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Steps;
+use super::{Steps, steps::JudgedSlice};
 
 /// Reason of a view or click whose impression was not, or no longer, known.
 const UNATTRIBUTED: &str = "unattributed";
@@ -13,8 +13,10 @@ const UNATTRIBUTED: &str = "unattributed";
 pub struct Bounds {
     /// Least share of the way from chance to the best possible AUC.
     pub way_min: f64,
-    /// How far the calibration ratio may be from 1.
+    /// How far predictions over true probabilities may be from 1, over all rows.
     pub calibration_tolerance: f64,
+    /// The same in each slice of at least 1,000 rows.
+    pub slice_calibration_tolerance: f64,
     /// Least recall of the index.
     pub recall_at_100_min: f64,
     /// Least share of requests answered with an ad.
@@ -36,8 +38,9 @@ pub struct Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         Self {
-            way_min: 0.95,
-            calibration_tolerance: 0.05,
+            way_min: 0.98,
+            calibration_tolerance: 0.02,
+            slice_calibration_tolerance: 0.1,
             recall_at_100_min: 0.95,
             fill_rate_min: 0.98,
             revenue_ratio_min: 0.75,
@@ -196,10 +199,25 @@ fn model(steps: &Steps, bounds: &Bounds, checks: &mut Vec<Check>) {
     let tolerance = bounds.calibration_tolerance;
     checks.push(within(
         "calibration ratio",
-        judge.calibration_ratio,
+        judge.calibration_true,
         1.0 - tolerance..=1.0 + tolerance,
-        "predicted clicks over real ones",
+        "predicted clicks over those that the true probabilities lead one to expect",
     ));
+    // One that is no number lies further away than all others.
+    let far = |slice: &&JudgedSlice| match (slice.calibration_true - 1.0).abs() {
+        far if far.is_nan() => f64::INFINITY,
+        far => far,
+    };
+    let worst = (judge.slices.iter()).max_by(|one, other| far(one).total_cmp(&far(other)));
+    if let Some(worst) = worst {
+        let tolerance = bounds.slice_calibration_tolerance;
+        checks.push(within(
+            "calibration ratio of the worst slice",
+            worst.calibration_true,
+            1.0 - tolerance..=1.0 + tolerance,
+            "of all genres, devices, formats, countries and categories with at least 1,000 rows",
+        ));
+    }
     if let Some(world) = &steps.world {
         let clicks = world.click_rate * judge.rows as f64;
         let error = (world.auc_best * (1.0 - world.auc_best) / clicks.max(1.0)).sqrt();
@@ -289,6 +307,13 @@ mod tests {
     use super::*;
     use crate::report::steps::{Drive, Events, Judge, World};
 
+    fn slice(slice: &str, calibration_true: f64) -> JudgedSlice {
+        JudgedSlice {
+            slice: slice.to_owned(),
+            calibration_true,
+        }
+    }
+
     fn steps() -> Steps {
         let world = World {
             records: 1_000,
@@ -312,8 +337,9 @@ mod tests {
         let judge = Judge {
             rows: 10_000,
             auc_best: 0.705,
-            way: 0.96,
-            calibration_ratio: 1.02,
+            way: 0.985,
+            calibration_true: 1.01,
+            slices: vec![slice("genre=racing", 0.95), slice("device=phone", 1.08)],
             ..Judge::default()
         };
         let drive = Drive {
@@ -372,9 +398,14 @@ mod tests {
             "way to the best possible AUC",
         );
         check(
-            |s| s.judge.as_mut().unwrap().calibration_ratio = f64::NAN,
+            |s| s.judge.as_mut().unwrap().calibration_true = f64::NAN,
             "calibration ratio",
         );
+        for far in [0.89, 1.11, f64::NAN] {
+            let mut steps = steps();
+            steps.judge.as_mut().unwrap().slices[0].calibration_true = far;
+            assert_eq!(failed(&steps), ["calibration ratio of the worst slice"]);
+        }
         check(
             |s| s.judge.as_mut().unwrap().auc_best = 0.78,
             "best possible AUC on the test rows",

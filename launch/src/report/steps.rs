@@ -174,10 +174,24 @@ pub struct Judge {
     pub calibration_ratio: f64,
     /// The same of the true probabilities.
     pub calibration_best: f64,
+    /// Sum of predictions over sum of true probabilities.
+    pub calibration_true: f64,
+    /// Parts of the rows.
+    pub slices: Vec<JudgedSlice>,
     /// Log loss of the model, nats.
     pub log_loss: f64,
     /// Log loss of the true probabilities.
     pub log_loss_best: f64,
+}
+
+/// A part of the rows of `judge.json`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct JudgedSlice {
+    /// What they have in common.
+    pub slice: String,
+    /// Sum of predictions over sum of true probabilities.
+    pub calibration_true: f64,
 }
 
 /// `drive.json`.

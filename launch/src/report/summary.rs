@@ -35,6 +35,8 @@ pub struct Summary {
     pub seconds: Option<f64>,
     /// How far the click model has come from chance to the best possible AUC.
     pub way: Option<f64>,
+    /// Sum of predictions over sum of true probabilities.
+    pub calibration_true: Option<f64>,
     /// AUC of the pre-scorer on the test rows.
     pub prescorer_auc: Option<f64>,
     /// Recall of the clicked creative among the ten nearest to its scene.
@@ -68,6 +70,7 @@ impl Summary {
             events_in: events(|events| events.events_in),
             events_dead: events(|events| events.events_dead),
             seconds: run.map(|run| run.seconds),
+            calibration_true: judge(|judge| judge.calibration_true),
             way: judge(|judge| judge.way),
             prescorer_auc: steps.prescorer.as_ref().and_then(|prescorer| prescorer.auc),
             visual_recall_at_10: steps.visual.as_ref().map(|visual| visual.recall_at_10),

@@ -215,13 +215,18 @@ fn run_judge(common: &CommonArgs, predictions: Option<PathBuf>) -> anyhow::Resul
     if common.json {
         out!("{}", serde_json::to_string(&judgement)?);
     } else {
+        let worst = judgement.worst_slice().map(|worst| {
+            format!(", at worst {:.3} for {}", worst.calibration_true, worst.slice)
+        });
         out!(
-            "AUC {:.4}, best possible {:.4}: {:.1} % of the way; calibration {:.3} (truth {:.3}); {} rows",
+            "AUC {:.4}, best possible {:.4}: {:.1} % of the way; predicted over true clicks {:.3}, over those that came {:.3} (truth {:.3}){}; {} rows",
             judgement.auc,
             judgement.auc_best,
             100.0 * judgement.way,
+            judgement.calibration_true,
             judgement.calibration_ratio,
             judgement.calibration_best,
+            worst.unwrap_or_default(),
             judgement.rows,
         );
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use wire::{
     catalogue::Targeting,
     events::{
-        self, AgeBand, CampaignChanged, Click, Conversion, CreativeChanged, Event,
+        self, AgeBand, CampaignChanged, Click, Context, Conversion, CreativeChanged, Event,
         ExperienceChanged, ImpressionServed, ImpressionViewed, UserActivity, event::Payload,
     },
     log::{LogWriter, SegmentWriter},
@@ -69,8 +69,21 @@ pub struct Outcome {
     pub converted: bool,
 }
 
+/// Columns of `truth.csv`: an impression, its true probabilities, and by what it may be looked at
+/// apart.
+pub const TRUTH_COLUMNS: [&str; 8] = [
+    "impression_id",
+    "p_click",
+    "p_conversion",
+    "genre",
+    "device",
+    "format",
+    "country",
+    "category",
+];
+
 /// Writes the world's history to partition `world` of the log, and the truth of every impression
-/// to `truth.csv` in `folder` (`impression_id,p_click,p_conversion`).
+/// to `truth.csv` in `folder`: [`TRUTH_COLUMNS`].
 ///
 /// # Errors
 /// When the log or the folder cannot be written.
@@ -87,7 +100,7 @@ pub fn generate(
         fs::File::create(&truth_path)
             .with_context(|| format!("writing {}", truth_path.display()))?,
     );
-    writeln!(truth, "impression_id,p_click,p_conversion")?;
+    writeln!(truth, "{}", TRUTH_COLUMNS.join(","))?;
 
     let mut random = stream(config.seed, "history");
     let end_us = (config.first_day + config.days as i64) * DAY_US;
@@ -118,7 +131,18 @@ pub fn generate(
             let impression_id = format!("i{day}-{number:06}");
             let p_click = world.click_probability(&moment, creative);
             let p_conversion = world.conversion_probability(&moment, creative);
-            writeln!(truth, "{impression_id},{p_click},{p_conversion}")?;
+            let Context {
+                genre,
+                device,
+                format,
+                country,
+                ..
+            } = world.context(&moment);
+            let category = CATEGORIES[world.creatives[creative].category];
+            writeln!(
+                truth,
+                "{impression_id},{p_click},{p_conversion},{genre},{device},{format},{country},{category}"
+            )?;
             mail.send(
                 served(world, &moment, creative, &impression_id),
                 &mut generated,

@@ -1,11 +1,24 @@
 //! A model's predictions against the truth.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::Path,
+};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use super::measure::{auc, calibration_ratio, expected_auc_of, log_loss};
+use super::{
+    generate::TRUTH_COLUMNS,
+    measure::{auc, calibration_ratio, expected_auc_of, log_loss},
+};
+
+/// Slices with fewer rows are not judged: their truth is known, but nobody's decisions hang on them.
+const LEAST_ROWS_OF_A_SLICE: usize = 1_000;
+
+/// Columns of `predictions.csv`.
+const PREDICTION_COLUMNS: [&str; 3] = ["impression_id", "label", "score"];
 
 /// How good a model is, and how good it could be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,34 +35,64 @@ pub struct Judgement {
     pub way: f64,
     /// Sum of predictions over clicks.
     pub calibration_ratio: f64,
-    /// The same of the true probabilities.
+    /// The same of the true probabilities: what is left of chance in so many clicks.
     pub calibration_best: f64,
+    /// Sum of predictions over sum of true probabilities: without chance.
+    pub calibration_true: f64,
     /// Log loss of the model, nats.
     pub log_loss: f64,
     /// Log loss of the true probabilities, nats.
     pub log_loss_best: f64,
+    /// Slices of at least 1,000 rows, by column and value.
+    pub slices: Vec<SliceJudgement>,
 }
 
-/// Joins `predictions` (`impression_id,label,score`) with `truth` (`impression_id,p_click,…`).
+/// How a model is calibrated on a part of the rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SliceJudgement {
+    /// What the rows have in common: `column=value`.
+    pub slice: String,
+    /// Rows.
+    pub rows: usize,
+    /// Sum of predictions over clicks; none without a click.
+    pub calibration_ratio: Option<f64>,
+    /// Sum of predictions over sum of true probabilities.
+    pub calibration_true: f64,
+}
+
+impl Judgement {
+    /// The slice that is furthest from its truth, by factor.
+    pub fn worst_slice(&self) -> Option<&SliceJudgement> {
+        let far = |slice: &SliceJudgement| slice.calibration_true.ln().abs();
+        (self.slices.iter()).max_by(|one, other| far(one).total_cmp(&far(other)))
+    }
+}
+
+/// Joins `predictions` (`impression_id,label,score`) with `truth` (`truth.csv` of a world).
 ///
 /// # Errors
 /// When a file is missing, a line is not as it should be, or an impression has no truth.
 pub fn judge(predictions: &Path, truth: &Path) -> anyhow::Result<Judgement> {
     let truth_text = read(truth)?;
-    let mut known: HashMap<&str, f64> = HashMap::new();
-    for (line, [id, p_click, _]) in rows(&truth_text, truth)? {
-        known.insert(id, number(p_click, truth, line)?);
+    let mut known: HashMap<&str, (f64, [&str; 5])> = HashMap::new();
+    for (line, [id, p_click, _, slices @ ..]) in rows(&truth_text, truth, TRUTH_COLUMNS)? {
+        known.insert(id, (number(p_click, truth, line)?, slices));
     }
     let text = read(predictions)?;
     let (mut scores, mut labels, mut truths) = (Vec::new(), Vec::new(), Vec::new());
-    for (line, [id, label, score]) in rows(&text, predictions)? {
-        let Some(p_click) = known.get(id) else {
+    let mut parts: BTreeMap<(usize, &str), Vec<usize>> = BTreeMap::new();
+    for (line, [id, label, score]) in rows(&text, predictions, PREDICTION_COLUMNS)? {
+        let Some((p_click, slices)) = known.get(id) else {
             bail!(
                 "{} line {line}: impression {id} is not in {}",
                 predictions.display(),
                 truth.display()
             );
         };
+        for (column, value) in slices.iter().enumerate() {
+            let part = parts.entry((column, value)).or_default();
+            part.push(labels.len());
+        }
         labels.push(number(label, predictions, line)?);
         scores.push(number(score, predictions, line)?);
         truths.push(*p_click);
@@ -63,6 +106,17 @@ pub fn judge(predictions: &Path, truth: &Path) -> anyhow::Result<Judgement> {
     let auc_of = |scores: &[f64]| auc(scores, &labels).with_context(one_sided);
     let expected = expected_auc_of(&scores, &truths).with_context(one_sided)?;
     let expected_best = expected_auc_of(&truths, &truths).with_context(one_sided)?;
+    let large = (parts.iter()).filter(|(_, part)| part.len() >= LEAST_ROWS_OF_A_SLICE);
+    let slices = large.map(|((column, value), part)| {
+        let of = |values: &[f64]| -> Vec<f64> { part.iter().map(|row| values[*row]).collect() };
+        let (scores, labels, truths) = (of(&scores), of(&labels), of(&truths));
+        SliceJudgement {
+            slice: format!("{}={value}", TRUTH_COLUMNS[3 + column]),
+            rows: part.len(),
+            calibration_ratio: Some(calibration_ratio(&scores, &labels)).filter(|it| it.is_finite()),
+            calibration_true: calibration_ratio(&scores, &truths),
+        }
+    });
     Ok(Judgement {
         rows: labels.len(),
         auc: auc_of(&scores)?,
@@ -71,8 +125,10 @@ pub fn judge(predictions: &Path, truth: &Path) -> anyhow::Result<Judgement> {
         way: (expected - 0.5) / (expected_best - 0.5),
         calibration_ratio: calibration_ratio(&scores, &labels),
         calibration_best: calibration_ratio(&truths, &labels),
+        calibration_true: calibration_ratio(&scores, &truths),
         log_loss: log_loss(&scores, &labels),
         log_loss_best: log_loss(&truths, &labels),
+        slices: slices.collect(),
     })
 }
 
@@ -80,15 +136,26 @@ fn read(path: &Path) -> anyhow::Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Lines of three fields after the header, with their numbers.
-fn rows<'a>(text: &'a str, path: &Path) -> anyhow::Result<Vec<(usize, [&'a str; 3])>> {
+/// Lines after the header, with their numbers; the header must be `columns`.
+fn rows<'a, const N: usize>(
+    text: &'a str,
+    path: &Path,
+    columns: [&str; N],
+) -> anyhow::Result<Vec<(usize, [&'a str; N])>> {
+    let wanted = columns.join(",");
     let mut rows = Vec::new();
-    for (at, line) in text.lines().enumerate().skip(1) {
+    for (at, line) in text.lines().enumerate() {
+        if at == 0 {
+            if line != wanted {
+                bail!("{} line 1: wanted `{wanted}`, found `{line}`", path.display());
+            }
+            continue;
+        }
         let fields: Vec<&str> = line.split(',').collect();
         match fields.try_into() {
             Ok(fields) => rows.push((at + 1, fields)),
             Err(_) => bail!(
-                "{} line {}: wanted three fields, found `{line}`",
+                "{} line {}: wanted {N} fields ({wanted}), found `{line}`",
                 path.display(),
                 at + 1
             ),

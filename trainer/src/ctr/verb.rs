@@ -50,7 +50,7 @@ struct Report {
     seed: u64,
     curve: Vec<CurvePoint>,
     /// `predictions.csv` of the test rows.
-    predictions: std::path::PathBuf,
+    predictions: PathBuf,
     /// The reliability diagram.
     plot: std::path::PathBuf,
     artifact: Digest,
@@ -670,6 +670,9 @@ pub struct EvalArgs {
     /// Digest of the model; by default the newest
     #[arg(long)]
     pub model: Option<Digest>,
+    /// Also write what it says of each test row here, as `marquee world judge --predictions` reads it
+    #[arg(long, value_name = "CSV")]
+    pub predictions: Option<PathBuf>,
 }
 
 /// Measures a registered click model on the test rows of a training configuration.
@@ -695,7 +698,11 @@ pub async fn run_eval(args: &EvalArgs, config: &CtrConfig) -> anyhow::Result<()>
         );
     }
     let parts = config.split.parts(&table.rows()?)?;
-    let evaluation = Tested::of(&model, &parts)?.evaluation;
+    let tested = Tested::of(&model, &parts)?;
+    if let Some(path) = &args.predictions {
+        write_text(path, &predictions_csv(&tested.rows, &tested.scores))?;
+    }
+    let evaluation = tested.evaluation;
     if args.common.json {
         out!("{}", serde_json::to_string(&evaluation)?);
     } else {

@@ -66,17 +66,17 @@ fn calibration(content: &Content<'_>) -> Card {
     let judge = content.steps.judge.as_ref();
     Card {
         name: "Calibration ratio",
-        value: judge.map(|judge| format!("{:.3}", judge.calibration_ratio)),
+        value: judge.map(|judge| format!("{:.3}", judge.calibration_true)),
         best: judge.map_or_else(String::new, |judge| {
             format!(
-                "best possible 1; the truth itself got {:.3}",
-                judge.calibration_best
+                "best possible 1; over the clicks that came {:.3}, where the truth itself got {:.3}",
+                judge.calibration_ratio, judge.calibration_best
             )
         }),
         means:
-            "Predicted clicks over real ones. Above 1 advertisers bid too much, below 1 too little."
+            "Predicted clicks over those to expect by the true probabilities. Above 1 advertisers bid too much, below 1 too little."
                 .into(),
-        share: judge.map(|judge| 1.0 - (judge.calibration_ratio - 1.0).abs()),
+        share: judge.map(|judge| 1.0 - (judge.calibration_true - 1.0).abs()),
     }
 }
 
