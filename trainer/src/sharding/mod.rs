@@ -28,8 +28,8 @@ pub use block::{PlacementError, Tables, WriteDense};
 pub use device::DeviceTables;
 pub use optimizer::{SparseOptimizer, SparseOptimizerConfig};
 pub use plan::{
-    Plan, PlanError, Planned, Planner, PlannerConfig, RowSlice, ShardSpec, Sharding, ShardingKind,
-    TableConfig,
+    NoTable, Plan, PlanError, Planned, Planner, PlannerConfig, RowSlice, ShardSpec, Sharding,
+    ShardingKind, TableConfig,
 };
 pub use routing::{Bags, Routed, Router};
 pub use storage::Storage;
