@@ -280,6 +280,7 @@ def check(config):
     wrong += ["optimizer"] * (training["optimizer"]["kind"] != "adam")
     wrong += ["schedule"] * (training["schedule"]["decay"] != "constant" or training["schedule"]["warm_up_steps"] > 0)
     wrong += ["tables.dynamic"] * bool(tables["dynamic"])
+    wrong += ["tables.shared_by"] * bool(tables.get("shared_by"))
     wrong += ["tables.reinitialise_each_epoch"] * tables["reinitialise_each_epoch"]
     wrong += ["tables.pooling"] * (tables["pooling"] != "mean")
     wrong += ["model.architecture"] * (config["model"]["architecture"] == "mmoe")

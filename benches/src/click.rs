@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use features::{FeatureBatch, Jagged};
-use models::ctr::{NetworkConfig, Normalisation, Pooling, network::DcnV2Config};
+use models::ctr::{NetworkConfig, Normalisation, network::DcnV2Config};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use trainer::{
@@ -72,12 +72,8 @@ impl Default for Shape {
 impl Shape {
     /// The tables.
     pub fn tables(&self) -> Vec<TableConfig> {
-        let table = |feature: usize| TableConfig {
-            feature: format!("feature_{feature}"),
-            rows: self.table_rows,
-            dim: self.dim,
-            pooling: Pooling::Mean,
-            dynamic: None,
+        let table = |feature: usize| {
+            TableConfig::of_feature(format!("feature_{feature}"), self.table_rows, self.dim)
         };
         (0..self.num_sparse).map(table).collect()
     }

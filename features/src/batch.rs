@@ -44,6 +44,18 @@ impl Jagged {
         self.ids.extend_from_slice(ids);
         self.offsets.push(self.ids.len() as u32);
     }
+
+    /// The rows of several, one's after the other's.
+    pub fn concat<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut all = Self::default();
+        for part in parts {
+            let before = all.ids.len() as u32;
+            all.ids.extend_from_slice(&part.ids);
+            all.offsets
+                .extend(part.offsets[1..].iter().map(|offset| before + offset));
+        }
+        all
+    }
 }
 
 /// Feature values of some rows.
@@ -192,6 +204,17 @@ mod tests {
             read.push_snapshot(&batch.snapshot(row, "d")).unwrap();
         }
         assert_eq!(read, batch);
+    }
+
+    #[test]
+    fn joined_rows_are_those_of_each_in_turn() {
+        let [one, two] = <[Jagged; 2]>::try_from(batch().sparse).unwrap();
+        let joined = Jagged::concat([&one, &two, &one]);
+        assert!(joined.fits(9));
+        let rows: Vec<&[u64]> = (0..9).map(|row| joined.row(row)).collect();
+        let wanted: [&[u64]; 9] = [&[0], &[1], &[2], &[], &[7], &[7, 7], &[0], &[1], &[2]];
+        assert_eq!(rows, wanted);
+        assert_eq!(Jagged::concat([]), Jagged::default());
     }
 
     #[test]

@@ -279,12 +279,12 @@ fn rows_of_csv_are_imported_and_learnt_from() {
     let dir = bench.root.path();
     let mut parts = [String::new(), String::new(), String::new()];
     for (part, text) in parts.iter_mut().enumerate() {
-        text.push_str("label,site,age\n");
+        text.push_str("label,site,age,last\n");
         for row in 0..[4000, 600, 600][part] {
             // A click where the site's number and the age are both even or both odd.
             let (site, age) = ((row * 7 + part) % 40, (row * 11) % 9);
-            let label = u8::from((site + age) % 2 == 0);
-            text.push_str(&format!("{label},s{site},{age}\n"));
+            let (label, last) = (u8::from((site + age) % 2 == 0), (row * 13) % 40);
+            text.push_str(&format!("{label},s{site},{age},s{last}\n"));
         }
     }
     for (name, text) in ["train", "valid", "test"].iter().zip(parts) {
@@ -293,7 +293,7 @@ fn rows_of_csv_are_imported_and_learnt_from() {
     let schema = dir.join("schema.toml");
     let file = |name: &str| format!("{name} = [\"{}/{name}.csv\"]\n", dir.display());
     let text = format!(
-        "{}{}{}table = \"sites\"\nsparse = [{{ column = \"site\" }}, {{ column = \"age\" }}]\n",
+        "{}{}{}table = \"sites\"\nsparse = [{{ column = \"site\" }}, {{ column = \"age\" }}, {{ column = \"last\", vocabulary = \"site\" }}]\n",
         file("train"),
         file("valid"),
         file("test")
@@ -321,11 +321,19 @@ fn rows_of_csv_are_imported_and_learnt_from() {
         "--set",
         "tables.optimizer.learning_rate=0.1",
         "--set",
+        "tables.shared_by.sites=[\"site\",\"last\"]",
+        "--set",
         "model={architecture=\"deep_fm\",hidden=[32]}",
     ];
     let report = bench.run(&train).ok().json();
     assert!(report["auc"].as_f64().unwrap() > 0.95, "{report}");
     assert_eq!(report["train_rows"], 4000);
+    // From its files it says the same, with one table for both features.
+    let eval = ["eval", "configs/ctr.toml", "--json", "--set", "table=sites"];
+    assert_eq!(bench.run(&eval).ok().json()["auc"], report["auc"]);
+    let of_a_member = [&train[..], &["--set", "tables.rows_of.last=50"]].concat();
+    let parts = ["tables.rows_of names `last`", "say it of `sites`"];
+    bench.run(&of_a_member).refused(1, &parts);
     bench
         .run(&["import", "csv", schema])
         .refused(1, &["is a table already"]);

@@ -10,7 +10,6 @@ use std::{sync::Arc, time::Instant};
 use clap::Parser;
 use features::Jagged;
 use marquee_benches::{median, print};
-use models::ctr::Pooling;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -68,12 +67,8 @@ fn main() -> anyhow::Result<()> {
         .num_threads(args.threads)
         .build_global()?;
     let configs: Vec<TableConfig> = (0..args.num_sparse)
-        .map(|feature| TableConfig {
-            feature: format!("feature_{feature}"),
-            rows: args.table_rows,
-            dim: args.dim,
-            pooling: Pooling::Mean,
-            dynamic: None,
+        .map(|feature| {
+            TableConfig::of_feature(format!("feature_{feature}"), args.table_rows, args.dim)
         })
         .collect();
     let plan = Arc::new(Plan::alone(&configs));

@@ -6,7 +6,7 @@ use burn::{
     prelude::Backend,
     tensor::{Tensor, TensorData},
 };
-use features::{FeatureBatch, Schema};
+use features::{FeatureBatch, Schema, SparseField};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -36,7 +36,12 @@ pub struct Normalisation {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TableShape {
-    feature: String,
+    /// Files of before there were shared tables have its feature here.
+    #[serde(alias = "feature")]
+    name: String,
+    /// The sparse features that read it; none: that of its name, as in those files.
+    #[serde(default)]
+    features: Vec<String>,
     rows: usize,
     dim: usize,
     #[serde(default)]
@@ -46,9 +51,42 @@ struct TableShape {
     dynamic: bool,
 }
 
+impl TableShape {
+    fn features(&self) -> &[String] {
+        match self.features.is_empty() {
+            true => std::slice::from_ref(&self.name),
+            false => &self.features,
+        }
+    }
+}
+
 /// Tensor of the ids of a dynamic table.
-fn ids_tensor(feature: &str) -> String {
-    format!("ids:{feature}")
+fn ids_tensor(table: &str) -> String {
+    format!("ids:{table}")
+}
+
+/// Which table each sparse feature reads, by the features of the tables; else what is wrong with
+/// these.
+fn tables_of<'a>(
+    schema: &Schema,
+    tables: impl Iterator<Item = &'a [String]> + Clone,
+) -> Result<Vec<usize>, String> {
+    let known = |name: &&String| schema.sparse.iter().any(|field| field.name == **name);
+    if let Some(stray) = tables.clone().flatten().find(|name| !known(name)) {
+        return Err(format!(
+            "a table is of `{stray}`, which is not a sparse feature"
+        ));
+    }
+    let table_of = |field: &SparseField| {
+        let tables = tables.clone().enumerate();
+        let mut reads = tables.filter(|(_, names)| names.contains(&field.name));
+        match (reads.next(), reads.next()) {
+            (Some((table, _)), None) => Ok(table),
+            (None, _) => Err(format!("sparse feature `{}` has no table", field.name)),
+            (_, Some(_)) => Err(format!("sparse feature `{}` has two tables", field.name)),
+        }
+    };
+    schema.sparse.iter().map(table_of).collect()
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,19 +119,18 @@ impl ModelFile {
             ));
         }
         self.calibration.check()?;
-        let tables = self.tables.iter().map(|table| &table.feature);
-        if !tables.eq(self.schema.sparse.iter().map(|field| &field.name)) {
-            return Err(
-                "the tables are not those of the schema's sparse features, in order".into(),
-            );
-        }
-        let fits = self.network.check(&self.layout());
+        let fits = self.network.check(&self.layout(&self.table_of()?));
         fits.map_err(|error| error.to_string())
     }
 
-    fn layout(&self) -> InputLayout {
-        let fields = self.tables.iter();
-        let fields = fields.map(|table| (table.feature.clone(), table.dim));
+    /// Which table each sparse feature reads.
+    fn table_of(&self) -> Result<Vec<usize>, String> {
+        tables_of(&self.schema, self.tables.iter().map(TableShape::features))
+    }
+
+    fn layout(&self, table_of: &[usize]) -> InputLayout {
+        let fields = self.schema.sparse.iter().zip(table_of);
+        let fields = fields.map(|(field, table)| (field.name.clone(), self.tables[*table].dim));
         InputLayout::new(self.schema.dense.len(), fields)
     }
 }
@@ -156,13 +193,17 @@ pub struct CtrModel<B: Backend = Cpu> {
     /// Correction of the logits of clicks.
     pub calibration: Calibration,
     tables: Vec<EmbeddingTable>,
+    /// Which of them each sparse feature reads.
+    table_of: Vec<usize>,
     network: Network<B>,
     device: B::Device,
 }
 
 impl<B: FusedOps> CtrModel<B> {
-    /// Joins the parts of a trained model. `tables` are in the order of the schema's sparse
-    /// features.
+    /// Joins the parts of a trained model.
+    ///
+    /// # Panics
+    /// If the tables are not such that every sparse feature reads one of them.
     pub fn new(
         config: NetworkConfig,
         schema: Schema,
@@ -172,11 +213,13 @@ impl<B: FusedOps> CtrModel<B> {
         device: B::Device,
     ) -> Self {
         let calibration = Calibration::default();
+        let table_of = tables_of(&schema, tables.iter().map(|table| &*table.features));
         Self {
             config,
             schema,
             normalisation,
             calibration,
+            table_of: table_of.expect("a table for every sparse feature"),
             tables,
             network,
             device,
@@ -242,12 +285,13 @@ impl<B: FusedOps> CtrModel<B> {
         if batch.num_rows == 0 {
             return Ok(Vec::new());
         }
-        let dims: usize = self.tables.iter().map(|table| table.dim).sum();
+        let tables = self.table_of.iter().map(|table| &self.tables[*table]);
+        let dims: usize = tables.clone().map(|table| table.dim).sum();
         let width = batch.num_dense + dims;
         let mut input = vec![0.0; batch.num_rows * width];
         write_dense(batch, &self.normalisation, &mut input, width);
         let mut column = batch.num_dense;
-        for (table, bags) in self.tables.iter().zip(&batch.sparse) {
+        for (table, bags) in tables.zip(&batch.sparse) {
             table.pool(bags, 0, &mut input, width, column);
             column += table.dim;
         }
@@ -297,7 +341,8 @@ impl<B: FusedOps> CtrModel<B> {
     pub fn save(&self, dir: &Path) -> Result<(), CtrModelError> {
         files::create_dir(dir)?;
         let shape = |table: &EmbeddingTable| TableShape {
-            feature: table.feature.clone(),
+            name: table.name.clone(),
+            features: table.features.clone(),
             rows: table.rows,
             dim: table.dim,
             pooling: table.pooling,
@@ -318,11 +363,11 @@ impl<B: FusedOps> CtrModel<B> {
         for table in &self.tables {
             let weights = table.weights.iter().flat_map(|w| w.to_le_bytes());
             let shape = vec![table.rows, table.dim];
-            let name = table.feature.clone();
+            let name = table.name.clone();
             tensors.push((name, Dtype::F32, shape, weights.collect()));
             if let Some(known) = &table.known {
                 let ids = known.ids().iter().flat_map(|id| id.to_le_bytes());
-                let (name, shape) = (ids_tensor(&table.feature), vec![known.ids().len()]);
+                let (name, shape) = (ids_tensor(&table.name), vec![known.ids().len()]);
                 tensors.push((name, Dtype::U64, shape, ids.collect()));
             }
         }
@@ -347,9 +392,13 @@ impl<B: FusedOps> CtrModel<B> {
         let file: ModelFile = files::read_json(&path)?;
         file.check()
             .map_err(|what| ModelFileError::content(&path, what))?;
+        let table_of = file
+            .table_of()
+            .map_err(|what| ModelFileError::content(&path, what))?;
         let tables = load_tables(&dir.join(TABLES_FILE), &file.tables)?;
         let mut random = ChaCha8Rng::seed_from_u64(0);
-        let mut network = file.network.init(&file.layout(), &mut random, &device);
+        let layout = file.layout(&table_of);
+        let mut network = file.network.init(&layout, &mut random, &device);
         files::load_weights(&mut network, &dir.join(DENSE_FILE))?;
         let ModelFile {
             network: config,
@@ -364,6 +413,7 @@ impl<B: FusedOps> CtrModel<B> {
             normalisation,
             calibration,
             tables,
+            table_of,
             network,
             device,
         })
@@ -409,7 +459,7 @@ fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>
         .iter()
         .map(|shape| {
             let view = tensors
-                .tensor(&shape.feature)
+                .tensor(&shape.name)
                 .map_err(|error| weights(error.to_string()))?;
             if view.dtype() != Dtype::F32
                 || view.shape() != [shape.rows, shape.dim]
@@ -417,7 +467,7 @@ fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>
             {
                 return Err(weights(format!(
                     "table `{}` is {:?} {:?}, wanted F32 {:?}",
-                    shape.feature,
+                    shape.name,
                     view.dtype(),
                     view.shape(),
                     [shape.rows, shape.dim]
@@ -432,7 +482,7 @@ fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>
                 return Err(weights(format!(
                     "row {} of table `{}` holds {}",
                     at / shape.dim,
-                    shape.feature,
+                    shape.name,
                     values[at]
                 )));
             }
@@ -442,7 +492,8 @@ fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>
             };
             Ok(EmbeddingTable {
                 known,
-                feature: shape.feature.clone(),
+                name: shape.name.clone(),
+                features: shape.features().to_vec(),
                 rows: shape.rows,
                 dim: shape.dim,
                 pooling: shape.pooling,
@@ -453,7 +504,7 @@ fn load_tables(path: &Path, shapes: &[TableShape]) -> Result<Vec<EmbeddingTable>
 }
 
 fn load_ids(tensors: &SafeTensors<'_>, shape: &TableShape) -> Result<KnownIds, String> {
-    let name = ids_tensor(&shape.feature);
+    let name = ids_tensor(&shape.name);
     let view = tensors.tensor(&name).map_err(|error| error.to_string())?;
     let wanted = [shape.rows - 1];
     if view.dtype() != Dtype::U64 || view.shape() != wanted {
@@ -511,7 +562,8 @@ mod tests {
         .unwrap();
         let mut random = ChaCha8Rng::seed_from_u64(3);
         let mut table = |feature: &str, rows: usize| EmbeddingTable {
-            feature: feature.into(),
+            name: feature.into(),
+            features: vec![feature.into()],
             rows,
             dim: 4,
             pooling: Pooling::Mean,
@@ -530,9 +582,7 @@ mod tests {
             u64::MAX - 1,
             u64::MAX,
         ]));
-        let fields = tables
-            .iter()
-            .map(|table| (table.feature.clone(), table.dim));
+        let fields = tables.iter().map(|table| (table.name.clone(), table.dim));
         let layout = InputLayout::new(2, fields);
         let network = config.init(&layout, &mut random, &Default::default());
         let normalisation = Normalisation {
@@ -584,6 +634,57 @@ mod tests {
             assert!(scores.iter().all(|score| (0.0..=1.0).contains(score)));
             assert_ne!(scores[0], scores[1]);
         }
+    }
+
+    /// Both features read the table of `m`.
+    fn shared() -> CtrModel {
+        let mut model = model();
+        model.tables.remove(0);
+        model.tables[0].name = "both".into();
+        model.tables[0].features = vec!["s".into(), "m".into()];
+        model.table_of = vec![0, 0];
+        model
+    }
+
+    #[test]
+    fn a_shared_table_is_stored_once_and_read_by_each_of_its_features() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = shared();
+        model.save(dir.path()).unwrap();
+        let loaded = CtrModel::load(dir.path()).unwrap();
+        assert_eq!(loaded.tables, model.tables);
+        let scores = model.score(&batch()).unwrap();
+        assert_eq!(loaded.score(&batch()).unwrap(), scores);
+        // The same rows in two tables.
+        let mut apart = shared();
+        let mut copy = apart.tables[0].clone();
+        copy.name = "copy".into();
+        apart.tables.push(copy);
+        apart.table_of = vec![1, 0];
+        assert_eq!(apart.score(&batch()).unwrap(), scores);
+        let bytes = fs::read(dir.path().join(TABLES_FILE)).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let mut names = tensors.names();
+        names.sort_unstable();
+        assert_eq!(names, ["both", "ids:both"]);
+    }
+
+    #[test]
+    fn files_of_before_there_were_shared_tables_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        model().save(dir.path()).unwrap();
+        let path = dir.path().join(MODEL_FILE);
+        let mut file: serde_json::Value = files::read_json(&path).unwrap();
+        for table in file["tables"].as_array_mut().unwrap() {
+            let table = table.as_object_mut().unwrap();
+            table.remove("features").unwrap();
+            let name = table.remove("name").unwrap();
+            table.insert("feature".into(), name);
+        }
+        files::write_json(&path, &file).unwrap();
+        let loaded = CtrModel::load(dir.path()).unwrap();
+        let scores = model().score(&batch()).unwrap();
+        assert_eq!(loaded.score(&batch()).unwrap(), scores);
     }
 
     #[test]
@@ -682,8 +783,12 @@ mod tests {
             let change = |file: &mut ModelFile| file.calibration = calibration.clone();
             refused(&change, "calibration");
         }
-        refused(&|file| file.tables.reverse(), "in order");
-        refused(&|file| file.tables.truncate(1), "in order");
+        refused(&|file| file.tables.truncate(1), "`m` has no table");
+        let named = |at: usize, feature: &'static str| {
+            move |file: &mut ModelFile| file.tables[at].features.push(feature.into())
+        };
+        refused(&named(1, "s"), "`s` has two tables");
+        refused(&named(1, "x"), "`x`, which is not a sparse feature");
         refused(
             &|file| {
                 file.network = NetworkConfig::Fm(Default::default());

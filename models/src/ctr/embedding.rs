@@ -38,11 +38,13 @@ impl KnownIds {
     }
 }
 
-/// The rows of one feature's table.
+/// A table's rows, which one feature reads, or several.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbeddingTable {
-    /// The feature it belongs to.
-    pub feature: String,
+    /// Its name.
+    pub name: String,
+    /// The sparse features that read it.
+    pub features: Vec<String>,
     /// Number of rows; an id's row is `id % rows`, unless it is known.
     pub rows: usize,
     /// Length of a row.
@@ -104,7 +106,8 @@ mod tests {
     #[test]
     fn bags_pool_to_their_mean_or_sum_and_empty_ones_to_zero() {
         let mut table = EmbeddingTable {
-            feature: "f".into(),
+            name: "f".into(),
+            features: vec!["f".into()],
             rows: 3,
             dim: 2,
             pooling: Pooling::Mean,

@@ -439,7 +439,8 @@ fn ranker(schema: &Schema, version: u64) -> CtrModel {
         .sparse
         .iter()
         .map(|field| EmbeddingTable {
-            feature: field.name.clone(),
+            name: field.name.clone(),
+            features: vec![field.name.clone()],
             rows,
             dim,
             pooling: Pooling::Mean,
@@ -449,7 +450,7 @@ fn ranker(schema: &Schema, version: u64) -> CtrModel {
                 .collect(),
         })
         .collect();
-    let fields = tables.iter().map(|table| (table.feature.clone(), dim));
+    let fields = tables.iter().map(|table| (table.name.clone(), dim));
     let layout = InputLayout::new(schema.dense.len(), fields);
     let network = config.init(&layout, &mut random, &Default::default());
     let normalisation = Normalisation {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use features::{Schema, SparseField};
+use features::Schema;
 use models::ctr::{NetworkConfig, Pooling};
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,9 @@ use crate::{
     collective::CollectiveConfig,
     dense::{DenseOptimizerConfig, Precision},
     schedule::ScheduleConfig,
-    sharding::{DynamicConfig, PlannerConfig, SparseOptimizerConfig, Storage, TableConfig},
+    sharding::{
+        DynamicConfig, NoTable, PlannerConfig, SparseOptimizerConfig, Storage, TableConfig,
+    },
     split::SplitConfig,
     table::ReaderConfig,
     tracking::TrackingConfig,
@@ -67,21 +69,56 @@ impl Default for CtrConfig {
 /// Why there cannot be such tables.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TablesError {
-    /// Something for a feature that is not there.
-    #[error("tables.{key} names `{feature}`, which is not a sparse feature of the table: {known}")]
+    /// Something for a table that is not there.
+    #[error(transparent)]
+    NoTable(#[from] NoTable),
+    /// A table of a feature that is not there.
+    #[error(
+        "tables.shared_by.{table} names `{feature}`, which is not a sparse feature of the rows: {known}"
+    )]
     UnknownFeature {
-        /// The key.
-        key: &'static str,
+        /// The table.
+        table: String,
         /// The name.
         feature: String,
         /// What there is.
         known: String,
     },
-    /// A dynamic table without room.
-    #[error("the dynamic table of `{feature}` has {rows} rows, wanted at least {least}")]
-    TooSmall {
+    /// Nobody to share with.
+    #[error(
+        "tables.shared_by.{table} names {count} features, wanted at least two: without the key each has a table of its own"
+    )]
+    NotShared {
+        /// The table.
+        table: String,
+        /// How many.
+        count: usize,
+    },
+    /// A feature cannot read two tables.
+    #[error(
+        "tables.shared_by names `{feature}` for `{one}` and again for `{other}`: a feature reads one table, name it once"
+    )]
+    Twice {
         /// The feature.
         feature: String,
+        /// The one table.
+        one: String,
+        /// The other, or the same.
+        other: String,
+    },
+    /// Two tables of one name.
+    #[error(
+        "tables.shared_by.{table} has the name of a feature that is not among its own: choose another, or add the feature"
+    )]
+    NameTaken {
+        /// The table.
+        table: String,
+    },
+    /// A dynamic table without room.
+    #[error("the dynamic table `{table}` has {rows} rows, wanted at least {least}")]
+    TooSmall {
+        /// The table.
+        table: String,
         /// Its rows.
         rows: usize,
         /// How many it takes.
@@ -96,16 +133,20 @@ const LEAST_DYNAMIC_ROWS: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TablesConfig {
+    /// Features that read the same rows, by the name of their table: an id has one row, whichever
+    /// of them it comes by. All others have a table each, of their name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub shared_by: BTreeMap<String, Vec<String>>,
     /// Length of an id's vector.
     pub embedding_dim: usize,
-    /// That of single features that need longer or shorter ones, where the network allows it.
+    /// That of single tables that need longer or shorter ones, where the network allows it.
     pub dim_of: BTreeMap<String, usize>,
     /// Rows of a table, where it is not known how many ids there are; more means fewer ids that
     /// share one.
     pub rows: usize,
-    /// Rows of single features that need more or fewer.
+    /// Rows of single tables that need more or fewer.
     pub rows_of: BTreeMap<String, usize>,
-    /// Features whose ids have rows of their own; the number of rows is the most there can be.
+    /// Tables whose ids have rows of their own; the number of rows is the most there can be.
     pub dynamic: BTreeMap<String, DynamicConfig>,
     /// What becomes of the rows of features with several ids.
     pub pooling: Pooling,
@@ -127,6 +168,7 @@ pub struct TablesConfig {
 impl Default for TablesConfig {
     fn default() -> Self {
         Self {
+            shared_by: BTreeMap::new(),
             embedding_dim: 16,
             dim_of: BTreeMap::new(),
             rows: 65_536,
@@ -143,52 +185,93 @@ impl Default for TablesConfig {
 }
 
 impl TablesConfig {
-    /// One table per sparse feature, with the rows that a network wants.
+    /// The tables of all sparse features, with the rows that a network wants, in the order of their
+    /// first features.
     ///
     /// # Errors
-    /// [`TablesError`] that names the feature.
+    /// [`TablesError`] that names the key.
     pub fn tables(
         &self,
         schema: &Schema,
         network: &NetworkConfig,
     ) -> Result<Vec<TableConfig>, TablesError> {
-        let known = || schema.sparse.iter().map(|field| &field.name);
-        let named = self.rows_of.keys().map(|name| ("rows_of", name));
-        let named = named.chain(self.dim_of.keys().map(|name| ("dim_of", name)));
-        let named = named.chain(self.dynamic.keys().map(|name| ("dynamic", name)));
-        for (key, feature) in named {
-            if !known().any(|name| name == feature) {
-                let known: Vec<&str> = known().map(String::as_str).collect();
-                return Err(TablesError::UnknownFeature {
-                    key,
-                    feature: feature.clone(),
-                    known: known.join(", "),
-                });
-            }
-        }
-        let table = |field: &SparseField| {
-            let name = &field.name;
+        self.check_shared(schema)?;
+        let mut tables: Vec<TableConfig> = Vec::new();
+        for field in &schema.sparse {
+            let name = self.table_of(&field.name);
             let known = field.cardinality.and_then(|ids| usize::try_from(ids).ok());
-            let rows = self.rows_of.get(name).copied().or(known);
-            let rows = rows.unwrap_or(self.rows).max(1);
-            let dynamic = self.dynamic.get(name).cloned();
-            if dynamic.is_some() && rows < LEAST_DYNAMIC_ROWS {
-                return Err(TablesError::TooSmall {
-                    feature: name.clone(),
-                    rows,
-                    least: LEAST_DYNAMIC_ROWS,
-                });
+            let rows = known.unwrap_or(self.rows);
+            if let Some(table) = tables.iter_mut().find(|table| table.name == *name) {
+                table.features.push(field.name.clone());
+                table.rows = table.rows.max(rows);
+                continue;
             }
             let dim = self.dim_of.get(name).copied().unwrap_or(self.embedding_dim);
-            Ok(TableConfig {
-                feature: name.clone(),
+            tables.push(TableConfig {
+                name: name.clone(),
+                features: vec![field.name.clone()],
                 rows,
                 dim: network.row_dim(dim),
                 pooling: self.pooling,
-                dynamic,
-            })
-        };
-        schema.sparse.iter().map(table).collect()
+                dynamic: self.dynamic.get(name).cloned(),
+            });
+        }
+        NoTable::check("tables.rows_of", self.rows_of.keys(), &tables)?;
+        NoTable::check("tables.dim_of", self.dim_of.keys(), &tables)?;
+        NoTable::check("tables.dynamic", self.dynamic.keys(), &tables)?;
+        for table in &mut tables {
+            let rows = self.rows_of.get(&table.name).copied();
+            table.rows = rows.unwrap_or(table.rows).max(1);
+            if table.dynamic.is_some() && table.rows < LEAST_DYNAMIC_ROWS {
+                return Err(TablesError::TooSmall {
+                    table: table.name.clone(),
+                    rows: table.rows,
+                    least: LEAST_DYNAMIC_ROWS,
+                });
+            }
+        }
+        Ok(tables)
+    }
+
+    /// The name of the table that a feature reads.
+    fn table_of<'a>(&'a self, feature: &'a String) -> &'a String {
+        let mut shared = self.shared_by.iter();
+        let table = shared.find(|(_, features)| features.contains(feature));
+        table.map_or(feature, |(table, _)| table)
+    }
+
+    fn check_shared(&self, schema: &Schema) -> Result<(), TablesError> {
+        let known = || schema.sparse.iter().map(|field| &field.name);
+        let mut tables: BTreeMap<&String, &String> = BTreeMap::new();
+        for (table, features) in &self.shared_by {
+            if features.len() < 2 {
+                return Err(TablesError::NotShared {
+                    table: table.clone(),
+                    count: features.len(),
+                });
+            }
+            for feature in features {
+                if !known().any(|name| name == feature) {
+                    return Err(TablesError::UnknownFeature {
+                        table: table.clone(),
+                        feature: feature.clone(),
+                        known: known().cloned().collect::<Vec<_>>().join(", "),
+                    });
+                }
+                if let Some(before) = tables.insert(feature, table) {
+                    return Err(TablesError::Twice {
+                        feature: feature.clone(),
+                        one: before.clone(),
+                        other: table.clone(),
+                    });
+                }
+            }
+            if !features.contains(table) && known().any(|name| name == table) {
+                let table = table.clone();
+                return Err(TablesError::NameTaken { table });
+            }
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod conversions;
 mod recipe;
+mod shared;
 
 use std::{
     path::Path,

@@ -464,7 +464,9 @@ fn learner<B: StepBackend>(
     if world_size > 1 && groups.rows.rank() == 0 {
         tracing::info!("sharding plan\n{}", planned.describe());
     }
+    let features = schema.sparse.iter().map(|field| field.name.clone());
     let plan = planned.plan.with_first_column(schema.dense.len());
+    let plan = plan.with_features(features);
     config.model.check(&plan.layout())?;
     let tables = ShardedTables::new(
         Arc::new(plan),

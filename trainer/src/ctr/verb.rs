@@ -378,7 +378,7 @@ fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
                 run.scalars(*step, &scalars.collect::<Vec<_>>())?;
             }
             for table in tables {
-                let name = |what: &str| format!("tables/{}/{what}", table.feature);
+                let name = |what: &str| format!("tables/{}/{what}", table.table);
                 let counts = table.counts;
                 let scalars = [
                     (name("used"), table.used),

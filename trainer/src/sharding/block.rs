@@ -58,9 +58,9 @@ pub trait Tables<B: Backend>: Sized {
     /// Who finds the way of ids.
     fn router(&self) -> &Router;
 
-    /// Width of the pooled block: room for dense features, and the dims of all tables.
+    /// As [`Router::width`].
     fn width(&self) -> usize {
-        self.router().plan().columns().1
+        self.router().width()
     }
 
     /// The same tables in host memory.

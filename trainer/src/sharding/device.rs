@@ -22,7 +22,7 @@ use super::{
     Routed, Router, ShardedTables,
     block::{PlacementError, Tables, WriteDense},
     optimizer::SparseOptimizer,
-    plan::ShardSpec,
+    plan::{Place, ShardSpec},
     routing::{Order, Request},
     shard::{Shard, Touched},
     storage::{Storage, Values},
@@ -55,8 +55,8 @@ enum Store<R: GpuRuntime> {
 /// How far apart vectors begin, in numbers.
 #[derive(Debug, Clone)]
 struct Layout {
-    /// First column of each table in the pooled block.
-    columns: Vec<usize>,
+    /// Where the features of each table stand.
+    places: Vec<Vec<Place>>,
     /// Of the pooled block.
     width: usize,
     /// Divides where the block's vectors begin.
@@ -192,22 +192,23 @@ fn unsupported(key: &'static str, found: impl ToString, wanted: &'static str) ->
 
 impl Layout {
     fn new(tables: &ShardedTables) -> Self {
-        let (columns, width) = tables.router().plan().columns();
-        let specs = tables.router().specs();
-        let first_of_each = columns.iter().copied().chain([width]);
+        let places = tables.router().plan().places();
+        let (specs, width) = (tables.router().specs(), tables.width());
+        let first_of_each = places.iter().flatten().map(|place| place.column);
+        let first_of_each = first_of_each.chain([width]);
         let first_of_parts = specs.iter().map(|spec| spec.columns.start);
         Self {
             block_step: moved_at_once(first_of_each.chain(first_of_parts)),
             wire_step: moved_at_once(specs.iter().map(|spec| spec.columns.len())),
-            columns,
+            places,
             width,
         }
     }
 
-    /// Where a bag's vector of a shard begins, in steps.
-    fn in_block(&self, bag: usize, spec: &ShardSpec) -> usize {
-        let column = self.columns[spec.table] + spec.columns.start;
-        (bag * self.width + column) / self.block_step
+    /// Where a bag's vector of a shard begins, in steps; each feature of the table has `rows` bags.
+    fn in_block(&self, bag: usize, rows: usize, spec: &ShardSpec) -> usize {
+        let column = self.places[spec.table][bag / rows].column + spec.columns.start;
+        (bag % rows * self.width + column) / self.block_step
     }
 
     fn block<'a>(&self, buffer: &'a Buffer) -> Vectors<'a> {
@@ -289,8 +290,8 @@ impl<R: GpuRuntime> DeviceTables<R> {
                 continue;
             }
             let batch = &routed.tables[shard.spec.table];
-            let bags = 0..routed.rows;
-            let target_at = bags.map(|bag| index(self.layout.in_block(bag, &shard.spec)));
+            let place = |bag| self.layout.in_block(bag, routed.rows, &shard.spec);
+            let target_at = (0..batch.num_bags()).map(|bag| index(place(bag)));
             let sums = Sums {
                 source_at: &batch.rows,
                 offsets: &batch.offsets,
@@ -348,7 +349,8 @@ impl<R: GpuRuntime> DeviceTables<R> {
         let mut places: BTreeMap<(usize, usize), (&ShardSpec, Bags)> = BTreeMap::new();
         for (spec, request, begin) in &requests.parts {
             let place = (spec.table, spec.columns.start);
-            let fresh = || (*spec, vec![Vec::new(); routed.rows]);
+            let num_bags = routed.tables[spec.table].num_bags();
+            let fresh = || (*spec, vec![Vec::new(); num_bags]);
             let (_, bags) = places.entry(place).or_insert_with(fresh);
             for term in &request.terms {
                 let from = begin + term.vector as usize * spec.columns.len();
@@ -360,7 +362,7 @@ impl<R: GpuRuntime> DeviceTables<R> {
         for (spec, bags) in places.into_values() {
             let lists = by_dim.entry(spec.columns.len()).or_default();
             for (bag, entries) in bags.into_iter().enumerate() {
-                lists.push(self.layout.in_block(bag, spec), entries);
+                lists.push(self.layout.in_block(bag, routed.rows, spec), entries);
             }
         }
         self.add_up(
@@ -374,6 +376,7 @@ impl<R: GpuRuntime> DeviceTables<R> {
     fn gradients(
         &self,
         requests: &Wire<'_, Request>,
+        rows: usize,
         gradient: &Buffer,
     ) -> Result<Buffer, KernelError> {
         let sent = self.device.room(requests.len());
@@ -381,7 +384,7 @@ impl<R: GpuRuntime> DeviceTables<R> {
         for (spec, request, begin) in &requests.parts {
             let mut vectors = vec![Vec::new(); request.num_vectors];
             for term in &request.terms {
-                let from = self.layout.in_block(term.bag as usize, spec);
+                let from = self.layout.in_block(term.bag as usize, rows, spec);
                 vectors[term.vector as usize].push((from, term.scale));
             }
             let dim = spec.columns.len();
@@ -550,7 +553,7 @@ impl<R: GpuRuntime> Tables<Gpu<R>> for DeviceTables<R> {
             return Ok(Given { routed, gradient });
         }
         let (requests, orders) = (self.requests(routed, true), self.orders(routed, true));
-        let sent = self.gradients(&requests, &gradient)?;
+        let sent = self.gradients(&requests, routed.rows, &gradient)?;
         let (given, wanted) = (&requests.per_rank, &orders.per_rank);
         let gradient = group.all_to_all_buffer(&self.device, &sent, given, wanted)?;
         Ok(Given { routed, gradient })

@@ -5,7 +5,9 @@
 //! lookup there, vectors back, pooled ([`ShardedTables::lookup`]) → dense forward and backward with
 //! the pooled block as one leaf tensor → its gradient to the owners → fused optimizer on the
 //! touched rows only ([`ShardedTables::update`]). With one rank every row is local and the
-//! exchanges fall away. What is learnt does not depend on the plan. The ids of dynamic tables become
+//! exchanges fall away. What is learnt does not depend on the plan. A table that several features
+//! read has the bags of all of them, one feature's after the other's, from routing on; only where
+//! bags meet the pooled block are features told apart. The ids of dynamic tables become
 //! rows before all this, and are admitted and evicted between two steps
 //! ([`ShardedTables::observe`]).
 
@@ -28,8 +30,8 @@ pub use block::{PlacementError, Tables, WriteDense};
 pub use device::DeviceTables;
 pub use optimizer::{SparseOptimizer, SparseOptimizerConfig};
 pub use plan::{
-    Plan, PlanError, Planned, Planner, PlannerConfig, RowSlice, ShardSpec, Sharding, ShardingKind,
-    TableConfig,
+    NoTable, Plan, PlanError, Planned, Planner, PlannerConfig, RowSlice, ShardSpec, Sharding,
+    ShardingKind, TableConfig,
 };
 pub use routing::{Bags, Routed, Router};
 pub use storage::Storage;

@@ -62,7 +62,7 @@ impl ShardedTables {
                         let saved = Saved::read(&tensors, at, spec, table.rows, &self.optimizer)
                             .map_err(|problem| CheckpointError::Damaged {
                                 key: restored.name.clone(),
-                                problem: format!("table `{}`: {problem}", table.feature),
+                                problem: format!("table `{}`: {problem}", table.name),
                             })?;
                         shard.take(&saved, &self.optimizer);
                     }

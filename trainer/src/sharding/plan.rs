@@ -1,6 +1,7 @@
 //! Which rank holds which part of which table.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashSet},
     ops::Range,
 };
@@ -16,8 +17,10 @@ use super::{optimizer::SparseOptimizerConfig, storage::Storage, vocabulary::Dyna
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TableConfig {
-    /// The sparse feature it belongs to.
-    pub feature: String,
+    /// Its name: that of its feature, or of what several share.
+    pub name: String,
+    /// The sparse features that read it.
+    pub features: Vec<String>,
     /// Number of rows; an id's row is `id % rows`, if the table is not dynamic.
     pub rows: usize,
     /// Length of a row.
@@ -27,6 +30,76 @@ pub struct TableConfig {
     /// Rows of their own for ids, instead of `id % rows`.
     #[serde(default)]
     pub dynamic: Option<DynamicConfig>,
+}
+
+impl TableConfig {
+    /// The table of one feature, not dynamic.
+    pub fn of_feature(feature: impl Into<String>, rows: usize, dim: usize) -> Self {
+        let name = feature.into();
+        Self {
+            features: vec![name.clone()],
+            name,
+            rows,
+            dim,
+            pooling: Pooling::default(),
+            dynamic: None,
+        }
+    }
+}
+
+/// A name in a configuration that is no table's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoTable {
+    /// Nothing is called so.
+    #[error("{key} names `{name}`, which is not a table of embeddings: {known}")]
+    Unknown {
+        /// The key.
+        key: &'static str,
+        /// The name.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// A feature that has no table to itself.
+    #[error(
+        "{key} names `{feature}`, which reads the shared table `{table}`: say it of `{table}`, for all its features"
+    )]
+    Shared {
+        /// The key.
+        key: &'static str,
+        /// The feature.
+        feature: String,
+        /// Its table.
+        table: String,
+    },
+}
+
+impl NoTable {
+    /// Whether all names that stand under a key are tables'.
+    pub(crate) fn check<'a>(
+        key: &'static str,
+        names: impl IntoIterator<Item = &'a String>,
+        tables: &[TableConfig],
+    ) -> Result<(), Self> {
+        let stray = |name: &&String| !tables.iter().any(|table| table.name == **name);
+        let Some(name) = names.into_iter().find(stray) else {
+            return Ok(());
+        };
+        let reads = |table: &&TableConfig| table.features.contains(name);
+        if let Some(table) = tables.iter().find(reads) {
+            return Err(Self::Shared {
+                key,
+                feature: name.clone(),
+                table: table.name.clone(),
+            });
+        }
+        let known: Vec<&str> = tables.iter().map(|table| &*table.name).collect();
+        Err(Self::Unknown {
+            key,
+            name: name.clone(),
+            known: known.join(", "),
+        })
+    }
 }
 
 /// How a table is spread over the ranks.
@@ -86,7 +159,7 @@ pub struct PlannerConfig {
     pub wire_gb_per_second: f64,
     /// Ids of a bag, by feature, where it is not 1.
     pub pooling_factor_of: BTreeMap<String, f64>,
-    /// Sharding of single features that the planner must take.
+    /// Sharding of single tables that the planner must take.
     pub sharding_of: BTreeMap<String, ShardingKind>,
 }
 
@@ -105,11 +178,14 @@ impl Default for PlannerConfig {
 /// Why there is no plan.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PlanError {
-    /// A feature that has no table.
-    #[error("tables.planner.{key} names `{feature}`, which is not a sparse feature: {known}")]
+    /// A sharding of something else.
+    #[error(transparent)]
+    NoTable(#[from] NoTable),
+    /// Bags of a feature that is not there.
+    #[error(
+        "tables.planner.pooling_factor_of names `{feature}`, which is not a sparse feature: {known}"
+    )]
     UnknownFeature {
-        /// The key.
-        key: &'static str,
         /// The name.
         feature: String,
         /// What there is.
@@ -117,11 +193,11 @@ pub enum PlanError {
     },
     /// No rank has room.
     #[error(
-        "table `{feature}` of {mib} MiB fits on no rank within tables.planner.memory_gib = {memory_gib}: use more ranks, fewer rows, or a 16-bit tables.storage"
+        "table `{table}` of {mib} MiB fits on no rank within tables.planner.memory_gib = {memory_gib}: use more ranks, fewer rows, or a 16-bit tables.storage"
     )]
     NoRoom {
         /// The table.
-        feature: String,
+        table: String,
         /// Its size with optimizer state, MiB.
         mib: u64,
         /// What a rank has.
@@ -129,11 +205,11 @@ pub enum PlanError {
     },
     /// A sharding that the device's tables do not know.
     #[error(
-        "tables.planner.sharding_of.{feature} is column_wise, which tables in GPU memory cannot be: use row_wise or table_wise"
+        "tables.planner.sharding_of.{table} is column_wise, which tables in GPU memory cannot be: use row_wise or table_wise"
     )]
     ColumnWise {
-        /// The feature.
-        feature: String,
+        /// The table.
+        table: String,
     },
     /// A number that cannot be.
     #[error("tables.planner.{key} is {value}, wanted a number above 0")]
@@ -210,12 +286,33 @@ pub struct Plan {
     /// Columns of the pooled block before those of the tables: room for dense features, so that
     /// the block is a network's whole input.
     pub first_column: usize,
+    /// The sparse features, in the order of their columns.
+    pub features: Vec<String>,
     /// One per table.
     pub tables: Vec<(TableConfig, Sharding)>,
 }
 
+/// Where a feature of a table stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Among the features of a batch.
+    pub feature: usize,
+    /// Its first column in the pooled block.
+    pub column: usize,
+}
+
+/// The bags of a table: those of its features, one feature's after the other's.
+pub(super) fn bags_of<'a>(places: &[Place], ids: &'a [Jagged]) -> Cow<'a, Jagged> {
+    match places {
+        [alone] => Cow::Borrowed(&ids[alone.feature]),
+        several => Cow::Owned(Jagged::concat(
+            several.iter().map(|place| &ids[place.feature]),
+        )),
+    }
+}
+
 impl Plan {
-    /// A plan as given.
+    /// A plan as given; the features' columns lie table by table.
     pub fn new(world_size: usize, tables: Vec<(TableConfig, Sharding)>) -> Self {
         for (table, sharding) in &tables {
             match sharding {
@@ -233,11 +330,31 @@ impl Plan {
                 Sharding::Replicated {} | Sharding::RowWise {} => {}
             }
         }
+        let features = tables.iter().flat_map(|(table, _)| table.features.clone());
         Self {
             world_size,
             first_column: 0,
+            features: features.collect(),
             tables,
         }
+    }
+
+    /// With the features' columns in another order.
+    ///
+    /// # Panics
+    /// If they are others.
+    pub fn with_features(self, features: impl IntoIterator<Item = String>) -> Self {
+        let features: Vec<String> = features.into_iter().collect();
+        let same = |mut one: Vec<String>, mut other: Vec<String>| {
+            one.sort_unstable();
+            other.sort_unstable();
+            one == other
+        };
+        assert!(
+            same(features.clone(), self.features),
+            "the features of the tables, each once"
+        );
+        Self { features, ..self }
     }
 
     /// With room before the tables' columns.
@@ -250,8 +367,10 @@ impl Plan {
 
     /// What stands in which column of the pooled block.
     pub fn layout(&self) -> InputLayout {
-        let fields = self.tables.iter();
-        let fields = fields.map(|(table, _)| (table.feature.clone(), table.dim));
+        let tables = self.tables.iter();
+        let dims = tables.flat_map(|(table, _)| table.features.iter().map(|it| (it, table.dim)));
+        let dims: BTreeMap<&String, usize> = dims.collect();
+        let fields = self.features.iter().map(|it| (it.clone(), dims[it]));
         InputLayout::new(self.first_column, fields)
     }
 
@@ -305,9 +424,10 @@ impl Plan {
     pub fn least_bytes(&self, rank: usize, ids: &[Jagged]) -> usize {
         let shards = self.shards();
         let foreign = shards.iter().filter(|shard| shard.owner != Some(rank));
+        let places = self.places();
         foreign
             .map(|shard| {
-                let bags = &ids[shard.table];
+                let bags = bags_of(&places[shard.table], ids);
                 let rows = self.tables[shard.table].0.rows as u64;
                 let row = |id: &u64| (id % rows) as usize;
                 let here = |id: &&u64| shard.rows.has(row(id));
@@ -324,14 +444,18 @@ impl Plan {
             .sum()
     }
 
-    /// First column of each table in the pooled block, and the block's width.
-    pub fn columns(&self) -> (Vec<usize>, usize) {
-        let mut width = self.first_column;
-        let starts = self.tables.iter().map(|(table, _)| {
-            width += table.dim;
-            width - table.dim
-        });
-        (starts.collect(), width)
+    /// Where the features of each table stand, by rising column.
+    pub(super) fn places(&self) -> Vec<Vec<Place>> {
+        let mut places = vec![Vec::new(); self.tables.len()];
+        let mut column = self.first_column;
+        for (feature, field) in self.layout().fields.iter().enumerate() {
+            let mut tables = self.tables.iter();
+            let table = tables.position(|(table, _)| table.features.contains(&field.feature));
+            // The features are those of the tables.
+            places[table.expect("a table")].push(Place { feature, column });
+            column += field.dim;
+        }
+        places
     }
 }
 
@@ -393,7 +517,7 @@ impl Planner<'_> {
             let Some((sharding, after)) = best else {
                 let bytes = self.memory(table.rows, table.dim);
                 return Err(PlanError::NoRoom {
-                    feature: table.feature.clone(),
+                    table: table.name.clone(),
                     mib: (bytes / f64::from(1 << 20)).ceil() as u64,
                     memory_gib: self.config.memory_gib,
                 });
@@ -425,26 +549,23 @@ impl Planner<'_> {
                 return Err(PlanError::NotPositive { key, value });
             }
         }
-        for (feature, kind) in &config.sharding_of {
+        for (table, kind) in &config.sharding_of {
             if *kind == ShardingKind::ColumnWise && !self.column_wise {
-                let feature = feature.clone();
-                return Err(PlanError::ColumnWise { feature });
+                let table = table.clone();
+                return Err(PlanError::ColumnWise { table });
             }
         }
-        let known = |name: &str| tables.iter().any(|table| table.feature == name);
-        let named = config.sharding_of.keys().map(|name| ("sharding_of", name));
-        let pooled = config.pooling_factor_of.keys();
-        for (key, feature) in named.chain(pooled.map(|name| ("pooling_factor_of", name))) {
-            if !known(feature) {
-                let names: Vec<&str> = tables.iter().map(|table| &*table.feature).collect();
-                return Err(PlanError::UnknownFeature {
-                    key,
-                    feature: feature.clone(),
-                    known: names.join(", "),
-                });
-            }
+        let named = config.sharding_of.keys();
+        NoTable::check("tables.planner.sharding_of", named, tables)?;
+        let known = || tables.iter().flat_map(|table| &table.features);
+        let mut pooled = config.pooling_factor_of.keys();
+        match pooled.find(|feature| !known().any(|name| name == *feature)) {
+            None => Ok(()),
+            Some(feature) => Err(PlanError::UnknownFeature {
+                feature: feature.clone(),
+                known: known().cloned().collect::<Vec<_>>().join(", "),
+            }),
         }
-        Ok(())
     }
 
     fn options(&self, table: &TableConfig, loads: &[Load]) -> Vec<Sharding> {
@@ -466,7 +587,7 @@ impl Planner<'_> {
         let most = self.world_size.min(table.dim / 4);
         let slices = (2..=most).filter(|_| self.column_wise);
         let column_wise: Vec<Sharding> = slices.map(column_wise).collect();
-        match self.config.sharding_of.get(&table.feature) {
+        match self.config.sharding_of.get(&table.name) {
             Some(ShardingKind::Replicated) => vec![replicated],
             Some(ShardingKind::TableWise) => vec![table_wise],
             Some(ShardingKind::RowWise) => vec![Sharding::RowWise {}],
@@ -519,8 +640,11 @@ impl Planner<'_> {
 
     /// Distinct rows of a rank's batch, about.
     fn rows_asked(&self, table: &TableConfig) -> f64 {
-        let factor = self.config.pooling_factor_of.get(&table.feature);
-        let ids = self.batch_size as f64 * factor.copied().unwrap_or(1.0);
+        let factors = table.features.iter().map(|feature| {
+            let factor = self.config.pooling_factor_of.get(feature);
+            factor.copied().unwrap_or(1.0)
+        });
+        let ids = self.batch_size as f64 * factors.sum::<f64>();
         // Of uniform ids: rows (1 − (1 − 1/rows)^ids).
         let rows = table.rows as f64;
         rows * -f64::exp_m1(ids * f64::ln_1p(-1.0 / rows.max(1.000_001)))
@@ -563,7 +687,7 @@ impl Planned {
         tables.set_header(["table", "rows", "dim", "sharding"]);
         for (table, sharding) in &self.plan.tables {
             tables.add_row([
-                table.feature.clone(),
+                table.name.clone(),
                 table.rows.to_string(),
                 table.dim.to_string(),
                 sharding.to_string(),
@@ -589,16 +713,6 @@ mod tests {
 
     use super::*;
 
-    fn table(feature: &str, rows: usize, dim: usize) -> TableConfig {
-        TableConfig {
-            feature: feature.into(),
-            rows,
-            dim,
-            pooling: Pooling::Mean,
-            dynamic: None,
-        }
-    }
-
     fn plan(config: &PlannerConfig, tables: &[TableConfig]) -> Result<Planned, PlanError> {
         let planner = Planner {
             config,
@@ -617,7 +731,10 @@ mod tests {
             memory_gib: 0.05,
             ..Default::default()
         };
-        let tables = [table("tiny", 10, 16), table("huge", 2_000_000, 16)];
+        let tables = [
+            TableConfig::of_feature("tiny", 10, 16),
+            TableConfig::of_feature("huge", 2_000_000, 16),
+        ];
         let planned = plan(&config, &tables).unwrap();
         assert_eq!(planned.plan.tables[1].1, Sharding::RowWise {});
         let text = planned.describe();
@@ -630,12 +747,12 @@ mod tests {
     #[test]
     fn equal_tables_are_spread_over_the_ranks() {
         let tables: Vec<TableConfig> = (0..8)
-            .map(|at| table(&format!("{at}"), 100_000, 16))
+            .map(|at| TableConfig::of_feature(at.to_string(), 100_000, 16))
             .collect();
         let config = PlannerConfig {
             sharding_of: tables
                 .iter()
-                .map(|table| (table.feature.clone(), ShardingKind::TableWise))
+                .map(|table| (table.name.clone(), ShardingKind::TableWise))
                 .collect(),
             ..Default::default()
         };
@@ -651,19 +768,36 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused_by_name() {
-        let tables = [table("a", 1_000_000_000, 64)];
+        let mut tables = [TableConfig::of_feature("a", 1_000_000_000, 64)];
         let config = PlannerConfig::default();
         assert!(
-            matches!(plan(&config, &tables), Err(PlanError::NoRoom { feature, .. }) if feature == "a")
+            matches!(plan(&config, &tables), Err(PlanError::NoRoom { table, .. }) if table == "a")
         );
         let mut stray = config.clone();
         stray.sharding_of.insert("b".into(), ShardingKind::RowWise);
+        let unknown = plan(&stray, &tables).unwrap_err();
+        assert!(
+            matches!(unknown, PlanError::NoTable(NoTable::Unknown { .. })),
+            "{unknown}"
+        );
+        let mut pooled = config.clone();
+        pooled.pooling_factor_of.insert("b".into(), 2.0);
+        let unknown = plan(&pooled, &tables).unwrap_err();
+        assert!(
+            matches!(unknown, PlanError::UnknownFeature { .. }),
+            "{unknown}"
+        );
+        tables[0].features.push("b".into());
+        let shared = plan(&stray, &tables).unwrap_err().to_string();
+        assert!(
+            shared.contains("tables.planner.sharding_of names `b`")
+                && shared.contains("say it of `a`"),
+            "{shared}"
+        );
+        // It reads that table's rows all the same.
         assert!(matches!(
-            plan(&stray, &tables),
-            Err(PlanError::UnknownFeature {
-                key: "sharding_of",
-                ..
-            })
+            plan(&pooled, &tables),
+            Err(PlanError::NoRoom { .. })
         ));
         let slow = PlannerConfig {
             wire_gb_per_second: 0.0,
@@ -689,7 +823,8 @@ mod tests {
                 2 => Sharding::RowWise {},
                 _ => Sharding::ColumnWise { ranks: (0..slices.min(world_size).min(dim)).collect() },
             };
-            let plan = Plan::new(world_size, vec![(table("t", rows, dim), sharding)]);
+            let table = TableConfig::of_feature("t", rows, dim);
+            let plan = Plan::new(world_size, vec![(table, sharding)]);
             let mut held = vec![0; rows * dim];
             for shard in plan.shards() {
                 prop_assert_eq!((0..rows).filter(|row| shard.rows.has(*row)).count(), shard.rows.count(rows));

@@ -4,14 +4,17 @@
 //! either asks for the distinct rows of its batch and pools them itself, or, where bags are long
 //! and their rows are many, has its bags pooled by the owner; it takes the way of fewer bytes.
 
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::{
+    borrow::Cow,
+    sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
 
 use features::Jagged;
 use models::ctr::Pooling;
 use rayon::prelude::*;
 
 use super::{
-    plan::{Plan, ShardSpec},
+    plan::{Place, Plan, ShardSpec, bags_of},
     shard::Touched,
     vocabulary::{Seen, TableUse, Vocabulary},
 };
@@ -26,14 +29,14 @@ const WAY_ROWS: u32 = 0;
 const WAY_BAGS: u32 = 1;
 const WAY_WEIGHTED_BAGS: u32 = 2;
 
-/// Ids of all tables of a batch.
+/// Ids of all features of a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Bags<'a> {
-    /// One per table.
+    /// One per feature.
     pub ids: &'a [Jagged],
-    /// Weights of the ids, one list per table; `None`: all 1. Means take no weights.
+    /// Weights of the ids, one list per feature; `None`: all 1. Means take no weights.
     pub weights: Option<&'a [Vec<f32>]>,
-    /// Number of bags of each table.
+    /// Number of bags of each feature.
     pub rows: usize,
 }
 
@@ -42,6 +45,10 @@ pub struct Bags<'a> {
 pub struct Router {
     plan: Arc<Plan>,
     shards: Arc<Vec<ShardSpec>>,
+    /// Where the features of each table stand.
+    places: Arc<Vec<Vec<Place>>>,
+    /// Of the pooled block.
+    width: usize,
     rank: usize,
     /// Rows of the ids of dynamic tables, if there are any.
     vocabulary: Option<Arc<RwLock<Vocabulary>>>,
@@ -50,7 +57,7 @@ pub struct Router {
 /// A batch whose rows are known to their owners.
 #[derive(Debug, Clone)]
 pub struct Routed {
-    /// Number of bags of each table.
+    /// Number of bags of each feature.
     pub(super) rows: usize,
     pub(super) tables: Vec<TableBatch>,
     /// What this rank asks of each rank.
@@ -63,7 +70,8 @@ pub struct Routed {
     pub(super) seen: Seen,
 }
 
-/// One table's ids as rows.
+/// One table's ids as rows. Its bags are those of its features, one feature's after the other's, so
+/// that a row which several look up is asked for once and moved once.
 #[derive(Debug, Clone)]
 pub(super) struct TableBatch {
     /// `[bags + 1]`.
@@ -80,6 +88,14 @@ pub(super) struct TableBatch {
     pub by_row: Vec<u64>,
 }
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+impl TableBatch {
+    /// Those of all its features.
+    pub fn num_bags(&self) -> usize {
+        self.offsets.len() - 1
+    }
+}
+
 /// What this rank wants of one shard.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
@@ -89,6 +105,14 @@ pub(super) struct Request {
     pub num_vectors: usize,
     /// What is added to which bag, by rising bag.
     pub terms: Vec<Term>,
+}
+
+impl Request {
+    /// Those of one of the table's features, of so many bags each.
+    pub fn terms_of(&self, at: usize, rows: usize) -> &[Term] {
+        let before = |bag: usize| self.terms.partition_point(|term| (term.bag as usize) < bag);
+        &self.terms[before(at * rows)..before((at + 1) * rows)]
+    }
 }
 
 /// `bag += scale × vector`, and backward `gradient of vector += scale × gradient of bag`.
@@ -119,6 +143,8 @@ impl Router {
         let shards = Arc::new(plan.shards());
         let vocabulary = Vocabulary::new(&plan, rank);
         Self {
+            places: Arc::new(plan.places()),
+            width: plan.layout().width(),
             plan,
             shards,
             rank,
@@ -207,6 +233,16 @@ impl Router {
         &self.plan
     }
 
+    /// Where the features of a table stand, by rising column.
+    pub(super) fn places(&self, table: usize) -> &[Place] {
+        &self.places[table]
+    }
+
+    /// Width of the pooled block: room for dense features, and the dims of all sparse ones.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
     /// Tells the owners of a batch's rows what this rank wants, and hears what the others want.
     ///
     /// # Errors
@@ -216,31 +252,33 @@ impl Router {
         bags: Bags<'_>,
         group: &mut impl ProcessGroup,
     ) -> Result<Routed, CollectiveError> {
-        let Some(vocabulary) = self.vocabulary() else {
-            return self.route_rows(bags, Seen::default(), group);
+        let of_tables = self.places.iter().map(|places| bags_of(places, bags.ids));
+        let mut ids: Vec<Cow<'_, Jagged>> = of_tables.collect();
+        let seen = match self.vocabulary() {
+            Some(vocabulary) => vocabulary.translate(&mut ids, group)?,
+            None => Seen::default(),
         };
-        let (ids, seen) = vocabulary.translate(bags.ids, group)?;
-        drop(vocabulary);
-        self.route_rows(Bags { ids: &ids, ..bags }, seen, group)
+        let tables = ids
+            .par_iter()
+            .enumerate()
+            .map(|(table, ids)| self.table_batch(table, ids, bags));
+        self.route_rows(tables.collect(), bags.rows, seen, group)
     }
 
     fn route_rows(
         &self,
-        bags: Bags<'_>,
+        tables: Vec<TableBatch>,
+        rows: usize,
         seen: Seen,
         group: &mut impl ProcessGroup,
     ) -> Result<Routed, CollectiveError> {
-        let tables: Vec<TableBatch> = (0..self.plan.tables.len())
-            .into_par_iter()
-            .map(|table| self.table_batch(table, bags))
-            .collect();
         if self.plan.world_size == 1 {
             let held: Vec<&ShardSpec> = self.held_by(0).map(|(_, shard)| shard).collect();
             let touched = held
                 .into_par_iter()
-                .map(|shard| self.touched_locally(shard, &tables));
+                .map(|shard| self.touched_locally(shard, &tables[shard.table], rows));
             return Ok(Routed {
-                rows: bags.rows,
+                rows,
                 touched: touched.collect(),
                 tables,
                 requests: Vec::new(),
@@ -270,7 +308,7 @@ impl Router {
         });
         let orders: Vec<Vec<Order>> = orders.collect::<Result<_, _>>()?;
         Ok(Routed {
-            rows: bags.rows,
+            rows,
             touched: self.touched(&orders),
             tables,
             requests,
@@ -279,9 +317,9 @@ impl Router {
         })
     }
 
-    fn table_batch(&self, table: usize, bags: Bags<'_>) -> TableBatch {
-        let (config, ids) = (&self.plan.tables[table].0, &bags.ids[table]);
-        debug_assert!(ids.fits(bags.rows), "one bag a row");
+    fn table_batch(&self, table: usize, ids: &Jagged, bags: Bags<'_>) -> TableBatch {
+        let (config, places) = (&self.plan.tables[table].0, self.places(table));
+        debug_assert!(ids.fits(places.len() * bags.rows), "one bag a row");
         let rows: Vec<u32> = ids
             .ids
             .iter()
@@ -289,7 +327,10 @@ impl Router {
             .collect();
         let mut of_entry = Vec::with_capacity(rows.len());
         let mut scale = match (config.pooling, bags.weights) {
-            (Pooling::Sum, Some(weights)) => weights[table].clone(),
+            (Pooling::Sum, Some(weights)) => {
+                let of_features = places.iter().map(|place| &*weights[place.feature]);
+                of_features.collect::<Vec<_>>().concat()
+            }
             _ => Vec::new(),
         };
         let single = ids.offsets.windows(2).all(|ends| ends[1] - ends[0] <= 1);
@@ -317,17 +358,18 @@ impl Router {
     }
 
     /// With one rank the gradients lie in the pooled block.
-    fn touched_locally(&self, shard: &ShardSpec, tables: &[TableBatch]) -> Touched {
-        let (columns, width) = self.plan.columns();
-        let table = &tables[shard.table];
-        let column = columns[shard.table] as u32;
+    fn touched_locally(&self, shard: &ShardSpec, table: &TableBatch, rows: usize) -> Touched {
+        let width = self.width as u32;
+        let mut gradient_at = Vec::with_capacity(table.bags.len());
+        for (at, place) in self.places(shard.table).iter().enumerate() {
+            let (first, end) = (at * rows, (at + 1) * rows);
+            let entries = table.offsets[first] as usize..table.offsets[end] as usize;
+            let rows = table.bags[entries].iter().map(|bag| bag - first as u32);
+            gradient_at.extend(rows.map(|row| row * width + place.column as u32));
+        }
         Touched {
             by_row: table.by_row.clone(),
-            gradient_at: table
-                .bags
-                .iter()
-                .map(|bag| bag * width as u32 + column)
-                .collect(),
+            gradient_at,
             scale: table.scale.clone(),
         }
     }
@@ -488,19 +530,10 @@ mod tests {
     use crate::sharding::{Sharding, TableConfig};
 
     fn router() -> Router {
-        let table = |feature: &str, rows, sharding| {
-            let config = TableConfig {
-                feature: feature.into(),
-                rows,
-                dim: 4,
-                pooling: Pooling::Sum,
-                dynamic: None,
-            };
-            (config, sharding)
-        };
+        let table = TableConfig::of_feature;
         let tables = vec![
-            table("a", 10, Sharding::RowWise {}),
-            table("b", 7, Sharding::TableWise { rank: 1 }),
+            (table("a", 10, 4), Sharding::RowWise {}),
+            (table("b", 7, 4), Sharding::TableWise { rank: 1 }),
         ];
         Router::new(Arc::new(Plan::new(2, tables)), 1)
     }

@@ -153,7 +153,7 @@ impl Shard {
             state: zeros(rows * state_len),
             fresh: Fresh {
                 seed,
-                salt: features::hash::hash_text(&table.feature),
+                salt: features::hash::hash_text(&table.name),
                 table_dim: table.dim,
             },
             spec,

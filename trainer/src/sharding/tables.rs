@@ -1,6 +1,6 @@
 //! This rank's part of all tables: pooled lookup, and update of the rows that a batch touched.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use models::ctr::{EmbeddingTable, KnownIds};
 use rayon::prelude::*;
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::{
     optimizer::{SparseOptimizerConfig, Update},
     plan::{Plan, ShardSpec, Sharding},
-    routing::{Order, Request, Routed, Router},
+    routing::{Order, Request, Routed, Router, TableBatch, Term},
     shard::{Shard, Touched},
     storage::Storage,
 };
@@ -27,9 +27,6 @@ pub struct ShardedTables {
     pub(super) rank: usize,
     pub(super) optimizer: SparseOptimizerConfig,
     pub(super) shards: Vec<Shard>,
-    /// First column of each table in the pooled block.
-    columns: Vec<usize>,
-    width: usize,
     /// Updates so far.
     pub(super) step: u64,
 }
@@ -51,7 +48,6 @@ impl ShardedTables {
         storage: Storage,
         seed: u64,
     ) -> Self {
-        let (columns, width) = plan.columns();
         let router = Router::new(Arc::clone(&plan), rank);
         let make = |(_, spec): (usize, &ShardSpec)| {
             let table = &plan.tables[spec.table].0;
@@ -63,8 +59,6 @@ impl ShardedTables {
             rank,
             optimizer,
             shards,
-            columns,
-            width,
             step: 0,
         }
     }
@@ -74,9 +68,9 @@ impl ShardedTables {
         self.shards.iter_mut().for_each(Shard::reinitialise);
     }
 
-    /// Width of the pooled block: room for dense features, and the dims of all tables.
+    /// As [`Router::width`].
     pub fn width(&self) -> usize {
-        self.width
+        self.router.width()
     }
 
     /// Who finds the way of ids.
@@ -107,10 +101,10 @@ impl ShardedTables {
         self.shards.iter().map(Shard::bytes).sum()
     }
 
-    /// Pools the bags of a batch by table, an empty bag to zeros.
+    /// Pools the bags of a batch by feature, an empty bag to zeros.
     ///
     /// # Shapes
-    /// - returns `[rows, width]`; the columns before the first table's are zeros
+    /// - returns `[rows, width]`; the columns before the first feature's are zeros
     ///
     /// # Errors
     /// [`CollectiveError`].
@@ -119,7 +113,7 @@ impl ShardedTables {
         routed: &Routed,
         group: &mut impl ProcessGroup,
     ) -> Result<Vec<f32>, CollectiveError> {
-        let mut pooled = vec![0.0; routed.rows * self.width];
+        let mut pooled = vec![0.0; routed.rows * self.width()];
         self.pool_locally(routed, &mut pooled);
         if self.router.plan().world_size == 1 {
             return Ok(pooled);
@@ -160,7 +154,7 @@ impl ShardedTables {
         let sent: Vec<Vec<f32>> = routed
             .requests
             .par_iter()
-            .map(|requests| self.gradients(requests, &gradient))
+            .map(|requests| self.gradients(requests, routed.rows, &gradient))
             .collect();
         let parts: Vec<&[f32]> = sent.iter().map(Vec::as_slice).collect();
         let received = group.all_to_all_v(&parts)?;
@@ -186,24 +180,20 @@ impl ShardedTables {
         if local.is_empty() {
             return;
         }
-        let tasks = pooled.par_chunks_mut(ROWS_PER_TASK * self.width);
+        let width = self.width();
+        let tasks = pooled.par_chunks_mut(ROWS_PER_TASK * width);
         tasks.enumerate().for_each(|(task, out)| {
             for shard in &local {
                 let batch = &routed.tables[shard.spec.table];
-                let column = self.columns[shard.spec.table];
-                let first = task * ROWS_PER_TASK;
-                let bags = &batch.offsets[first..=first + out.len() / self.width];
-                for (row, ends) in out.chunks_exact_mut(self.width).zip(bags.windows(2)) {
-                    let target = &mut row[column..column + shard.dim];
-                    for entry in ends[0] as usize..ends[1] as usize {
-                        if let Some(ahead) = batch.rows.get(entry + PREFETCH) {
-                            shard.prefetch(*ahead as usize);
-                        }
-                        let row = batch.rows[entry] as usize;
-                        match batch.scale.get(entry) {
-                            None if ends[1] - ends[0] == 1 => shard.read(row, target),
-                            scale => shard.add_to(row, scale.copied().unwrap_or(1.0), target),
-                        }
+                let places = self.router.places(shard.spec.table);
+                for (at, place) in places.iter().enumerate() {
+                    let first = at * routed.rows + task * ROWS_PER_TASK;
+                    let bags = &batch.offsets[first..=first + out.len() / width];
+                    let rows = out.chunks_exact_mut(width);
+                    let columns = place.column..place.column + shard.dim;
+                    let targets = rows.map(|row| &mut row[columns.clone()]);
+                    for (target, ends) in targets.zip(bags.windows(2)) {
+                        pool_bag(shard, batch, ends[0] as usize..ends[1] as usize, target);
                     }
                 }
             }
@@ -246,11 +236,14 @@ impl ShardedTables {
     /// Adds what the owners sent to the bags.
     fn pool_received(&self, routed: &Routed, received: &[Vec<f32>], pooled: &mut [f32]) {
         struct Given<'a> {
-            request: &'a Request,
+            terms: &'a [Term],
+            /// Of the feature.
+            first_bag: usize,
             vectors: &'a [f32],
             dim: usize,
             column: usize,
         }
+        let width = self.width();
         let mut given = Vec::new();
         for (rank, vectors) in received.iter().enumerate() {
             let mut at = 0;
@@ -261,24 +254,26 @@ impl ShardedTables {
                 }
                 let dim = spec.columns.len();
                 let end = at + request.num_vectors * dim;
-                given.push(Given {
-                    request,
+                let places = self.router.places(spec.table).iter().enumerate();
+                given.extend(places.map(|(feature, place)| Given {
+                    terms: request.terms_of(feature, routed.rows),
+                    first_bag: feature * routed.rows,
                     vectors: &vectors[at..end],
                     dim,
-                    column: self.columns[spec.table] + spec.columns.start,
-                });
+                    column: place.column + spec.columns.start,
+                }));
                 at = end;
             }
         }
-        let tasks = pooled.par_chunks_mut(ROWS_PER_TASK * self.width.max(1));
+        let tasks = pooled.par_chunks_mut(ROWS_PER_TASK * width.max(1));
         tasks.enumerate().for_each(|(task, out)| {
-            let first = (task * ROWS_PER_TASK) as u32;
-            let end = first + (out.len() / self.width) as u32;
             for given in &given {
-                let terms = &given.request.terms;
-                let from = terms.partition_point(|term| term.bag < first);
-                for term in terms[from..].iter().take_while(|term| term.bag < end) {
-                    let at = (term.bag - first) as usize * self.width + given.column;
+                let first = (given.first_bag + task * ROWS_PER_TASK) as u32;
+                let end = first + (out.len() / width) as u32;
+                let from = given.terms.partition_point(|term| term.bag < first);
+                let terms = given.terms[from..].iter();
+                for term in terms.take_while(|term| term.bag < end) {
+                    let at = (term.bag - first) as usize * width + given.column;
                     let vector = term.vector as usize * given.dim;
                     let vector = &given.vectors[vector..vector + given.dim];
                     for (sum, value) in out[at..at + given.dim].iter_mut().zip(vector) {
@@ -290,7 +285,7 @@ impl ShardedTables {
     }
 
     /// The gradients of what was asked of one rank.
-    fn gradients(&self, requests: &[Request], gradient: &[f32]) -> Vec<f32> {
+    fn gradients(&self, requests: &[Request], rows: usize, gradient: &[f32]) -> Vec<f32> {
         let shards = self.router.specs();
         let dim = |request: &Request| shards[request.shard].columns.len();
         let total = requests
@@ -300,13 +295,15 @@ impl ShardedTables {
         let mut first = 0;
         for request in requests {
             let (spec, dim) = (&shards[request.shard], dim(request));
-            let column = self.columns[spec.table] + spec.columns.start;
-            for term in &request.terms {
-                let from = term.bag as usize * self.width + column;
-                let to = first + term.vector as usize * dim;
-                let source = &gradient[from..from + dim];
-                for (sum, g) in gradients[to..to + dim].iter_mut().zip(source) {
-                    *sum += term.scale * g;
+            for (at, place) in self.router.places(spec.table).iter().enumerate() {
+                let column = place.column + spec.columns.start;
+                for term in request.terms_of(at, rows) {
+                    let from = (term.bag as usize - at * rows) * self.width() + column;
+                    let to = first + term.vector as usize * dim;
+                    let source = &gradient[from..from + dim];
+                    for (sum, g) in gradients[to..to + dim].iter_mut().zip(source) {
+                        *sum += term.scale * g;
+                    }
                 }
             }
             first += request.num_vectors * dim;
@@ -445,7 +442,8 @@ impl ShardedTables {
             .tables
             .iter()
             .map(|(table, _)| EmbeddingTable {
-                feature: table.feature.clone(),
+                name: table.name.clone(),
+                features: table.features.clone(),
                 rows: table.rows,
                 dim: table.dim,
                 pooling: table.pooling,
@@ -482,6 +480,21 @@ impl ShardedTables {
             }
         }
         Ok(tables)
+    }
+}
+
+/// Adds the rows of a bag to zeros.
+fn pool_bag(shard: &Shard, batch: &TableBatch, entries: Range<usize>, target: &mut [f32]) {
+    let alone = entries.len() == 1;
+    for entry in entries {
+        if let Some(ahead) = batch.rows.get(entry + PREFETCH) {
+            shard.prefetch(*ahead as usize);
+        }
+        let row = batch.rows[entry] as usize;
+        match batch.scale.get(entry) {
+            None if alone => shard.read(row, target),
+            scale => shard.add_to(row, scale.copied().unwrap_or(1.0), target),
+        }
     }
 }
 

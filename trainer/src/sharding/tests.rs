@@ -14,20 +14,42 @@ use crate::collective::{CollectiveConfig, ProcessGroup, TcpGroup, segment, testi
 const STEPS: usize = 3;
 const BAGS: usize = 37;
 
-/// Three tables: one id a bag, several as a mean, several weighted as a sum.
+/// Features in the order of their columns, with the first of these and their table.
+const FEATURES: [(&str, usize, usize); 5] = [
+    ("one", 0, 0),
+    ("mean", 4, 1),
+    ("sum", 12, 2),
+    ("mean_again", 17, 1),
+    ("sum_again", 25, 2),
+];
+
+/// Three tables: one id a bag, several as a mean, several weighted as a sum; two features read each
+/// of the latter.
 fn tables() -> Vec<TableConfig> {
-    let table = |feature: &str, rows, dim, pooling| TableConfig {
-        feature: feature.into(),
-        rows,
-        dim,
-        pooling,
-        dynamic: None,
+    let table = |at: usize, name: &str, rows, dim, pooling| {
+        let features = FEATURES.iter().filter(|(_, _, table)| *table == at);
+        TableConfig {
+            name: name.into(),
+            features: features.map(|(name, ..)| (*name).into()).collect(),
+            rows,
+            dim,
+            pooling,
+            dynamic: None,
+        }
     };
     vec![
-        table("one", 50, 4, Pooling::Mean),
-        table("mean", 7, 8, Pooling::Mean),
-        table("sum", 3000, 5, Pooling::Sum),
+        table(0, "one", 50, 4, Pooling::Mean),
+        table(1, "mean", 7, 8, Pooling::Mean),
+        table(2, "sum", 3000, 5, Pooling::Sum),
     ]
+}
+
+fn in_order(plan: Plan) -> Arc<Plan> {
+    Arc::new(plan.with_features(FEATURES.map(|(name, ..)| name.into())))
+}
+
+fn alone() -> Arc<Plan> {
+    in_order(Plan::alone(&tables()))
 }
 
 /// A batch of all ranks together.
@@ -38,23 +60,30 @@ struct Batch {
     gradient: Vec<f32>,
 }
 
-const WIDTH: usize = 17;
+const WIDTH: usize = 30;
 
 fn batch(random: &mut ChaCha8Rng) -> Batch {
-    let (mut ids, mut weights) = (vec![Jagged::default(); 3], vec![Vec::new(); 3]);
+    let (mut ids, mut weights) = (vec![Jagged::default(); 5], vec![Vec::new(); 5]);
     for _ in 0..BAGS {
-        for (table, most) in [(0, 1), (1, 4), (2, 12)] {
+        for (feature, (_, _, table)) in FEATURES.iter().enumerate() {
             let length = match table {
                 0 => usize::from(random.random_bool(0.9)),
-                _ => random.random_range(0..=most),
+                1 => random.random_range(0..=4),
+                _ => random.random_range(0..=12),
             };
             let bag: Vec<u64> = (0..length).map(|_| random.random()).collect();
-            weights[table].extend(bag.iter().map(|_| random.random_range(0.5f32..2.0)));
-            ids[table].push_row(&bag);
+            weights[feature].extend(bag.iter().map(|_| random.random_range(0.5f32..2.0)));
+            ids[feature].push_row(&bag);
         }
     }
-    // One sign a column: a sum that cancels leaves rounding, which Adagrad would scale to a step.
-    let sign = |at: usize| [1.0, -1.0][at % WIDTH % 2];
+    // One sign a column of a table: a sum that cancels leaves rounding, which Adagrad would scale to a
+    // step.
+    let sign = |at: usize| {
+        let of_feature = FEATURES
+            .iter()
+            .filter_map(|(_, first, _)| (at % WIDTH).checked_sub(*first));
+        [1.0, -1.0][of_feature.min().unwrap() % 2]
+    };
     let gradient = (0..BAGS * WIDTH).map(|at| sign(at) * random.random_range(0.1f32..1.0));
     let gradient = gradient.collect();
     Batch {
@@ -67,16 +96,16 @@ fn batch(random: &mut ChaCha8Rng) -> Batch {
 /// The bags `range` of a batch.
 fn part(batch: &Batch, range: std::ops::Range<usize>) -> Batch {
     let mut part = Batch {
-        ids: vec![Jagged::default(); 3],
-        weights: vec![Vec::new(); 3],
+        ids: vec![Jagged::default(); 5],
+        weights: vec![Vec::new(); 5],
         gradient: batch.gradient[range.start * WIDTH..range.end * WIDTH].to_vec(),
     };
-    for table in 0..3 {
-        let (ids, weights) = (&batch.ids[table], &batch.weights[table]);
+    for feature in 0..5 {
+        let (ids, weights) = (&batch.ids[feature], &batch.weights[feature]);
         for bag in range.clone() {
-            part.ids[table].push_row(ids.row(bag));
+            part.ids[feature].push_row(ids.row(bag));
             let (from, to) = (ids.offsets[bag] as usize, ids.offsets[bag + 1] as usize);
-            part.weights[table].extend(&weights[from..to]);
+            part.weights[feature].extend(&weights[from..to]);
         }
     }
     part
@@ -187,10 +216,10 @@ proptest! {
             ..Default::default()
         };
         let batches = batches(seed);
-        let alone = learn(&Arc::new(Plan::alone(&tables())), &optimizer, Storage::F32, &batches);
+        let alone = learn(&alone(), &optimizer, Storage::F32, &batches);
         let spread = tables().into_iter().zip(kinds).map(|(table, kind)| (table, sharding(kind, world_size, draw)));
-        let plan = Plan::new(world_size, spread.collect());
-        let found = learn(&Arc::new(plan.clone()), &optimizer, Storage::F32, &batches);
+        let plan = in_order(Plan::new(world_size, spread.collect()));
+        let found = learn(&plan, &optimizer, Storage::F32, &batches);
         assert_close(&found, &alone, 2e-5, &format!("{:?} {optimizer:?}", plan.tables));
     }
 }
@@ -199,68 +228,112 @@ proptest! {
 fn sixteen_bit_tables_learn_nearly_the_same_everywhere() {
     let optimizer = SparseOptimizerConfig::default();
     let batches = batches(3);
-    let wide = learn(
-        &Arc::new(Plan::alone(&tables())),
-        &optimizer,
-        Storage::F32,
-        &batches,
-    );
+    let wide = learn(&alone(), &optimizer, Storage::F32, &batches);
     for (storage, tolerance) in [(Storage::Bf16, 0.02), (Storage::F16, 0.002)] {
-        let alone = learn(
-            &Arc::new(Plan::alone(&tables())),
-            &optimizer,
-            storage,
-            &batches,
-        );
+        let alone = learn(&alone(), &optimizer, storage, &batches);
         assert_close(&alone, &wide, tolerance, "16 bit against 32");
         let row_wise = tables()
             .into_iter()
             .map(|table| (table, Sharding::RowWise {}));
-        let plan = Plan::new(3, row_wise.collect());
-        let cut = learn(&Arc::new(plan), &optimizer, storage, &batches);
+        let plan = in_order(Plan::new(3, row_wise.collect()));
+        let cut = learn(&plan, &optimizer, storage, &batches);
         assert_close(&cut, &alone, tolerance, "three ranks against one");
     }
 }
 
-/// One step over dense arithmetic on whole tables.
+/// One step over dense arithmetic on whole tables: the gradients of a row are summed, whichever
+/// features it was looked up by, and then it is moved once.
 #[test]
 fn one_process_learns_what_dense_arithmetic_says() {
-    let optimizer = SparseOptimizerConfig {
-        kind: SparseOptimizer::Sgd,
-        learning_rate: 0.5,
-        ..Default::default()
-    };
-    let plan = Arc::new(Plan::alone(&tables()));
+    const RATE: f32 = 0.5;
+    // From no state; two moves by Adagrad would go further than one by the sum.
+    type Moved = fn(f32) -> f32;
+    let kinds: [(SparseOptimizer, Moved); 2] = [
+        (SparseOptimizer::Sgd, |g| RATE * g),
+        (SparseOptimizer::Adagrad, |g| RATE * g / (g.abs() + 1e-8)),
+    ];
     let batches = batches(9);
-    let before = learn(&plan, &optimizer, Storage::F32, &[]).1;
-    let (pooled, after) = learn(&plan, &optimizer, Storage::F32, &batches[..1]);
-    let mut column = 0;
-    for (table, (before, after)) in before.iter().zip(&after).enumerate() {
-        let (ids, weights) = (&batches[0].ids[table], &batches[0].weights[table]);
-        let (mut wanted, dim) = (before.weights.clone(), before.dim);
+    for (kind, moved) in kinds {
+        let optimizer = SparseOptimizerConfig {
+            kind,
+            learning_rate: RATE,
+            ..Default::default()
+        };
+        let before = learn(&alone(), &optimizer, Storage::F32, &[]).1;
+        let (pooled, after) = learn(&alone(), &optimizer, Storage::F32, &batches[..1]);
+        let gradients = dense_step(&batches[0], &before, &pooled[0]);
+        for ((before, after), gradients) in before.iter().zip(&after).zip(&gradients) {
+            let weights = before.weights.iter().zip(gradients);
+            for (found, (weight, g)) in after.weights.iter().zip(weights) {
+                let wanted = weight - moved(*g);
+                assert!((found - wanted).abs() < 1e-5, "{kind:?}: {found} {wanted}");
+            }
+        }
+    }
+}
+
+/// Compares what is pooled, and returns the summed gradients of all rows.
+fn dense_step(batch: &Batch, tables: &[EmbeddingTable], pooled: &[f32]) -> Vec<Vec<f32>> {
+    let zeros = tables.iter().map(|table| vec![0.0; table.weights.len()]);
+    let mut gradients: Vec<Vec<f32>> = zeros.collect();
+    for (feature, (_, column, table)) in FEATURES.into_iter().enumerate() {
+        let (ids, weights) = (&batch.ids[feature], &batch.weights[feature]);
+        let (table, gradients) = (&tables[table], &mut gradients[table]);
         for bag in 0..BAGS {
-            let mut sum = vec![0.0; dim];
-            let first = ids.offsets[bag] as usize;
-            for (at, id) in ids.row(bag).iter().enumerate() {
-                let scale = match before.pooling {
+            let mut sum = vec![0.0; table.dim];
+            let (first, at) = (ids.offsets[bag] as usize, bag * WIDTH + column);
+            for (entry, id) in ids.row(bag).iter().enumerate() {
+                let scale = match table.pooling {
                     Pooling::Mean => 1.0 / ids.row(bag).len() as f32,
-                    Pooling::Sum => weights[first + at],
+                    Pooling::Sum => weights[first + entry],
                 };
-                let row = before.row_of(*id) * dim;
-                for x in 0..dim {
-                    sum[x] += scale * before.weights[row + x];
-                    wanted[row + x] -= 0.5 * scale * batches[0].gradient[bag * WIDTH + column + x];
+                let row = table.row_of(*id) * table.dim;
+                for x in 0..table.dim {
+                    sum[x] += scale * table.weights[row + x];
+                    gradients[row + x] += scale * batch.gradient[at + x];
                 }
             }
-            for x in 0..dim {
-                assert!((pooled[0][bag * WIDTH + column + x] - sum[x]).abs() < 1e-6);
+            for (x, sum) in sum.iter().enumerate() {
+                assert!((pooled[at + x] - sum).abs() < 1e-6);
             }
         }
-        for (found, wanted) in after.weights.iter().zip(&wanted) {
-            assert!((found - wanted).abs() < 1e-5, "{found} {wanted}");
-        }
-        column += dim;
     }
+    gradients
+}
+
+/// Features that share a table are as one that has the bags of both.
+#[test]
+fn an_id_has_one_row_and_is_counted_once_whichever_feature_it_comes_by() {
+    let mut table = TableConfig::of_feature("a", 2048, 4);
+    table.features.push("b".into());
+    table.dynamic = Some(DynamicConfig::default());
+    let plan = Arc::new(Plan::alone(&[table]));
+    let optimizer = SparseOptimizerConfig::default();
+    let mut tables = ShardedTables::new(plan, 0, optimizer, Storage::F32, 5);
+    let mut group = TcpGroup::alone();
+    let bags = |ids: &[u64]| {
+        let mut bags = Jagged::default();
+        ids.iter().for_each(|id| bags.push_row(&[*id]));
+        bags
+    };
+    let mut rows = |ids: [Jagged; 2]| {
+        let bags = Bags {
+            ids: &ids,
+            weights: None,
+            rows: 2,
+        };
+        let routed = tables.router().route(bags, &mut group).unwrap();
+        tables.observe([&routed], &mut group).unwrap();
+        routed.tables[0].rows.clone()
+    };
+    // Admitted when it was seen twice, once by either.
+    assert_eq!(rows([bags(&[7, 8]), bags(&[9, 7])]), [0; 4]);
+    let found = rows([bags(&[7, 8]), bags(&[9, 7])]);
+    assert!(found[0] > 0 && found[0] == found[3], "{found:?}");
+    assert_eq!(found[1..3], [0, 0]);
+    let used = tables.router().usage(&mut group).unwrap();
+    assert_eq!((used.len(), &*used[0].table), (1, "a"));
+    assert_eq!((used[0].used, used[0].counts.seen), (3, 8));
 }
 
 #[test]
@@ -286,14 +359,8 @@ fn a_step_sends_hardly_more_than_it_must() {
     const ROWS: usize = 1000;
     for (world_size, length) in [(2, 1), (4, 1), (2, 30), (4, 30)] {
         for kind in 1..4 {
-            let table = |feature: &str| TableConfig {
-                feature: feature.into(),
-                rows: 100_000,
-                dim: 16,
-                pooling: Pooling::Mean,
-                dynamic: None,
-            };
-            let tables = ["a", "b", "c", "d"].map(table);
+            let mut tables = ["a", "b", "c"].map(|name| TableConfig::of_feature(name, 100_000, 16));
+            tables[0].features.push("d".into());
             let spread = tables.into_iter().enumerate();
             let spread = spread.map(|(draw, table)| (table, sharding(kind, world_size, draw)));
             let plan = Arc::new(Plan::new(world_size, spread.collect()));
@@ -346,13 +413,9 @@ fn a_step_sends_hardly_more_than_it_must() {
 #[test]
 fn tables_cost_their_numbers_and_nothing_more() {
     for (kind, state) in KINDS.into_iter().zip([1, 16, 32, 0, 32]) {
-        let config = TableConfig {
-            feature: "a".into(),
-            rows: 1000,
-            dim: 16,
-            pooling: Pooling::Mean,
-            dynamic: None,
-        };
+        let mut config = TableConfig::of_feature("a", 1000, 16);
+        // However many read it.
+        config.features.push("b".into());
         let optimizer = SparseOptimizerConfig {
             kind,
             ..Default::default()

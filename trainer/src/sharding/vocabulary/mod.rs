@@ -16,7 +16,7 @@ mod partition;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 use features::Jagged;
 use safetensors::{Dtype, SafeTensors};
@@ -55,8 +55,8 @@ impl Default for DynamicConfig {
 /// How a dynamic table is used, on all ranks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TableUse {
-    /// The table's feature.
-    pub feature: String,
+    /// The table's name.
+    pub table: String,
     /// Rows there are.
     pub rows: u64,
     /// Rows that ids have, without the shared one.
@@ -126,7 +126,7 @@ pub(super) struct Vocabulary {
 struct TableIds {
     /// Index in the plan.
     table: usize,
-    feature: String,
+    name: String,
     rows: usize,
     config: DynamicConfig,
     /// By number, those of this rank.
@@ -157,7 +157,7 @@ impl Vocabulary {
             }
             Some(TableIds {
                 table,
-                feature: config.feature.clone(),
+                name: config.name.clone(),
                 rows: config.rows,
                 config: dynamic,
                 partitions,
@@ -173,16 +173,16 @@ impl Vocabulary {
         })
     }
 
-    /// The same bags with rows in the place of the ids of dynamic tables, and what the others
-    /// have asked.
+    /// Puts rows in the place of the ids of dynamic tables; `ids` has the bags of each table. Returns
+    /// what the others have asked.
     ///
     /// # Errors
     /// [`CollectiveError`].
     pub fn translate(
         &self,
-        ids: &[Jagged],
+        ids: &mut [Cow<'_, Jagged>],
         group: &mut impl ProcessGroup,
-    ) -> Result<(Vec<Jagged>, Seen), CollectiveError> {
+    ) -> Result<Seen, CollectiveError> {
         let asked = self.tables.iter().map(|of| Asked::new(&ids[of.table]));
         let asked: Vec<Asked> = asked.collect();
         let mut words = vec![Vec::new(); self.world_size];
@@ -213,7 +213,6 @@ impl Vocabulary {
             _ => group.all_to_all_v(&slices(&answers))?,
         };
         let mut rows: Vec<_> = rows.into_iter().map(Vec::into_iter).collect();
-        let mut translated = ids.to_vec();
         for (of, asked) in self.tables.iter().zip(&asked) {
             // An owner answers every question, in its order.
             let row_of = asked.distinct.iter().map(|(id, _)| {
@@ -222,9 +221,9 @@ impl Vocabulary {
                 row.map(u64::from).ok_or(malformed(owner, "rows of ids"))
             });
             let row_of: Vec<u64> = row_of.collect::<Result<_, _>>()?;
-            asked.write(row_of, &mut translated[of.table].ids);
+            asked.write(row_of, &mut ids[of.table].to_mut().ids);
         }
-        Ok((translated, Seen(seen)))
+        Ok(Seen(seen))
     }
 
     fn owner(&self, id: u64) -> usize {
@@ -287,7 +286,7 @@ impl Vocabulary {
         let each = 2 + Counts::LEN;
         let tables = self.tables.iter().enumerate().map(|(at, of)| {
             let mut total = TableUse {
-                feature: of.feature.clone(),
+                table: of.name.clone(),
                 rows: of.rows as u64,
                 used: 0,
                 candidates: 0,
@@ -374,7 +373,7 @@ impl Vocabulary {
                 let (ids, rows) = (column("ids")?, column("rows")?);
                 let (counts, last_seen) = (column("counts")?, column("last_seen")?);
                 if [&rows, &counts, &last_seen].map(Vec::len) != [ids.len(); 3] {
-                    return Err(format!("ids of table `{}` are cut off", of.feature));
+                    return Err(format!("ids of table `{}` are cut off", of.name));
                 }
                 // Sums of all ranks: one of them has them all from now on.
                 if self.rank == 0 {

@@ -1,6 +1,5 @@
 //! Rows of ids depend on what was seen, and on nothing else.
 
-use models::ctr::Pooling;
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -15,11 +14,8 @@ const ROWS: usize = 129;
 
 fn plan(world_size: usize, dynamic: &DynamicConfig) -> Plan {
     let table = |feature: &str, dynamic| TableConfig {
-        feature: feature.into(),
-        rows: ROWS,
-        dim: 2,
-        pooling: Pooling::Sum,
         dynamic,
+        ..TableConfig::of_feature(feature, ROWS, 2)
     };
     let tables = vec![
         (table("hashed", None), Sharding::Replicated {}),
@@ -35,15 +31,16 @@ fn alone(dynamic: &DynamicConfig) -> Vocabulary {
     Vocabulary::new(&plan(1, dynamic), 0).unwrap()
 }
 
-fn bags(ids: &[u64]) -> Vec<Jagged> {
+fn bags(ids: &[u64]) -> Vec<Cow<'static, Jagged>> {
     let mut bags = Jagged::default();
     ids.iter().for_each(|id| bags.push_row(&[*id]));
-    vec![bags; 2]
+    vec![Cow::Owned(bags); 2]
 }
 
 /// A step: rows of the ids as they are before it, and the rows that are lost by it.
 fn step(ids: &mut Vocabulary, seen: &[u64]) -> (Vec<u64>, Vec<u32>) {
-    let (rows, seen) = ids.translate(&bags(seen), &mut TcpGroup::alone()).unwrap();
+    let mut rows = bags(seen);
+    let seen = ids.translate(&mut rows, &mut TcpGroup::alone()).unwrap();
     let lost = ids.observe(&[&seen]);
     let lost = lost.into_iter().flat_map(|(_, rows)| rows).collect();
     (rows[1].ids.clone(), lost)
@@ -146,8 +143,8 @@ fn run(
         }
         let mut told = Vec::new();
         for seen in steps {
-            let mine = bags(&seen[segment(seen.len(), world_size, rank)]);
-            let (rows, seen) = ids.translate(&mine, &mut group).unwrap();
+            let mut rows = bags(&seen[segment(seen.len(), world_size, rank)]);
+            let seen = ids.translate(&mut rows, &mut group).unwrap();
             let lost = ids.observe(&[&seen]);
             told.push((rows[1].ids.clone(), lost));
         }
