@@ -225,7 +225,7 @@ const VISUAL: [&str; 12] = [
     "train",
     "configs/visual.toml",
     "--set",
-    "epochs=100",
+    "epochs=60",
     "--set",
     "batch_size=32",
     "--set",
@@ -239,6 +239,7 @@ const VISUAL: [&str; 12] = [
 #[test]
 fn a_picture_encoder_is_stopped_and_killed_and_learns_the_same() {
     let bench = Bench::with_table();
+    bench.run(&["features", "materialize"]).ok();
     let flags = ["--nproc", "2", "--back-off-seconds", "0"];
     let (code, seen) = Launched::verb(&bench, &flags, &VISUAL).end();
     assert_eq!(code, Some(0), "{seen:#?}");
