@@ -33,7 +33,12 @@ struct Launched {
 
 impl Launched {
     fn start(bench: &Bench, flags: &[&str], more: &[&str]) -> Self {
-        let words = [&["launch", "run"], flags, &["--"], &train(more)].concat();
+        Self::verb(bench, flags, &train(more))
+    }
+
+    /// `marquee launch run FLAGS -- VERB`.
+    fn verb(bench: &Bench, flags: &[&str], verb: &[&str]) -> Self {
+        let words = [&["launch", "run"], flags, &["--"], verb].concat();
         let mut process = bench
             .command(&words)
             .stdout(Stdio::piped())
@@ -213,6 +218,67 @@ fn a_stopped_run_saves_itself_and_the_same_command_goes_on() {
     let (code, seen) = run.end();
     assert_eq!(code, Some(0), "{seen:#?}");
     assert_eq!(learnt(&bench), wanted);
+}
+
+/// A small picture encoder, and many epochs.
+const VISUAL: [&str; 12] = [
+    "train",
+    "configs/visual.toml",
+    "--set",
+    "epochs=60",
+    "--set",
+    "batch_size=32",
+    "--set",
+    "augment.colour=0.1",
+    "--set",
+    "checkpoint.every_steps=3",
+    "-v",
+    "--json",
+];
+
+#[test]
+fn a_picture_encoder_is_stopped_and_killed_and_learns_the_same() {
+    let bench = Bench::with_table();
+    bench.run(&["features", "materialize"]).ok();
+    let flags = ["--nproc", "2", "--back-off-seconds", "0"];
+    let (code, seen) = Launched::verb(&bench, &flags, &VISUAL).end();
+    assert_eq!(code, Some(0), "{seen:#?}");
+    let (wanted, curve) = (learnt(&bench), losses(&bench));
+    let report = || {
+        let mut report = bench.read_json("reports/visual.json");
+        report.as_object_mut().unwrap().remove("samples_per_second");
+        report
+    };
+    let reported = report();
+
+    let mut run = Launched::verb(&bench, &flags, &VISUAL);
+    run.until("trained");
+    signal("-TERM", &run.process.id().to_string());
+    let (code, seen) = run.end();
+    assert_eq!(code, Some(75), "{seen:#?}");
+    // Another configuration does not go on with it.
+    let runs = bench.root.path().join("runs");
+    let run = runs.join("visual-002").display().to_string();
+    let other = [&VISUAL[..], &["--seed", "7", "--resume", &run]].concat();
+    bench
+        .run(&other)
+        .refused(1, &["its configuration or its table has changed"]);
+    let mut run = Launched::verb(&bench, &flags, &VISUAL);
+    run.until("going on");
+    run.until("trained");
+    signal("-KILL", &run.pids[1].clone());
+    run.until("restart");
+    run.until("going on");
+    let (code, seen) = run.end();
+    assert_eq!(code, Some(0), "{seen:#?}");
+    assert_eq!(learnt(&bench), wanted);
+    assert_eq!(losses(&bench), curve);
+    assert_eq!(report(), reported);
+    assert!(!runs.join("visual-003").exists(), "all parts are one run");
+
+    let never = [&VISUAL[..], &["--set", "epochs=1", "--resume", "never"]].concat();
+    bench.run(&never).ok();
+    assert!(runs.join("visual-003").exists(), "a run of its own");
 }
 
 /// A disk that takes no more is, to the program that writes, a write that fails half-way; so is a

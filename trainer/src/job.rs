@@ -2,21 +2,27 @@
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
-    path::PathBuf,
-    sync::Arc,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{Arc, atomic::AtomicBool},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use cli::{CommonArgs, Layout, Usage, out, progress, write_json};
+use anyhow::Context;
+use cli::{CommonArgs, Layout, Preempted, Usage, out, progress, write_json};
 use features::Schema;
 use indicatif::ProgressBar;
 use registry::{Artifact, Digest, Draft, Kind, Registry};
 use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::{
-    collective::{CollectiveConfig, Membership, ProcessGroup, Rendezvous},
+    backend::Device,
+    checkpoint::{CheckpointConfig, Checkpoints, Folder},
+    collective::{CollectiveConfig, Membership, ProcessGroup, Rendezvous, TcpGroup},
     split::{Parts, SplitConfig},
     table::TrainingTable,
     tracking::{REPORT, Run, RunInfo, TrackingConfig, code_revision, mlflow::Sender},
@@ -39,6 +45,68 @@ pub struct Source<'a> {
     pub tracking: &'a TrackingConfig,
     /// The whole configuration.
     pub resolved: &'a str,
+}
+
+/// Which run is gone on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest of the same configuration and data that is not done, if there is one.
+    Auto,
+    /// None: a new run.
+    Never,
+    /// The run of a folder.
+    Run(PathBuf),
+}
+
+impl FromStr for Resume {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "auto" | "latest" => Self::Auto,
+            "never" => Self::Never,
+            path => Self::Run(path.into()),
+        })
+    }
+}
+
+impl Resume {
+    fn open(&self, runs: &Path, name: &str, resolved: &str, digest: &str) -> anyhow::Result<Run> {
+        let found = match self {
+            Self::Auto => Run::unfinished(runs, name, digest)?,
+            Self::Never => None,
+            Self::Run(dir) => Some(dir.clone()),
+        };
+        match found {
+            Some(dir) => Run::resume(&dir),
+            None => Run::start_resumable(runs, name, resolved, digest),
+        }
+    }
+}
+
+/// What `marquee train` takes besides the flags of all verbs.
+#[derive(Debug, Clone, clap::Args)]
+pub struct TrainArgs {
+    /// Where the network is trained: cpu, or in a build with that feature cuda, wgpu (Vulkan) or libtorch (on the CPU)
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+    /// Run to go on with: auto (the newest unfinished one of the same configuration and data),
+    /// never, or a run's folder
+    #[arg(long, default_value = "auto", value_name = "auto|never|DIR")]
+    pub resume: Resume,
+}
+
+/// How a run can be interrupted and gone on with.
+#[derive(Debug)]
+pub struct Saving<'a> {
+    /// Which run is gone on with.
+    pub resume: &'a Resume,
+    /// How often it is saved, and where.
+    pub checkpoint: &'a CheckpointConfig,
+    /// All that decides what it computes, but for the version of its table.
+    pub computes: String,
+    /// All ranks.
+    pub met: &'a Arc<Rendezvous>,
 }
 
 /// One run of a training verb.
@@ -75,11 +143,45 @@ impl Job {
         Self::start_with(common, kind, source, run).await
     }
 
-    /// As [`Self::start`], with a run folder that is found when the table's version is known.
+    /// As [`Self::start`], by all ranks together: with a run that is perhaps not done yet, and its checkpoints.
     ///
     /// # Errors
-    /// As [`Self::start`].
-    pub async fn start_with(
+    /// As [`Self::start`]; if checkpoints cannot be had, or a rank was lost.
+    pub async fn start_resumable(
+        common: &CommonArgs,
+        kind: Kind,
+        source: Source<'_>,
+        saving: Saving<'_>,
+    ) -> anyhow::Result<(Self, Checkpoints<TcpGroup>)> {
+        let mut group = TcpGroup::connect(saving.met, "checkpoints")?;
+        let mut digest = String::new();
+        let run = |version: u64| {
+            let text = format!("{}\ntable_version = {version}\n", saving.computes);
+            digest = Digest::of(text.as_bytes()).to_string();
+            let runs = Layout::new(common).runs();
+            let open = || {
+                saving
+                    .resume
+                    .open(&runs, kind.name(), source.resolved, &digest)
+            };
+            shared_run(&mut group, open)
+        };
+        let job = Self::start_with(common, kind, source, run).await?;
+        let folder = match &saving.checkpoint.url {
+            Some(url) => Folder::remote(url, &digest)
+                .context(Usage("checkpoints cannot go there".to_owned()))?,
+            None => Folder::local(&job.run.dir.join("checkpoints"))?,
+        };
+        if group.rank() == 0 && *saving.resume == Resume::Never {
+            folder.clear()?;
+        }
+        group.barrier()?;
+        let config = saving.checkpoint.clone();
+        Ok((job, Checkpoints::new(folder, config, digest, group)))
+    }
+
+    /// With a run folder that is found when the table's version is known.
+    async fn start_with(
         common: &CommonArgs,
         kind: Kind,
         source: Source<'_>,
@@ -130,6 +232,13 @@ impl Job {
             reports: layout.reports(),
             as_json: common.json,
         })
+    }
+
+    /// What a run says that was stopped and has saved itself.
+    pub fn preempted(mut self, step: u64) -> anyhow::Error {
+        self.run.finish_sending(&[], false);
+        let saved = format!("{} at step {step}", self.run.dir.display());
+        Preempted { saved }.into()
     }
 
     /// A bar for so many samples.
@@ -217,11 +326,21 @@ pub fn meet(collective: &CollectiveConfig, resolved: &str) -> anyhow::Result<Arc
     })
 }
 
-/// The run that rank 0 opens and the others follow.
+/// Becomes true with SIGTERM or SIGINT, which end the process as any until this is called: before training
+/// begins there is nothing to save.
 ///
 /// # Errors
-/// If it cannot be opened, or a rank was lost.
-pub fn shared_run(
+/// If the system refuses.
+pub fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).context("watching for signals")?;
+    }
+    Ok(stop)
+}
+
+/// The run that rank 0 opens and the others follow.
+fn shared_run(
     group: &mut impl ProcessGroup,
     open: impl FnOnce() -> anyhow::Result<Run>,
 ) -> anyhow::Result<Run> {

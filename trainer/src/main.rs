@@ -6,8 +6,9 @@ use clap::Parser;
 use cli::{CommonArgs, load_config};
 use serde::{Deserialize, Serialize};
 use trainer::{
-    ctr::{self, CtrConfig, EvalArgs, TrainArgs},
+    ctr::{self, CtrConfig, EvalArgs},
     gate::{GateArgs, GateConfig, run_gate},
+    job::TrainArgs,
     prescorer::{self, PreScorerConfig},
     sweep::run_sweep,
     tracking::{RunsVerb, run_runs},
@@ -88,7 +89,7 @@ fn run() -> anyhow::Result<()> {
                     if common.print(&loaded) {
                         return Ok(());
                     }
-                    runtime.block_on(visual::run_train(&common, loaded))
+                    runtime.block_on(visual::run_train(&common, loaded, &args))
                 }
                 other => anyhow::bail!("kind `{other}` is none of ctr, prescorer, visual"),
             }

@@ -7,7 +7,7 @@
 use std::{
     os::unix::process::CommandExt,
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -26,14 +26,16 @@ use cubecl::{
 use cudarc::driver::CudaContext;
 use kernels::{Device, GpuTable, KernelError, RowwiseAdagrad, Sums, Touched, Vectors, conform};
 use marquee_benches::{click::Shape, median, ranks};
-use models::Cpu;
+use models::{Cpu, visual::Picture};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use trainer::{
     backend::StepBackend,
+    checkpoint::{Checkpoints, Folder},
     collective::{CollectiveConfig, NcclGroup, ProcessGroup, Rendezvous, TcpGroup, conformance},
     ctr::{Groups, StepLimits},
     sharding::{Plan, Sharding},
+    visual::{Gallery, Pairs, Progress, Task, VisualTrainConfig, fit},
 };
 
 /// Longest that a check may take: its kernels are compiled first.
@@ -73,6 +75,8 @@ enum Check {
     GradientsCached,
     /// Training by two ranks on this GPU over NCCL, which may refuse, against one on the CPU
     GradientsTwoRanks,
+    /// The losses of twenty steps of a picture encoder on this GPU and on the CPU
+    Visual,
     /// Samples a second of the training step, batch 4096
     Step,
     /// The same with a network of bf16
@@ -127,6 +131,11 @@ impl Check {
                 )
             }
             Self::GradientsTwoRanks => gradients_of_two_ranks(),
+            Self::Visual => compare(
+                &visual_losses::<Autodiff<Cuda>>()?,
+                &visual_losses::<Autodiff<Cpu>>()?,
+                2e-3,
+            ),
             Self::Step => step(4096, false),
             Self::StepBf16 => step(4096, true),
             Self::StepLarge => step(65_536, false),
@@ -500,6 +509,53 @@ fn gradients_of_two_ranks() -> anyhow::Result<String> {
         0 => told,
         _ => String::new(),
     })
+}
+
+/// The losses of epochs of one step each, on random pictures.
+fn visual_losses<B: StepBackend>() -> anyhow::Result<Vec<f32>> {
+    const PICTURES: usize = 64;
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let mut picture = || {
+        let rgb = (0..28 * 28 * 3).map(|_| random.random()).collect();
+        Picture::new(28, 28, rgb)
+    };
+    let (mut gallery, mut pairs) = (Gallery::default(), Pairs::default());
+    for at in 0..PICTURES {
+        gallery.scene_pictures.push(picture()?);
+        gallery.scene_genres.push(String::new());
+        gallery.creative_pictures.push(picture()?);
+        gallery.creative_formats.push(String::new());
+        gallery.creative_campaigns.push(String::new());
+        pairs.scenes.push(at);
+        pairs.creatives.push(at);
+    }
+    let config = VisualTrainConfig {
+        batch_size: PICTURES,
+        epochs: STEPS,
+        ..VisualTrainConfig::default()
+    };
+    let task = Task {
+        config: &config,
+        gallery: &gallery,
+        pairs: &pairs,
+        frozen: None,
+    };
+    let mut checkpoints = Checkpoints::new(
+        Folder::memory(),
+        config.checkpoint.clone(),
+        String::new(),
+        TcpGroup::alone(),
+    );
+    let mut losses = Vec::new();
+    let report = |told: &Progress| {
+        if let Progress::Epoch { loss, .. } = told {
+            losses.push(*loss as f32);
+        }
+    };
+    let (device, stop) = (Default::default(), AtomicBool::new(false));
+    let mut group = TcpGroup::alone();
+    fit::<B, _>(task, &device, &mut group, &mut checkpoints, &stop, report)?;
+    Ok(losses)
 }
 
 fn step(batch: usize, bf16: bool) -> anyhow::Result<String> {

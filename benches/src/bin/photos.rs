@@ -8,9 +8,10 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use burn::backend::Autodiff;
 use clap::Parser;
 use cli as _;
@@ -21,9 +22,13 @@ use models::{
 };
 use serde::Serialize;
 use trainer::{
+    checkpoint::{Checkpoints, Folder},
     collective::{Membership, Rendezvous, TcpGroup},
     schedule::{Decay, ScheduleConfig},
-    visual::{Features, Gallery, Pairs, Retrieval, Task, VisualTrainConfig, centred, fit, vectors},
+    visual::{
+        Features, Gallery, Pairs, Progress, Retrieval, Task, Trained, VisualTrainConfig, centred,
+        fit,
+    },
 };
 
 #[derive(Parser)]
@@ -82,7 +87,7 @@ fn photos(folder: &Path, list: &str, most: usize, gallery: &mut Gallery) -> anyh
             cells.next().and_then(|class| class.parse().ok()),
         );
         let (Some(file), Some(class)) = (file, class) else {
-            anyhow::bail!("{}: `{line}` is not a file and a class", path.display());
+            bail!("{}: `{line}` is not a file and a class", path.display());
         };
         pairs.scenes.push(gallery.scene_pictures.len());
         pairs.creatives.push(class);
@@ -104,7 +109,7 @@ fn products(folder: &Path, gallery: &mut Gallery) -> anyhow::Result<()> {
     for (class, line) in text.lines().skip(1).enumerate() {
         let cells: Vec<&str> = line.split(',').collect();
         let [_, id, _, _, file, _] = cells[..] else {
-            anyhow::bail!("{}: `{line}` has not six columns", path.display());
+            bail!("{}: `{line}` has not six columns", path.display());
         };
         ensure!(
             id == class.to_string(),
@@ -166,14 +171,31 @@ fn main() -> anyhow::Result<()> {
             pairs: &train,
             frozen: frozen.as_ref(),
         };
-        let each = |epoch, loss| {
-            if epoch % 20 == 0 {
+        let report = |told: &Progress| match told {
+            Progress::Epoch { epoch, loss, .. } if epoch % 20 == 0 => {
                 eprintln!("seed {seed}, epoch {epoch}: loss {loss:.4}");
             }
+            _ => {}
         };
-        let fitted = fit::<Autodiff<Cpu>>(task, &device, &mut group, each)?;
-        let own = vectors(&fitted, &config, &gallery)?;
-        trained.push(Retrieval::of(&gallery, &test, &own));
+        let saving = TcpGroup::connect(&met, &format!("checkpoints-{seed}"))?;
+        let mut checkpoints = Checkpoints::new(
+            Folder::memory(),
+            config.checkpoint.clone(),
+            String::new(),
+            saving,
+        );
+        let ended = fit::<Autodiff<Cpu>, _>(
+            task,
+            &device,
+            &mut group,
+            &mut checkpoints,
+            &AtomicBool::new(false),
+            report,
+        )?;
+        let Trained::Done(fitted) = ended else {
+            bail!("nobody asks it to stop");
+        };
+        trained.push(Retrieval::of(&gallery, &test, &fitted.vectors));
         frozen = fitted.frozen;
     }
     let frozen = frozen.context("a published backbone has vectors")?;

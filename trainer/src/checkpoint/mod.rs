@@ -12,6 +12,7 @@
 //! is taken. The manifest says which rows and columns each file holds, so that any number of
 //! ranks can load it.
 
+pub(crate) mod bits;
 mod file;
 mod restore;
 mod save;
@@ -26,7 +27,8 @@ use std::{
 pub use file::Piece;
 use futures::TryStreamExt;
 use object_store::{
-    ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path as Key, prefix::PrefixStore,
+    ObjectStore, ObjectStoreExt, local::LocalFileSystem, memory::InMemory, path::Path as Key,
+    prefix::PrefixStore,
 };
 pub use restore::{Restored, RestoredFile};
 pub use save::{Checkpoints, Snapshot};
@@ -220,6 +222,14 @@ impl Folder {
         })
     }
 
+    /// In memory: gone with the process.
+    pub fn memory() -> Self {
+        Self {
+            store: Arc::new(InMemory::new()),
+            local: None,
+        }
+    }
+
     /// Removes all checkpoints, and what is left of unfinished ones.
     ///
     /// # Errors
@@ -357,7 +367,7 @@ const DENSE_FILE: &str = "dense.safetensors";
 /// A file's bytes, for tests.
 #[cfg(test)]
 pub(crate) fn to_bytes(pieces: Vec<Piece>) -> Vec<u8> {
-    let store = object_store::memory::InMemory::new();
+    let store = InMemory::new();
     let key = Key::from("file");
     block_on(async {
         let (_, sha256) = file::write(&store, &key, pieces).await.unwrap();

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use object_store::ObjectStoreExt;
 use safetensors::SafeTensors;
+use serde::de::DeserializeOwned;
 
 use super::{
     CheckpointError, Checkpoints, DENSE_FILE, Folder, IDS, MANIFEST, Manifest, VERSION, block_on,
@@ -23,6 +24,22 @@ pub struct Restored {
     pub ids: Vec<RestoredFile>,
     /// Weights and optimizer state of the network.
     pub dense: RestoredFile,
+}
+
+impl Restored {
+    /// Where the run stood.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] if it is the state of something else.
+    pub fn state<S: DeserializeOwned>(&self) -> Result<S, CheckpointError> {
+        S::deserialize(&self.manifest.state).map_err(|error| self.damaged(error.to_string()))
+    }
+
+    /// It is whole and still not to be used.
+    pub(crate) fn damaged(&self, problem: String) -> CheckpointError {
+        let key = self.name.clone();
+        CheckpointError::Damaged { key, problem }
+    }
 }
 
 /// A file in memory.

@@ -11,11 +11,11 @@ use super::{
 use crate::{collective::ProcessGroup, sharding::ShardSpec};
 
 /// What a rank saves; a copy, so that training goes on.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     /// Steps so far.
     pub step: u64,
-    /// Parts of tables that this rank saves.
+    /// Parts of tables that this rank saves; none of a model without tables.
     pub shards: Vec<ShardSpec>,
     /// Their weights and optimizer state.
     pub tables: Vec<Piece>,
@@ -55,11 +55,6 @@ impl<G: ProcessGroup + 'static> Checkpoints<G> {
         }
     }
 
-    /// How often to save.
-    pub fn config(&self) -> &CheckpointConfig {
-        &self.config
-    }
-
     /// The folder.
     pub(super) fn folder(&self) -> &Folder {
         &self.folder
@@ -92,6 +87,46 @@ impl<G: ProcessGroup + 'static> Checkpoints<G> {
             }));
         }
         before
+    }
+
+    /// Whether one is due after this step.
+    pub fn is_due(&self, step: u64) -> bool {
+        let every = self.config.every_steps;
+        every > 0 && step.is_multiple_of(every)
+    }
+
+    /// As [`Self::save`]; an error of the one before is only told, for a run goes on without one between
+    /// two.
+    pub fn save_beside(&mut self, snapshot: Snapshot, spare: Option<u64>) {
+        if let Err(error) = self.save(snapshot, spare) {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(error, "a checkpoint was not written");
+        }
+    }
+
+    /// Saves what the run cannot do without, and waits for it.
+    ///
+    /// # Errors
+    /// [`CheckpointError`].
+    pub fn save_now(
+        &mut self,
+        snapshot: Snapshot,
+        spare: Option<u64>,
+    ) -> Result<(), CheckpointError> {
+        self.save_beside(snapshot, spare);
+        self.wait()
+    }
+
+    /// Removes what another machine would go on with, when the run is done: a later one of the same
+    /// configuration is another one.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Store`].
+    pub fn clear_remote(&self) -> Result<(), CheckpointError> {
+        match self.config.url {
+            Some(_) => self.folder.clear(),
+            None => Ok(()),
+        }
     }
 
     /// Whether something that was begun is not written yet.
@@ -164,7 +199,10 @@ impl Job {
         snapshot: Snapshot,
         rank: usize,
     ) -> Result<Vec<FileRecord>, CheckpointError> {
-        let mut files = vec![(rank_file(rank), snapshot.shards, snapshot.tables)];
+        let mut files = Vec::new();
+        if !snapshot.shards.is_empty() {
+            files.push((rank_file(rank), snapshot.shards, snapshot.tables));
+        }
         if !snapshot.ids.is_empty() {
             files.push((ids_file(rank), Vec::new(), snapshot.ids));
         }

@@ -22,10 +22,10 @@ const HALVINGS: usize = 60;
 #[serde(deny_unknown_fields)]
 pub struct Delay {
     /// One over the mean delay, per hour.
-    #[serde(with = "super::train::bits")]
+    #[serde(with = "crate::checkpoint::bits")]
     rate: f64,
     /// Conversions after so many hours do not count; infinite if no row is so old.
-    #[serde(with = "super::train::bits")]
+    #[serde(with = "crate::checkpoint::bits")]
     window: f64,
 }
 

@@ -23,4 +23,4 @@ pub use evaluate::{
 };
 pub use step::{Groups, Learner, RoutedBatch, StepBatch, StepLimits, StepOutcome};
 pub use train::{Progress, Task, TrainError, Trained, train};
-pub use verb::{Device, DeviceNotBuilt, EvalArgs, Resume, TrainArgs, run_eval, run_train};
+pub use verb::{EvalArgs, run_eval, run_train};

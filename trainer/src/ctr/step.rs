@@ -24,7 +24,7 @@ use rand_chacha::ChaCha8Rng;
 use super::config::TrainingConfig;
 use crate::{
     backend::StepBackend,
-    checkpoint::{CheckpointError, Piece, Restored, Snapshot},
+    checkpoint::{CheckpointError, Restored, Snapshot},
     collective::{CollectiveError, ExchangeError, JoinError, ProcessGroup, Rendezvous, TcpGroup},
     dense::{self, DenseState, Move, Precision, Rule, Saved},
     sharding::{Bags, PlacementError, Routed, Router, Tables},
@@ -457,23 +457,12 @@ impl<B: StepBackend> Learner<B> {
     /// [`ExchangeError`] if the device refuses.
     pub fn save(&self, state: serde_json::Value) -> Result<Snapshot, ExchangeError> {
         let (shards, tables) = self.tables.to_host()?.save();
-        let dense = self.dense.save();
-        let mut pieces = vec![
-            Piece::vector("weights", &dense.weights),
-            Piece::vector("means", &dense.means),
-            Piece::vector("squares", &dense.squares),
-        ];
-        pieces.extend(
-            dense
-                .averages
-                .map(|averages| Piece::vector("averages", &averages)),
-        );
         Ok(Snapshot {
             step: self.step,
             shards,
             tables,
             ids: self.router().save_ids(),
-            dense: pieces,
+            dense: self.dense.save().pieces(),
             state,
         })
     }
@@ -484,35 +473,8 @@ impl<B: StepBackend> Learner<B> {
     /// [`CheckpointError`] if it does not fit the model.
     pub fn restore(&mut self, restored: &Restored, updates: u64) -> Result<(), CheckpointError> {
         self.tables.restore(restored, updates)?;
-        let tensors = restored.dense.tensors();
-        let read = |what: &'static str| {
-            let found = tensors
-                .tensor(what)
-                .map_err(|error| CheckpointError::Damaged {
-                    key: restored.name.clone(),
-                    problem: error.to_string(),
-                })?;
-            let values: Vec<f32> = bytemuck::pod_collect_to_vec(found.data());
-            match values.len() == self.num_weights {
-                true => Ok(values),
-                false => Err(CheckpointError::Length {
-                    name: restored.name.clone(),
-                    what,
-                    found: values.len(),
-                    wanted: self.num_weights,
-                }),
-            }
-        };
-        let saved = Saved {
-            weights: read("weights")?,
-            means: read("means")?,
-            squares: read("squares")?,
-            averages: match self.training.ema_decay > 0.0 {
-                true => Some(read("averages")?),
-                false => None,
-            },
-            updates,
-        };
+        let averaged = self.training.ema_decay > 0.0;
+        let saved = Saved::read(restored, &self.rule, averaged, updates)?;
         self.dense = B::Dense::load(saved, &self.rule, &self.device);
         self.refresh_network();
         self.step = restored.manifest.step;

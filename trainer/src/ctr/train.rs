@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     backend::StepBackend,
-    checkpoint::{CheckpointError, Checkpoints},
+    checkpoint::{CheckpointError, Checkpoints, bits},
     collective::{CollectiveError, ExchangeError, ProcessGroup},
     sharding::{PlacementError, PlanError, Planner, ShardedTables, TableUse, Tables},
     table::{Batches, Order, Projection, Share, Slice, TableError},
@@ -245,19 +245,6 @@ struct Best {
     calibration: Calibration,
 }
 
-/// An f64 as its bits: read back from decimals it may be another in the last place.
-pub(super) mod bits {
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(value.to_bits())
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-        u64::deserialize(deserializer).map(f64::from_bits)
-    }
-}
-
 /// Trains a model, from the newest checkpoint if there is one; `report` hears of steps and epochs
 /// as they happen, and `stop` is looked at in every step.
 ///
@@ -278,12 +265,7 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
     let router = learner.router().clone();
     let mut state = State::default();
     if let Some(restored) = checkpoints.latest(&mut groups.rows, |part| router.needs(part))? {
-        state = serde_json::from_value(restored.manifest.state.clone()).map_err(|error| {
-            CheckpointError::Damaged {
-                key: restored.name.clone(),
-                problem: error.to_string(),
-            }
-        })?;
+        state = restored.state()?;
         learner.restore(&restored, state.updates)?;
         tracing::info!(checkpoint = restored.name, step = state.step, "going on");
         report(&Progress::Resumed {
@@ -379,6 +361,11 @@ impl State {
         self.epoch >= training.epochs as u64 || self.is_stuck(training)
     }
 
+    /// The checkpoint of the best measure.
+    fn best_step(&self) -> Option<u64> {
+        self.best.as_ref().map(|best| best.step)
+    }
+
     /// What the falls have left of the learning rates.
     fn rate(&self, training: &TrainingConfig) -> f64 {
         training.schedule.floor.powf(f64::from(self.falls))
@@ -392,16 +379,7 @@ fn save_now<B: StepBackend, G: ProcessGroup + 'static>(
     state: &State,
 ) -> Result<(), TrainError> {
     let snapshot = learner.save(json(state))?;
-    told(checkpoints.save(snapshot, state.best.as_ref().map(|best| best.step)));
-    Ok(checkpoints.wait()?)
-}
-
-/// A run goes on without a checkpoint between two; the next may be written.
-fn told(written: Result<(), CheckpointError>) {
-    if let Err(error) = written {
-        let error: &dyn std::error::Error = &error;
-        tracing::error!(error, "a checkpoint was not written");
-    }
+    Ok(checkpoints.save_now(snapshot, state.best_step())?)
 }
 
 fn json(state: &State) -> serde_json::Value {
@@ -653,11 +631,10 @@ impl<B: StepBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
     }
 
     fn save_when_due(&mut self) -> Result<(), TrainError> {
-        let every = self.checkpoints.config().every_steps;
-        if every > 0 && self.state.step.is_multiple_of(every) {
+        if self.checkpoints.is_due(self.state.step) {
             let snapshot = self.learner.save(json(self.state))?;
-            let best = self.state.best.as_ref().map(|best| best.step);
-            told(self.checkpoints.save(snapshot, best));
+            let best = self.state.best_step();
+            self.checkpoints.save_beside(snapshot, best);
         }
         Ok(())
     }

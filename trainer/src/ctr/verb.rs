@@ -1,20 +1,13 @@
 //! `marquee train configs/ctr.toml` and `marquee eval`.
 
-use std::{
-    convert::Infallible,
-    path::{Path, PathBuf},
-    str::FromStr,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::sync::{Arc, atomic::AtomicBool};
 
 use anyhow::{Context, bail};
-use burn::backend::Autodiff;
-use cli::{CommonArgs, Layout, Loaded, Preempted, Usage, out, write_text};
+use cli::{CommonArgs, Layout, Loaded, out, write_text};
 use indicatif::ProgressBar;
 use models::{Cpu, ctr::CtrModel};
 use registry::{Digest, Kind, Registry};
 use serde::Serialize;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{
     config::CtrConfig,
@@ -26,12 +19,11 @@ use super::{
     step::Groups,
     train::{Progress, Task, Trained, train},
 };
-#[cfg(feature = "cuda")]
-use crate::collective::NcclGroup;
 use crate::{
-    checkpoint::{Checkpoints, Folder},
+    backend::{StepBackend, Training},
+    checkpoint::Checkpoints,
     collective::{ProcessGroup, Rendezvous, TcpGroup},
-    job::{self, Job, Source},
+    job::{self, Job, Saving, Source, TrainArgs},
     plot::Plot,
     split::Parts,
     table::{Examples, TrainingTable},
@@ -62,94 +54,11 @@ struct CurvePoint {
     loss: f64,
 }
 
-/// Which run is gone on with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Resume {
-    /// The newest of the same configuration and data that is not done, if there is one.
-    Auto,
-    /// None: a new run.
-    Never,
-    /// The run of a folder.
-    Run(PathBuf),
-}
-
-impl FromStr for Resume {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text {
-            "auto" | "latest" => Self::Auto,
-            "never" => Self::Never,
-            path => Self::Run(path.into()),
-        })
-    }
-}
-
-/// Where the dense half runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Device {
-    /// The CPU, by what every build has.
-    Cpu,
-    /// The CPU, by libtorch.
-    #[cfg(feature = "tch")]
-    Libtorch,
-    /// An NVIDIA GPU.
-    #[cfg(feature = "cuda")]
-    Cuda,
-}
-
-impl Device {
-    /// As on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            #[cfg(feature = "tch")]
-            Self::Libtorch => "libtorch",
-            #[cfg(feature = "cuda")]
-            Self::Cuda => "cuda",
-        }
-    }
-}
-
-/// A device that does not exist, or not in this build.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "not in this build: use cpu, or build with --features marquee-trainer/tch for libtorch, marquee-trainer/cuda for cuda"
-)]
-pub struct DeviceNotBuilt;
-
-impl FromStr for Device {
-    type Err = DeviceNotBuilt;
-
-    fn from_str(text: &str) -> Result<Self, DeviceNotBuilt> {
-        match text {
-            "cpu" => Ok(Self::Cpu),
-            #[cfg(feature = "tch")]
-            "libtorch" => Ok(Self::Libtorch),
-            #[cfg(feature = "cuda")]
-            "cuda" => Ok(Self::Cuda),
-            _ => Err(DeviceNotBuilt),
-        }
-    }
-}
-
-/// What `marquee train` takes besides the flags of all verbs.
-#[derive(Debug, Clone, clap::Args)]
-pub struct TrainArgs {
-    /// Where the dense half runs: cpu, or in a build with that feature cuda or libtorch (on the CPU)
-    #[arg(long, default_value = "cpu")]
-    pub device: Device,
-    /// Run to go on with: auto (the newest unfinished one of the same configuration and data),
-    /// never, or a run's folder
-    #[arg(long, default_value = "auto", value_name = "auto|never|DIR")]
-    pub resume: Resume,
-}
-
 /// Trains a click model, together with the other ranks if there are any; rank 0 measures it on
 /// the test rows and publishes it.
 ///
 /// # Errors
-/// Whatever keeps it from its end; [`Preempted`] if it was stopped and saved itself.
+/// Whatever keeps it from its end; [`cli::Preempted`] if it was stopped and saved itself.
 pub async fn run_train(
     common: &CommonArgs,
     loaded: Loaded<CtrConfig>,
@@ -158,9 +67,6 @@ pub async fn run_train(
     let config = &loaded.config;
     let met = job::meet(&config.collective, &loaded.resolved)?;
     let rank = met.membership.rank;
-    let mut groups = Groups::connect(&met)?;
-    let saving = TcpGroup::connect(&met, "checkpoints")?;
-
     let source = Source {
         table: &config.table,
         split: &config.split,
@@ -170,26 +76,14 @@ pub async fn run_train(
         tracking: &config.tracking,
         resolved: &loaded.resolved,
     };
-    let mut run_digest = String::new();
-    let choose = |version| {
-        run_digest = digest_of_run(config, version)?;
-        let runs = Layout::new(common).runs();
-        job::shared_run(&mut groups.rows, || {
-            open_run(&runs, &args.resume, &loaded.resolved, &run_digest)
-        })
+    let saving = Saving {
+        resume: &args.resume,
+        checkpoint: &config.checkpoint,
+        computes: computes(config)?,
+        met: &met,
     };
-    let mut job = Job::start_with(common, Kind::Ctr, source, choose).await?;
-    let folder = match &config.checkpoint.url {
-        Some(url) => Folder::remote(url, &run_digest)
-            .context(Usage("checkpoints cannot go there".to_owned()))?,
-        None => Folder::local(&job.run.dir.join("checkpoints"))?,
-    };
-    if rank == 0 && args.resume == Resume::Never {
-        folder.clear()?;
-    }
-    groups.rows.barrier()?;
-    let saved = config.checkpoint.clone();
-    let mut checkpoints = Checkpoints::new(folder.clone(), saved, run_digest, saving);
+    let (mut job, mut checkpoints) =
+        Job::start_resumable(common, Kind::Ctr, source, saving).await?;
 
     let bar = match rank {
         0 => job.bar(job.parts.train.len() * config.training.epochs),
@@ -210,47 +104,34 @@ pub async fn run_train(
             tracing::warn!(%error, "metrics not written");
         }
     };
-    // Before this there is nothing to save, and a signal ends the process as it ends any.
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).context("watching for signals")?;
-    }
+    let stop = job::stop_on_signals()?;
     let task = Task {
         config,
         schema: &job.schema,
         train: &job.parts.train,
         valid: &job.parts.valid,
     };
-    let trained = on_device(
-        args.device,
+    let training = OnBackend {
         task,
-        &met,
-        groups,
-        &mut checkpoints,
-        &stop,
+        met: &met,
+        checkpoints: &mut checkpoints,
+        stop: &stop,
         report,
-    )?;
+    };
+    let trained = args.device.train(&met, training)?;
     bar.finish_and_clear();
     match trained {
-        Trained::Stopped { step } => {
-            job.run.finish_sending(&[], false);
-            let saved = format!("{} at step {step}", job.run.dir.display());
-            Err(Preempted { saved }.into())
-        }
+        Trained::Stopped { step } => Err(job.preempted(step)),
         Trained::Done(model) if rank == 0 => {
             finish(&mut job, config, &model, speed).await?;
-            // A later run of the same configuration is another one.
-            if config.checkpoint.url.is_some() {
-                folder.clear()?;
-            }
-            Ok(())
+            Ok(checkpoints.clear_remote()?)
         }
         Trained::Done(_) => Ok(()),
     }
 }
 
-/// Of all that decides what a run computes: how it is saved and spread does not.
-fn digest_of_run(config: &CtrConfig, table_version: u64) -> anyhow::Result<String> {
+/// All that decides what a run computes: how it is saved and spread does not.
+fn computes(config: &CtrConfig) -> anyhow::Result<String> {
     let mut config = config.clone();
     config.checkpoint = Default::default();
     config.collective = Default::default();
@@ -258,22 +139,7 @@ fn digest_of_run(config: &CtrConfig, table_version: u64) -> anyhow::Result<Strin
     config.tables.planner = Default::default();
     config.tables.gpu_cache_rows = Default::default();
     config.reader.prefetch_steps = Default::default();
-    let text = toml::to_string(&config).context("writing the configuration")?;
-    let text = format!("{text}\ntable_version = {table_version}\n");
-    Ok(Digest::of(text.as_bytes()).to_string())
-}
-
-fn open_run(runs: &Path, resume: &Resume, resolved: &str, digest: &str) -> anyhow::Result<Run> {
-    let name = Kind::Ctr.name();
-    let found = match resume {
-        Resume::Auto => Run::unfinished(runs, name, digest)?,
-        Resume::Never => None,
-        Resume::Run(dir) => Some(dir.clone()),
-    };
-    match found {
-        Some(dir) => Run::resume(&dir),
-        None => Run::start_resumable(runs, name, resolved, digest),
-    }
+    toml::to_string(&config).context("writing the configuration")
 }
 
 fn show(told: &Progress, bar: &ProgressBar) {
@@ -327,12 +193,7 @@ fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
             resumed_epoch,
             ..
         } => {
-            let within = |line: &serde_json::Value, key: &str, last: u64| {
-                line[key].as_u64().is_none_or(|found| found <= last)
-            };
-            return run.rewind(*resumed_step, |line| {
-                within(line, "step", *resumed_step) && within(line, "epoch", *resumed_epoch)
-            });
+            return run.rewind(*resumed_step, *resumed_epoch);
         }
         Progress::Steps {
             step,
@@ -543,57 +404,44 @@ fn conversion_metrics(
     metrics.into_iter().filter_map(known)
 }
 
-/// Trains on the device asked for and brings the model to the CPU. Between GPUs all that a step
-/// exchanges goes over NCCL, but for ids.
-#[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "GPUs meet"))]
-fn on_device(
-    device: Device,
-    task: Task<'_>,
-    met: &Arc<Rendezvous>,
-    mut groups: Groups<TcpGroup>,
-    checkpoints: &mut Checkpoints<TcpGroup>,
-    stop: &AtomicBool,
-    report: impl FnMut(&Progress),
-) -> anyhow::Result<Trained> {
-    Ok(match device {
-        Device::Cpu => {
-            let device = Default::default();
-            train::<Autodiff<Cpu>, _, _>(task, &device, &mut groups, checkpoints, stop, report)?
-        }
-        #[cfg(feature = "tch")]
-        Device::Libtorch => {
-            type B = Autodiff<burn::backend::LibTorch>;
-            let device = Default::default();
-            train::<B, _, _>(task, &device, &mut groups, checkpoints, stop, report)?
-        }
-        #[cfg(feature = "cuda")]
-        Device::Cuda => {
-            type B = Autodiff<burn::backend::Cuda>;
-            if let Err(missing) = crate::collective::find_driver() {
-                bail!(Usage(format!("--device cuda: {missing}")));
-            }
-            let local_rank = met.membership.local_rank;
-            if let Some(folder) = kernels::keep_compiled(local_rank)
-                && !folder.exists()
-            {
-                let folder = folder.display();
-                tracing::info!(
-                    "kernels are compiled, once for this GPU; they are kept in {folder}"
-                );
-            }
-            let device = burn::backend::cuda::CudaDevice::new(local_rank);
-            if met.membership.world_size == 1 {
-                train::<B, _, _>(task, &device, &mut groups, checkpoints, stop, report)?
-            } else {
-                let mut groups = Groups {
-                    ids: groups.ids,
-                    rows: NcclGroup::connect(met, "rows")?,
-                    dense: NcclGroup::connect(met, "gradients")?,
-                };
-                train::<B, _, _>(task, &device, &mut groups, checkpoints, stop, report)?
-            }
-        }
-    })
+/// The loop on whatever backend.
+struct OnBackend<'a, R> {
+    task: Task<'a>,
+    met: &'a Arc<Rendezvous>,
+    checkpoints: &'a mut Checkpoints<TcpGroup>,
+    stop: &'a AtomicBool,
+    report: R,
+}
+
+impl<R: FnMut(&Progress)> Training for OnBackend<'_, R> {
+    type Trained = Trained;
+
+    fn on<B: StepBackend, D: ProcessGroup>(
+        self,
+        device: &B::Device,
+        connect: impl Fn(&str) -> anyhow::Result<D>,
+    ) -> anyhow::Result<Trained> {
+        let mut groups = Groups {
+            ids: TcpGroup::connect(self.met, "ids")?,
+            rows: connect("rows")?,
+            dense: connect("dense")?,
+        };
+        let Self {
+            task,
+            checkpoints,
+            stop,
+            report,
+            ..
+        } = self;
+        Ok(train::<B, _, _>(
+            task,
+            device,
+            &mut groups,
+            checkpoints,
+            stop,
+            report,
+        )?)
+    }
 }
 
 fn predictions_csv(rows: &Examples, scores: &[f32]) -> String {
@@ -709,18 +557,4 @@ pub async fn run_eval(args: &EvalArgs, config: &CtrConfig) -> anyhow::Result<()>
         out!("{}", told(&evaluation, &format!("ctr {}", digest.short())));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_that_is_not_in_the_build_is_refused_with_the_feature_that_has_it() {
-        assert_eq!("cpu".parse::<Device>().ok(), Some(Device::Cpu));
-        let refused = |device: &str| device.parse::<Device>().err().map(|e| e.to_string());
-        assert!(refused("tpu").unwrap().contains("marquee-trainer/tch"));
-        assert_eq!(refused("libtorch").is_none(), cfg!(feature = "tch"));
-        assert_eq!(refused("cuda").is_none(), cfg!(feature = "cuda"));
-    }
 }

@@ -2,13 +2,12 @@
 
 use burn::{
     backend::Autodiff,
-    module::{Module, ModuleMapper, ModuleVisitor, Param},
+    module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param},
     optim::GradientsParams,
     tensor::{Shape, Tensor, TensorData, TensorPrimitive},
 };
 use burn_cubecl::{kernel::into_contiguous, tensor::CubeTensor};
 use kernels::{Buffer, Device};
-use models::ctr::Network;
 
 use super::{
     DenseOptimizer, DenseState, Move, Precision, Rule, Saved, Total, cast,
@@ -66,26 +65,18 @@ impl<R: GpuRuntime> DenseState<Autodiff<Gpu<R>>> for DeviceDense<R> {
         }
     }
 
-    fn network(
-        &self,
-        network: Network<Autodiff<Gpu<R>>>,
-        precision: Precision,
-    ) -> Network<Autodiff<Gpu<R>>> {
+    fn network<M: AutodiffModule<Autodiff<Gpu<R>>>>(&self, network: M, precision: Precision) -> M {
         load(network, self.weights.clone(), precision)
     }
 
-    fn averaged(
-        &self,
-        network: Network<Autodiff<Gpu<R>>>,
-        precision: Precision,
-    ) -> Network<Autodiff<Gpu<R>>> {
+    fn averaged<M: AutodiffModule<Autodiff<Gpu<R>>>>(&self, network: M, precision: Precision) -> M {
         let weights = self.averages.as_ref().unwrap_or(&self.weights);
         load(network, weights.clone(), precision)
     }
 
-    fn add(
+    fn add<M: AutodiffModule<Autodiff<Gpu<R>>>>(
         &mut self,
-        network: &Network<Autodiff<Gpu<R>>>,
+        network: &M,
         gradients: GradientsParams,
         loss: Flat<R>,
     ) {
@@ -201,11 +192,11 @@ impl<R: GpuRuntime> DeviceDense<R> {
     }
 }
 
-fn load<R: GpuRuntime>(
-    network: Network<Autodiff<Gpu<R>>>,
+fn load<R: GpuRuntime, M: AutodiffModule<Autodiff<Gpu<R>>>>(
+    network: M,
     weights: Flat<R>,
     precision: Precision,
-) -> Network<Autodiff<Gpu<R>>> {
+) -> M {
     network.map(&mut Load {
         weights: cast(weights, precision),
         at: 0,
@@ -245,7 +236,7 @@ pub(crate) fn from_buffer<R: GpuRuntime, const D: usize>(
     Tensor::from_primitive(TensorPrimitive::Float(tensor))
 }
 
-/// Puts segments of flat weights into a module.
+/// Puts segments of flat weights into a module, as [`super::load_weights`] does.
 struct Load<R: GpuRuntime> {
     weights: Flat<R>,
     at: usize,
@@ -256,12 +247,15 @@ impl<R: GpuRuntime> ModuleMapper<Autodiff<Gpu<R>>> for Load<R> {
         &mut self,
         param: Param<Tensor<Autodiff<Gpu<R>>, D>>,
     ) -> Param<Tensor<Autodiff<Gpu<R>>, D>> {
+        if !param.val().is_require_grad() {
+            return param;
+        }
         let (id, old, mapper) = param.consume();
         let count = old.shape().num_elements();
         let mine = self.weights.clone().narrow(0, self.at, count);
         self.at += count;
         let new = Tensor::from_inner(mine.reshape(old.shape()));
-        Param::from_mapped_value(id, new.set_require_grad(old.is_require_grad()), mapper)
+        Param::from_mapped_value(id, new.require_grad(), mapper)
     }
 }
 
@@ -273,11 +267,15 @@ struct Collect<R: GpuRuntime> {
 
 impl<R: GpuRuntime> ModuleVisitor<Autodiff<Gpu<R>>> for Collect<R> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Autodiff<Gpu<R>>, D>>) {
-        let count = param.val().shape().num_elements();
+        let value = param.val();
+        if !value.is_require_grad() {
+            return;
+        }
+        let count = value.shape().num_elements();
         let gradient = self.gradients.remove::<Gpu<R>, D>(param.id);
         self.parts.push(match gradient {
             Some(gradient) => cast(gradient.reshape([count]), Precision::F32),
-            None => Tensor::zeros([count], &param.val().device()),
+            None => Tensor::zeros([count], &value.device()),
         });
     }
 }

@@ -14,7 +14,7 @@ use super::Precision;
 ///
 /// # Shapes
 /// - `sums`: `[num_weights]`, or longer
-pub(crate) fn add_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
+pub(super) fn add_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
     module: &M,
     gradients: GradientsParams,
     sums: &mut [f32],

@@ -1,11 +1,12 @@
 //! In host memory.
 
-use burn::{optim::GradientsParams, tensor::Tensor};
-use models::{ctr::Network, ops::TrainingBackend};
+use burn::{module::AutodiffModule, optim::GradientsParams, tensor::Tensor};
+use models::ops::TrainingBackend;
 
 use super::{
-    DenseState, Move, Optimizer, Precision, Rule, Saved, Total,
+    DenseState, Move, Precision, Rule, Saved, Total,
     flat::{add_gradients, load_weights, to_vec},
+    optimizer::Optimizer,
 };
 use crate::collective::{ExchangeError, ProcessGroup};
 
@@ -49,18 +50,18 @@ impl<B: TrainingBackend> DenseState<B> for HostDense<B> {
         }
     }
 
-    fn network(&self, network: Network<B>, precision: Precision) -> Network<B> {
+    fn network<M: AutodiffModule<B>>(&self, network: M, precision: Precision) -> M {
         load_weights(network, &self.weights, precision, &self.device)
     }
 
-    fn averaged(&self, network: Network<B>, precision: Precision) -> Network<B> {
+    fn averaged<M: AutodiffModule<B>>(&self, network: M, precision: Precision) -> M {
         let weights = self.averages.as_ref().unwrap_or(&self.weights);
         load_weights(network, weights, precision, &self.device)
     }
 
-    fn add(
+    fn add<M: AutodiffModule<B>>(
         &mut self,
-        network: &Network<B>,
+        network: &M,
         gradients: GradientsParams,
         loss: Tensor<B::InnerBackend, 1>,
     ) {

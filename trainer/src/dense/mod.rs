@@ -9,8 +9,10 @@ mod device;
 mod flat;
 mod host;
 mod optimizer;
+mod persist;
 
 use burn::{
+    module::AutodiffModule,
     optim::GradientsParams,
     tensor::{FloatDType, Tensor},
 };
@@ -18,10 +20,9 @@ use burn::{
 pub use device::DeviceDense;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(crate) use device::{from_buffer, to_buffer};
-pub(crate) use flat::{add_gradients, cast, flatten_weights, load_weights, segments, to_vec};
+pub(crate) use flat::{cast, flatten_weights, load_weights, segments, to_vec};
 pub use host::HostDense;
-use models::{ctr::Network, ops::TrainingBackend};
-pub(crate) use optimizer::Optimizer;
+use models::ops::TrainingBackend;
 pub use optimizer::{DenseOptimizer, DenseOptimizerConfig, Rule};
 use serde::{Deserialize, Serialize};
 
@@ -130,15 +131,15 @@ pub trait DenseState<B: TrainingBackend>: Send {
     fn save(&self) -> Saved;
 
     /// A network with these weights in a precision.
-    fn network(&self, network: Network<B>, precision: Precision) -> Network<B>;
+    fn network<M: AutodiffModule<B>>(&self, network: M, precision: Precision) -> M;
 
     /// A network with the running mean of the weights, where there is one; else with the weights.
-    fn averaged(&self, network: Network<B>, precision: Precision) -> Network<B>;
+    fn averaged<M: AutodiffModule<B>>(&self, network: M, precision: Precision) -> M;
 
     /// Adds the gradients of this rank's rows, and the loss.
-    fn add(
+    fn add<M: AutodiffModule<B>>(
         &mut self,
-        network: &Network<B>,
+        network: &M,
         gradients: GradientsParams,
         loss: Tensor<B::InnerBackend, 1>,
     );

@@ -96,7 +96,7 @@ impl DenseOptimizerConfig {
 
 /// A rule and what it remembers.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Optimizer {
+pub(super) struct Optimizer {
     pub rule: Rule,
     /// `[num_weights]`, running mean of the gradient.
     pub means: Vec<f32>,

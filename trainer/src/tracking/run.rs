@@ -189,20 +189,23 @@ impl Run {
         read_metrics(&self.dir)
     }
 
-    /// Leaves out the lines that do not count any more, because the run goes on after a step.
+    /// Leaves out the lines that do not count any more, because the run goes on after a step and so many
+    /// whole epochs.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn rewind(
-        &mut self,
-        step: u64,
-        keep: impl Fn(&serde_json::Value) -> bool,
-    ) -> anyhow::Result<()> {
+    pub fn rewind(&mut self, step: u64, epoch: u64) -> anyhow::Result<()> {
         if self.metrics.is_none() {
             return Ok(());
         }
         self.with_events(|events| events.rewind(step))?;
-        let kept = self.metrics()?.into_iter().filter(keep);
+        let within = |line: &serde_json::Value, key: &str, last: u64| {
+            line[key].as_u64().is_none_or(|found| found <= last)
+        };
+        let kept = self
+            .metrics()?
+            .into_iter()
+            .filter(|line| within(line, "step", step) && within(line, "epoch", epoch));
         let text: String = kept.map(|line| format!("{line}\n")).collect();
         let path = self.dir.join(METRICS);
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
@@ -280,12 +283,12 @@ mod tests {
         Run::start(runs.path(), "ctr", "").unwrap();
         let mut run = Run::start_resumable(runs.path(), "ctr", "", "a").unwrap();
         (1..=3).for_each(|step| run.log(&serde_json::json!({"step": step})).unwrap());
+        run.log(&serde_json::json!({"step": 2, "epoch": 2}))
+            .unwrap();
         assert_eq!(find("b"), None);
         let found = find("a").unwrap();
         let mut again = Run::resume(&found).unwrap();
-        again
-            .rewind(2, |line| line["step"].as_u64() <= Some(2))
-            .unwrap();
+        again.rewind(2, 1).unwrap();
         again
             .log(&serde_json::json!({"step": 3, "again": true}))
             .unwrap();

@@ -36,11 +36,7 @@ impl AugmentConfig {
         if *self == Self::default() {
             return picture.clone();
         }
-        let mut seed = [0; 32];
-        for (bytes, number) in seed.chunks_exact_mut(8).zip(draw) {
-            bytes.copy_from_slice(&number.to_le_bytes());
-        }
-        let mut random = ChaCha8Rng::from_seed(seed);
+        let mut random = seeded(draw);
         let mut pixels = self.crop(picture, &mut random);
         if random.random_bool(self.mirror) {
             pixels.mirror();
@@ -71,6 +67,15 @@ impl AugmentConfig {
             rgb: (top..top + high).flat_map(row).copied().collect(),
         }
     }
+}
+
+/// Random numbers that hang on these alone: the same on every rank and in a run that goes on.
+pub(super) fn seeded(draw: [u64; 4]) -> ChaCha8Rng {
+    let mut seed = [0; 32];
+    for (bytes, number) in seed.chunks_exact_mut(8).zip(draw) {
+        bytes.copy_from_slice(&number.to_le_bytes());
+    }
+    ChaCha8Rng::from_seed(seed)
 }
 
 struct Pixels {

@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::augment::AugmentConfig;
 use crate::{
+    checkpoint::CheckpointConfig,
     collective::CollectiveConfig,
     dense::{DenseOptimizer, DenseOptimizerConfig},
-    schedule::ScheduleConfig,
+    schedule::{Decay, ScheduleConfig},
     split::SplitConfig,
     tracking::TrackingConfig,
 };
@@ -47,6 +48,8 @@ pub struct VisualTrainConfig {
     pub optimizer: DenseOptimizerConfig,
     /// Pull of the weights towards zero.
     pub weight_decay: f32,
+    /// How often the run is saved.
+    pub checkpoint: CheckpointConfig,
     /// How ranks meet.
     pub collective: CollectiveConfig,
     /// Who else hears of the run.
@@ -84,6 +87,7 @@ impl Default for VisualTrainConfig {
                 ..DenseOptimizerConfig::default()
             },
             weight_decay: 0.05,
+            checkpoint: CheckpointConfig::default(),
             collective: CollectiveConfig::default(),
             tracking: TrackingConfig::default(),
         }
@@ -112,6 +116,10 @@ impl VisualTrainConfig {
         }
         if self.epochs == 0 {
             return refuse("epochs", "0".to_owned(), "at least 1");
+        }
+        if self.schedule.decay == Decay::Plateau {
+            let wanted = "another: nothing is measured before the end";
+            return refuse("schedule.decay", "plateau".to_owned(), wanted);
         }
         let augment = &self.augment;
         let shares = [

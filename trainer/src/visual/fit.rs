@@ -1,47 +1,30 @@
-//! The training loop. Every rank draws the same batches and sends its share of their pictures through the
-//! network; all vectors are gathered, so that each pair has the negatives of all ranks, and every rank
-//! computes the whole loss and takes the gradient of its own vectors back through its own pictures.
-//! The sum of these over the ranks is the gradient of one process, but for the order of additions.
+//! The training loop: which pairs each step sees is drawn by the seed and the place in the training alone, so
+//! that all ranks, and a run that goes on, see the same.
 
-use anyhow::{Context, bail};
-use burn::{
-    module::AutodiffModule,
-    optim::GradientsParams,
-    tensor::{Tensor, TensorData, backend::AutodiffBackend},
-};
-use models::{
-    ops::{FusedOps, TrainingBackend},
-    visual::{
-        EMBEDDING_DIM, Picture, Pretrained, VisualConfig, VisualModel, VisualNetwork, info_nce,
-    },
-};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::bail;
+use models::visual::VisualModel;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    batch::{Batch, History},
+    augment::seeded,
+    batch::History,
     config::VisualTrainConfig,
+    learner::{Learner, Side, StepOptions},
     pairs::{Gallery, Pairs},
 };
 use crate::{
-    collective::{ProcessGroup, segment},
-    dense::{
-        Optimizer, Precision, Rule, add_gradients, flatten_weights, load_weights, segments, to_vec,
-    },
+    backend::StepBackend,
+    checkpoint::{Checkpoints, bits},
+    collective::ProcessGroup,
 };
 
-/// Pictures that go through a frozen network at once.
-const FROZEN_BATCH: usize = 32;
+/// Draws beside those of the two sides' pictures: the order of an epoch, and the negatives of a step.
+const ORDER: u64 = 2;
+const NEGATIVES: u64 = 3;
 
-/// Which projection a picture goes through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Scene,
-    Creative,
-}
-
-/// What a backbone says of all pictures.
+/// Vectors of all pictures.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Features {
     /// `[num_scenes, dim]`.
@@ -52,13 +35,38 @@ pub struct Features {
     pub dim: usize,
 }
 
-/// A trained tower, and what the published backbone it began with says of the pictures.
+impl Features {
+    pub(super) fn of(&self, side: Side) -> &[f32] {
+        match side {
+            Side::Scene => &self.scenes,
+            Side::Creative => &self.creatives,
+        }
+    }
+}
+
+/// A trained tower, and what it and the published backbone it began with say of the pictures.
 #[derive(Debug)]
-pub struct Fitted<B: FusedOps> {
+pub struct Fitted {
     /// The tower.
-    pub model: VisualModel<B>,
-    /// Vectors before any training; none of fresh weights.
+    pub model: VisualModel,
+    /// Its vectors.
+    pub vectors: Features,
+    /// The backbone's before any training; none of fresh weights.
     pub frozen: Option<Features>,
+    /// Mean loss of the last epoch.
+    pub loss: f64,
+}
+
+/// How training ended.
+#[derive(Debug)]
+pub enum Trained {
+    /// With a tower, equal on all ranks.
+    Done(Box<Fitted>),
+    /// It was asked to stop, and saved itself at a step.
+    Stopped {
+        /// The step.
+        step: u64,
+    },
 }
 
 /// What is trained on.
@@ -74,284 +82,142 @@ pub struct Task<'a> {
     pub frozen: Option<&'a Features>,
 }
 
-/// Trains a tower on pairs, together with the other ranks; `each` hears the mean loss of every epoch.
+/// One line of a run's metrics.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Progress {
+    /// The run goes on from a checkpoint; lines of later epochs do not count.
+    Resumed {
+        /// Steps so far.
+        resumed_step: u64,
+        /// Epochs so far.
+        resumed_epoch: u64,
+        /// Pairs so far.
+        samples: u64,
+    },
+    /// The end of an epoch.
+    Epoch {
+        /// Epochs so far.
+        epoch: u64,
+        /// Steps so far.
+        step: u64,
+        /// Mean loss of its steps, nats.
+        loss: f64,
+    },
+}
+
+/// Where a run stands; what a checkpoint keeps besides the weights.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    /// Epochs that are done.
+    epoch: u64,
+    /// Steps of this epoch that are done.
+    batch: usize,
+    step: u64,
+    /// Of the steps of this epoch.
+    #[serde(with = "bits")]
+    loss_sum: f64,
+    /// Mean of the last epoch.
+    #[serde(with = "bits")]
+    loss: f64,
+}
+
+impl State {
+    fn json(&self) -> serde_json::Value {
+        // Plain numbers, which JSON can always say.
+        serde_json::to_value(self).expect("a state is JSON")
+    }
+
+    fn resumed(&self, Task { config, pairs, .. }: Task<'_>) -> Progress {
+        let done = self.epoch as usize * pairs.scenes.len() + self.batch * config.batch_size;
+        Progress::Resumed {
+            resumed_step: self.step,
+            resumed_epoch: self.epoch,
+            samples: done as u64,
+        }
+    }
+
+    /// Of the next step.
+    fn options(&self, config: &VisualTrainConfig, stop: bool) -> StepOptions {
+        StepOptions {
+            epoch: self.epoch,
+            rate: config.learning_rate * config.schedule.rate(self.step),
+            stop,
+        }
+    }
+}
+
+/// Trains a tower on pairs, together with the other ranks, from the newest checkpoint if there is one;
+/// `report` hears of epochs as they end, and `stop` is looked at in every step. With the same number of
+/// ranks a run on CPUs is the same bit for bit, however often it was interrupted.
 ///
 /// # Errors
-/// If weights cannot be read, the shape of the network cannot be, a rank is lost, or the loss is no number.
-pub fn fit<B: TrainingBackend>(
+/// If weights cannot be read, the shape of the network cannot be, a rank is lost, a checkpoint can be neither
+/// read nor written, or the loss is no number.
+pub fn fit<B: StepBackend, G: ProcessGroup + 'static>(
     task: Task<'_>,
     device: &B::Device,
     group: &mut impl ProcessGroup,
-    mut each: impl FnMut(usize, f64),
-) -> anyhow::Result<Fitted<B::InnerBackend>> {
-    let config = task.config;
+    checkpoints: &mut Checkpoints<G>,
+    stop: &AtomicBool,
+    mut report: impl FnMut(&Progress),
+) -> anyhow::Result<Trained> {
+    let Task { config, pairs, .. } = task;
     config.check()?;
-    let mut random = ChaCha8Rng::seed_from_u64(config.seed);
-    B::seed(device, config.seed);
-    let mut trainer = Trainer::<B>::start(task, device, &mut random, group)?;
-    let history = History::new(task.gallery, task.pairs);
-    let mut step = 0;
-    for epoch in 1..=config.epochs {
-        let order = history.order(&mut random);
-        let (mut sum, mut steps) = (0.0, 0u32);
+    let mut learner = Learner::<B>::start(task, device, group)?;
+    let mut state = State::default();
+    if let Some(restored) = checkpoints.latest(group, |_| true)? {
+        state = restored.state()?;
+        learner.restore(&restored)?;
+        tracing::info!(checkpoint = restored.name, step = state.step, "going on");
+        report(&state.resumed(task));
+    }
+    let history = History::new(task.gallery, pairs);
+    while state.epoch < config.epochs as u64 {
+        let order = history.order(&mut seeded([config.seed, state.epoch, ORDER, 0]));
         // A last batch of one pair has no negatives and says nothing.
-        for chosen in order
-            .chunks(config.batch_size)
-            .filter(|chosen| chosen.len() > 1)
-        {
-            let batch = history.batch(chosen, &config.negatives, &mut random);
-            let loss = trainer.gradient(&batch, epoch, group)?;
+        let batches = order.chunks(config.batch_size);
+        let batches: Vec<&[usize]> = batches.filter(|chosen| chosen.len() > 1).collect();
+        while let Some(chosen) = batches.get(state.batch) {
+            let random = &mut seeded([config.seed, state.step, NEGATIVES, 0]);
+            let batch = history.batch(chosen, &config.negatives, random);
+            let options = state.options(config, stop.load(Ordering::Relaxed));
+            let total = learner.step(&batch, options, group)?;
+            let (loss, epoch) = (f64::from(total.loss), state.epoch + 1);
             if !loss.is_finite() {
                 bail!("the loss is {loss} in epoch {epoch}: lower learning_rate");
             }
-            trainer.apply(config.learning_rate * config.schedule.rate(step));
-            sum += loss;
-            steps += 1;
-            step += 1;
+            state.batch += 1;
+            state.step += 1;
+            state.loss_sum += loss;
+            if total.stopping {
+                checkpoints.save_now(learner.save(state.step, state.json()), None)?;
+                return Ok(Trained::Stopped { step: state.step });
+            }
+            // The end of an epoch is saved by itself.
+            if state.batch < batches.len() && checkpoints.is_due(state.step) {
+                checkpoints.save_beside(learner.save(state.step, state.json()), None);
+            }
         }
-        each(epoch, sum / f64::from(steps.max(1)));
+        state = State {
+            epoch: state.epoch + 1,
+            step: state.step,
+            loss: state.loss_sum / batches.len().max(1) as f64,
+            ..State::default()
+        };
+        report(&Progress::Epoch {
+            epoch: state.epoch,
+            step: state.step,
+            loss: state.loss,
+        });
+        checkpoints.save_now(learner.save(state.step, state.json()), None)?;
     }
-    let model = VisualModel::new(
-        trainer.tower.clone(),
-        trainer.network.valid(),
-        device.clone(),
-    );
-    Ok(Fitted {
+    let (model, vectors, frozen) = learner.finish(group)?;
+    Ok(Trained::Done(Box::new(Fitted {
         model,
-        frozen: trainer.frozen,
-    })
-}
-
-/// A tower on its way.
-pub(super) struct Trainer<'a, B: AutodiffBackend> {
-    config: &'a VisualTrainConfig,
-    gallery: &'a Gallery,
-    /// Shape of the tower, which published weights decide.
-    tower: VisualConfig,
-    network: VisualNetwork<B>,
-    frozen: Option<Features>,
-    /// Of the weights that learn.
-    weights: Vec<f32>,
-    optimizer: Optimizer,
-    /// `[num_weights]`: sum over all ranks.
-    pub(super) sum: Vec<f32>,
-    device: B::Device,
-}
-
-impl<'a, B: TrainingBackend> Trainer<'a, B> {
-    pub(super) fn start(
-        task: Task<'a>,
-        device: &B::Device,
-        random: &mut ChaCha8Rng,
-        group: &mut impl ProcessGroup,
-    ) -> anyhow::Result<Self> {
-        let Task {
-            config, gallery, ..
-        } = task;
-        let (tower, network) = if config.is_pretrained() {
-            let Pretrained {
-                config: mut tower,
-                vit,
-            } = Pretrained::load(&config.pretrained, device)?;
-            tower.projection_hidden = config.model.projection_hidden;
-            tower.check()?;
-            let network = tower.with_backbone(vit, random, device);
-            (tower, network.frozen(config.trainable_blocks))
-        } else {
-            (config.model.clone(), config.model.init(random, device)?)
-        };
-        let frozen = match task.frozen {
-            _ if !config.is_pretrained() => None,
-            Some(known) => Some(known.clone()),
-            None => Some(all_features(
-                &tower,
-                &network.valid(),
-                gallery,
-                device,
-                group,
-            )?),
-        };
-        let weights = flatten_weights(&network);
-        let rule = Rule {
-            config: config.optimizer,
-            segments: segments(&network).into(),
-        };
-        let zeros = vec![0.0; weights.len()];
-        Ok(Self {
-            config,
-            gallery,
-            tower,
-            network,
-            frozen,
-            weights,
-            optimizer: Optimizer {
-                rule,
-                means: zeros.clone(),
-                squares: zeros.clone(),
-                step: 0,
-            },
-            sum: zeros,
-            device: device.clone(),
-        })
-    }
-
-    /// Puts the gradient of a batch, over all ranks, into [`Self::sum`]; returns the mean loss.
-    pub(super) fn gradient(
-        &mut self,
-        batch: &Batch,
-        epoch: usize,
-        group: &mut impl ProcessGroup,
-    ) -> anyhow::Result<f64> {
-        let (rank, world_size) = (group.rank(), group.world_size());
-        let sides = [
-            (Side::Scene, &batch.scenes),
-            (Side::Creative, &batch.creatives),
-        ];
-        let mut mine = Vec::new();
-        let mut leaves = Vec::new();
-        for (side, ids) in sides {
-            let share = segment(ids.len(), world_size, rank);
-            // A rank may have none where there are fewer pictures than ranks.
-            let vectors =
-                (!share.is_empty()).then(|| self.vectors(side, &ids[share.clone()], epoch));
-            let sent = vectors.clone().map_or_else(Vec::new, to_vec);
-            let all = group
-                .all_gather_v(&sent)
-                .context("gathering vectors")?
-                .concat();
-            let all = TensorData::new(all, [ids.len(), EMBEDDING_DIM]);
-            leaves.push(Tensor::<B, 2>::from_data(all, &self.device).require_grad());
-            mine.push((vectors, share));
-        }
-        let [scenes, creatives] = [&leaves[0], &leaves[1]].map(Tensor::clone);
-        let loss = info_nce(creatives, scenes, self.network.scale(), batch.contrast());
-        let value = f64::from(to_vec(loss.clone())[0]);
-        let gradients = loss.backward();
-
-        self.sum.fill(0.0);
-        // The vectors' gradients go through the pictures; a sum of products has them as its own.
-        let mut carried: Option<Tensor<B, 1>> = None;
-        for ((vectors, share), leaf) in mine.into_iter().zip(&leaves) {
-            if let (Some(vectors), Some(gradient)) = (vectors, leaf.grad(&gradients)) {
-                let gradient = Tensor::from_inner(gradient.narrow(0, share.start, share.len()));
-                let product = (vectors * gradient).sum();
-                carried = Some(match carried {
-                    Some(sum) => sum + product,
-                    None => product,
-                });
-            }
-        }
-        // All ranks have the temperature's whole gradient: one gives it.
-        if rank == 0 {
-            let of_scale = GradientsParams::from_grads(gradients, &self.network);
-            add_gradients(&self.network, of_scale, &mut self.sum);
-        }
-        if let Some(carried) = carried {
-            let own = GradientsParams::from_grads(carried.backward(), &self.network);
-            add_gradients(&self.network, own, &mut self.sum);
-        }
-        if world_size > 1 {
-            group
-                .all_reduce(&mut self.sum)
-                .context("adding gradients")?;
-        }
-        Ok(value)
-    }
-
-    fn apply(&mut self, rate: f64) {
-        let decay = self.config.weight_decay;
-        self.optimizer
-            .step(&mut self.weights, &mut self.sum, rate, decay);
-        let network = self.network.clone();
-        self.network = load_weights(network, &self.weights, Precision::F32, &self.device);
-    }
-
-    /// Vectors of some pictures: `[ids, 128]`.
-    fn vectors(&self, side: Side, ids: &[usize], epoch: usize) -> Tensor<B, 2> {
-        let features = match &self.frozen {
-            Some(frozen) if self.config.is_cacheable() => {
-                let all = match side {
-                    Side::Scene => &frozen.scenes,
-                    Side::Creative => &frozen.creatives,
-                };
-                let rows = ids.iter().map(|id| &all[id * frozen.dim..][..frozen.dim]);
-                let rows: Vec<f32> = rows.flatten().copied().collect();
-                Tensor::from_data(TensorData::new(rows, [ids.len(), frozen.dim]), &self.device)
-            }
-            _ => self.backbone(self.patches(side, ids, epoch)),
-        };
-        match side {
-            Side::Scene => self.network.project_scenes(features),
-            Side::Creative => self.network.project_creatives(features),
-        }
-    }
-
-    /// The backbone's vectors; what is frozen in it keeps nothing for the way back.
-    fn backbone(&self, patches: TensorData) -> Tensor<B, 2> {
-        let vit = self.network.backbone();
-        if !self.config.is_pretrained() {
-            return vit.forward(Tensor::from_data(patches, &self.device));
-        }
-        let below = vit.depth().saturating_sub(self.config.trainable_blocks);
-        let frozen = vit.valid();
-        let tokens = frozen.embed(Tensor::from_data(patches, &self.device));
-        let tokens = frozen.through(0..below, tokens);
-        if self.config.trainable_blocks == 0 {
-            return Tensor::from_inner(frozen.pool(tokens));
-        }
-        vit.pool(vit.through(below..vit.depth(), tokens.map(Tensor::from_inner)))
-    }
-
-    fn patches(&self, side: Side, ids: &[usize], epoch: usize) -> TensorData {
-        let pictures = match side {
-            Side::Scene => &self.gallery.scene_pictures,
-            Side::Creative => &self.gallery.creative_pictures,
-        };
-        let seen = |id: &usize| {
-            let draw = [self.config.seed, epoch as u64, side as u64, *id as u64];
-            self.tower
-                .patches(&self.config.augment.apply(&pictures[*id], draw))
-        };
-        stacked(&self.tower, ids.par_iter().map(seen).collect::<Vec<_>>())
-    }
-}
-
-fn stacked(tower: &VisualConfig, patches: Vec<Vec<f32>>) -> TensorData {
-    let shape = [
-        patches.len(),
-        tower.vit.num_patches(),
-        tower.vit.patch_values(),
-    ];
-    TensorData::new(patches.concat(), shape)
-}
-
-/// A backbone's vectors of all pictures, each rank computing its share.
-fn all_features<B: FusedOps>(
-    tower: &VisualConfig,
-    network: &VisualNetwork<B>,
-    gallery: &Gallery,
-    device: &B::Device,
-    group: &mut impl ProcessGroup,
-) -> anyhow::Result<Features> {
-    let mut of = |pictures: &[Picture]| -> anyhow::Result<Vec<f32>> {
-        let mine = &pictures[segment(pictures.len(), group.world_size(), group.rank())];
-        let one = |some: &[Picture]| {
-            let patches = some
-                .par_iter()
-                .map(|picture| tower.patches(picture))
-                .collect();
-            let patches = Tensor::from_data(stacked(tower, patches), device);
-            to_vec(network.backbone().infer(patches))
-        };
-        let mine: Vec<f32> = mine.chunks(FROZEN_BATCH).flat_map(one).collect();
-        Ok(group
-            .all_gather_v(&mine)
-            .context("gathering features")?
-            .concat())
-    };
-    Ok(Features {
-        scenes: of(&gallery.scene_pictures)?,
-        creatives: of(&gallery.creative_pictures)?,
-        dim: tower.vit.output_dim(),
-    })
+        vectors,
+        frozen,
+        loss: state.loss,
+    })))
 }

@@ -1,32 +1,36 @@
 //! Trains the picture encoder on pairs: a scene, and the creative that was clicked in it.
 //!
-//! [`pairs`] reads them off the table, [`batch`] draws a step's pairs and negatives, [`fit`] is the loop over
-//! all ranks, with pictures changed by [`augment`]; [`measure`] says what came of it.
+//! [`pairs`] reads them off the table, [`batch`] draws a step's pairs and negatives, [`fit`] is the loop,
+//! [`learner`] its step over all ranks, with pictures changed by [`augment`]; [`measure`] says what came of it.
 
 mod augment;
 mod batch;
 mod config;
 mod fit;
+mod learner;
 mod measure;
 mod pairs;
 
+use std::{fs, sync::atomic::AtomicBool};
+
 use anyhow::{Context, bail};
-use burn::backend::Autodiff;
 use cli::{CommonArgs, Layout, Loaded, write_text};
 use indicatif::ProgressBar;
-use models::{Cpu, metrics::recall_at_k};
-use registry::{Digest, Kind};
+use models::metrics::recall_at_k;
+use registry::{Digest, Kind, Registry};
 use serde::Serialize;
 
 pub use augment::AugmentConfig;
 pub use config::{NegativesConfig, VisualTrainConfig, VisualTrainConfigError};
-pub use fit::{Features, Fitted, Task, fit};
+pub use fit::{Features, Fitted, Progress, Task, Trained, fit};
 pub use measure::{Retrieval, centred, pixel_average_vectors, ranks};
 pub use pairs::{Gallery, Pairs, PairsError};
 
 use crate::{
-    collective::TcpGroup,
-    job::{self, Job, Source},
+    backend::{StepBackend, Training},
+    checkpoint::Checkpoints,
+    collective::{ProcessGroup, TcpGroup},
+    job::{self, Job, Saving, Source, TrainArgs},
     plot::Plot,
     tracking::Run,
 };
@@ -52,34 +56,36 @@ struct Report {
 /// the test rows and publishes it.
 ///
 /// # Errors
-/// Whatever keeps it from its end.
+/// Whatever keeps it from its end; [`cli::Preempted`] if it was stopped and saved itself.
 pub async fn run_train(
     common: &CommonArgs,
     loaded: Loaded<VisualTrainConfig>,
+    args: &TrainArgs,
 ) -> anyhow::Result<()> {
     let config = &loaded.config;
     config.check()?;
     let met = job::meet(&config.collective, &loaded.resolved)?;
     let rank = met.membership.rank;
-    let mut group = TcpGroup::connect(&met, "visual")?;
     let source = Source {
         table: &config.table,
         split: &config.split,
         seed: config.seed,
-        device: "cpu",
+        device: args.device.name(),
         world_size: met.membership.world_size,
         tracking: &config.tracking,
         resolved: &loaded.resolved,
     };
-    let runs = Layout::new(common).runs();
-    let open = |_: u64| {
-        job::shared_run(&mut group, || {
-            Run::start(&runs, Kind::Visual.name(), &loaded.resolved)
-        })
+    let registry = Registry::open(&Layout::new(common).registry())?;
+    let catalogue = registry.newest(Kind::Catalogue).await?;
+    let saving = Saving {
+        resume: &args.resume,
+        checkpoint: &config.checkpoint,
+        computes: computes(config, &catalogue.digest)?,
+        met: &met,
     };
-    let mut job = Job::start_with(common, Kind::Visual, source, open).await?;
-    let catalogue = job.registry.newest(Kind::Catalogue).await?;
-    let gallery = Gallery::load(&job.registry.fetch(&catalogue.digest).await?)?;
+    let (mut job, mut checkpoints) =
+        Job::start_resumable(common, Kind::Visual, source, saving).await?;
+    let gallery = Gallery::load(&registry.fetch(&catalogue.digest).await?)?;
     let (train, test) = (
         gallery.pairs(&job.parts.train.load()?),
         gallery.pairs(&job.parts.test.load()?),
@@ -93,42 +99,46 @@ pub async fn run_train(
         );
     }
     let total = train.scenes.len() * config.epochs;
-    let bar = if rank == 0 {
-        job.bar(total)
-    } else {
-        ProgressBar::hidden()
+    let bar = match rank {
+        0 => job.bar(total),
+        _ => ProgressBar::hidden(),
     };
-    let started = std::time::Instant::now();
-    let mut last = f64::NAN;
-    let run = &mut job.run;
-    let each = |epoch: usize, loss: f64| {
-        bar.inc(train.scenes.len() as u64);
-        bar.set_message(format!("loss {loss:.4}"));
-        last = loss;
-        let line = serde_json::json!({"epoch": epoch, "loss": loss});
-        let scalars = [("train/loss", loss)];
-        let noted = run
-            .log(&line)
-            .and_then(|()| run.scalars(epoch as u64, &scalars));
-        if let Err(error) = noted {
+    let (mut resumed, run) = (0, &mut job.run);
+    let report = |told: &Progress| {
+        if let Progress::Resumed { samples, .. } = told {
+            resumed = *samples as usize;
+        }
+        if rank == 0 {
+            show(told, &bar, train.scenes.len());
+        }
+        if let Err(error) = note(told, run) {
             tracing::warn!(%error, "metrics not written");
         }
     };
-    let device = Default::default();
+    let stop = job::stop_on_signals()?;
+    let started = std::time::Instant::now();
     let task = Task {
         config,
         gallery: &gallery,
         pairs: &train,
         frozen: None,
     };
-    let fitted = fit::<Autodiff<Cpu>>(task, &device, &mut group, each)?;
-    let samples_per_second = total as f64 / started.elapsed().as_secs_f64();
+    let training = OnBackend {
+        task,
+        checkpoints: &mut checkpoints,
+        stop: &stop,
+        report,
+    };
+    let trained = args.device.train(&met, training)?;
     bar.finish_and_clear();
-    if rank != 0 {
-        return Ok(());
-    }
+    let fitted = match trained {
+        Trained::Stopped { step } => return Err(job.preempted(step)),
+        Trained::Done(_) if rank != 0 => return Ok(()),
+        Trained::Done(fitted) => *fitted,
+    };
+    let samples_per_second = (total - resumed) as f64 / started.elapsed().as_secs_f64();
 
-    let found = Retrieval::of(&gallery, &test, &vectors(&fitted, config, &gallery)?);
+    let found = Retrieval::of(&gallery, &test, &fitted.vectors);
     let recall_at_10 = |vectors: &Features| recall_at_k(&ranks(&gallery, &test, vectors), 10);
     let frozen = fitted.frozen.map(|own| recall_at_10(&centred(own)));
     write_text(&job.run.dir.join("recall.svg"), &curve(&found.ranks))?;
@@ -153,7 +163,7 @@ pub async fn run_train(
         recall_at_10_pixel_average: recall_at_10(&pixel_average_vectors(&gallery)),
         recall_at_10_frozen: frozen,
         test: found,
-        loss: last,
+        loss: fitted.loss,
         samples_per_second,
         artifact: artifact.digest,
     };
@@ -171,35 +181,83 @@ pub async fn run_train(
         report.test_pairs,
         report.samples_per_second,
     );
-    job.report(&report, &line)
+    job.report(&report, &line)?;
+    Ok(checkpoints.clear_remote()?)
 }
 
-/// The trained vectors of all pictures.
-///
-/// # Errors
-/// If a vector is not finite.
-pub fn vectors(
-    fitted: &Fitted<Cpu>,
-    config: &VisualTrainConfig,
-    gallery: &Gallery,
-) -> anyhow::Result<Features> {
-    let model = &fitted.model;
-    let (scenes, creatives) = match &fitted.frozen {
-        // The backbone has seen them all.
-        Some(frozen) if config.is_cacheable() => (
-            model.project_scenes(&frozen.scenes)?,
-            model.project_creatives(&frozen.creatives)?,
-        ),
-        _ => (
-            model.embed_scenes(&gallery.scene_pictures)?,
-            model.embed_creatives(&gallery.creative_pictures)?,
-        ),
-    };
-    Ok(Features {
-        scenes: scenes.as_flattened().to_vec(),
-        creatives: creatives.as_flattened().to_vec(),
-        dim: models::visual::EMBEDDING_DIM,
-    })
+/// All that decides what a run computes: how it is saved and spread does not, what is in files that it names
+/// does.
+fn computes(config: &VisualTrainConfig, catalogue: &Digest) -> anyhow::Result<String> {
+    let mut config = config.clone();
+    config.checkpoint = Default::default();
+    config.collective = Default::default();
+    config.tracking = Default::default();
+    let mut text = toml::to_string(&config).context("writing the configuration")?;
+    text += &format!("\ncatalogue = \"{catalogue}\"");
+    for file in config.pretrained.files() {
+        let bytes = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+        text += &format!("\n{} = \"{}\"", file.display(), Digest::of(&bytes));
+    }
+    Ok(text)
+}
+
+/// The loop on whatever backend.
+struct OnBackend<'a, R> {
+    task: Task<'a>,
+    checkpoints: &'a mut Checkpoints<TcpGroup>,
+    stop: &'a AtomicBool,
+    report: R,
+}
+
+impl<R: FnMut(&Progress)> Training for OnBackend<'_, R> {
+    type Trained = Trained;
+
+    fn on<B: StepBackend, D: ProcessGroup>(
+        self,
+        device: &B::Device,
+        connect: impl Fn(&str) -> anyhow::Result<D>,
+    ) -> anyhow::Result<Trained> {
+        let mut group = connect("visual")?;
+        let Self {
+            task,
+            checkpoints,
+            stop,
+            report,
+        } = self;
+        fit::<B, _>(task, device, &mut group, checkpoints, stop, report)
+    }
+}
+
+fn show(told: &Progress, bar: &ProgressBar, pairs: usize) {
+    match told {
+        Progress::Resumed {
+            samples,
+            resumed_step,
+            ..
+        } => {
+            bar.set_position(*samples);
+            bar.println(format!("going on after step {resumed_step}"));
+        }
+        Progress::Epoch { epoch, step, loss } => {
+            tracing::info!(step, loss, "trained");
+            bar.set_position(epoch * pairs as u64);
+            bar.set_message(format!("loss {loss:.4}"));
+        }
+    }
+}
+
+fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
+    match told {
+        Progress::Resumed {
+            resumed_step,
+            resumed_epoch,
+            ..
+        } => run.rewind(*resumed_step, *resumed_epoch),
+        Progress::Epoch { step, loss, .. } => {
+            run.scalars(*step, &[("train/loss", *loss)])?;
+            run.log(told)
+        }
+    }
 }
 
 /// Recall over the number of candidates kept, as a plot.

@@ -43,6 +43,21 @@ pub struct PretrainedConfig {
     pub gelu: Option<Gelu>,
 }
 
+impl PretrainedConfig {
+    /// The files that are read, weights first; none of fresh weights.
+    pub fn files(&self) -> Vec<PathBuf> {
+        if self.weights.as_os_str().is_empty() {
+            return Vec::new();
+        }
+        let described = source::NAMES
+            .iter()
+            .filter_map(|name| beside(&self.weights, name));
+        std::iter::once(self.weights.clone())
+            .chain(described)
+            .collect()
+    }
+}
+
 /// Why published weights could not be taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum PretrainedError {

@@ -9,6 +9,12 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::{PretrainedError, beside};
 use crate::{ops::Gelu, visual::resample::Filter};
 
+const MODEL_JSON: &str = "config.json";
+const PREPROCESSOR_JSON: &str = "preprocessor_config.json";
+
+/// Names of the files.
+pub(super) const NAMES: [&str; 2] = [MODEL_JSON, PREPROCESSOR_JSON];
+
 /// All that may be known of a file of weights.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Described {
@@ -79,10 +85,10 @@ impl Described {
     /// Reads what is there.
     pub(super) fn beside(weights: &Path) -> Result<Self, PretrainedError> {
         let mut found = Self::default();
-        if let Some(path) = beside(weights, "config.json") {
+        if let Some(path) = beside(weights, MODEL_JSON) {
             found.model(&path, read(&path)?)?;
         }
-        if let Some(path) = beside(weights, "preprocessor_config.json") {
+        if let Some(path) = beside(weights, PREPROCESSOR_JSON) {
             found.preprocessor(&path, &read(&path)?)?;
         }
         Ok(found)
