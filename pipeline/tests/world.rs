@@ -159,11 +159,17 @@ fn judging_the_truth_itself_gives_the_whole_way() {
     assert_eq!(judgement.calibration_true, 1.0);
     assert!(judgement.slices.len() > 4, "{judgement:?}");
     for slice in &judgement.slices {
-        assert!(slice.rows >= 1000 && slice.calibration_true == 1.0, "{slice:?}");
+        assert!(
+            slice.rows >= 1000 && slice.calibration_true == 1.0,
+            "{slice:?}"
+        );
     }
     std::fs::write(&path, predictions.replacen("label", "click", 1)).unwrap();
     let error = judge(&path, &truth).unwrap_err().to_string();
-    assert!(error.contains("line 1: wanted `impression_id,label,score`"), "{error}");
+    assert!(
+        error.contains("line 1: wanted `impression_id,label,score`"),
+        "{error}"
+    );
 
     std::fs::write(&path, "impression_id,label,score\nnobody,1,0.5\n").unwrap();
     let error = judge(&path, &truth).unwrap_err().to_string();

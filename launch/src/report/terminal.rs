@@ -32,7 +32,9 @@ pub fn table(summary: &Summary) -> Table {
             "calibration ratio",
             number(summary.calibration_ratio, 3),
             "1".to_owned(),
-            summary.calibration_true.map(|ratio| format!("{ratio:.3} of the true probabilities")),
+            summary
+                .calibration_true
+                .map(|ratio| format!("{ratio:.3} of the true probabilities")),
         ),
         (
             "recall@100",

@@ -216,7 +216,10 @@ fn run_judge(common: &CommonArgs, predictions: Option<PathBuf>) -> anyhow::Resul
         out!("{}", serde_json::to_string(&judgement)?);
     } else {
         let worst = judgement.worst_slice().map(|worst| {
-            format!(", at worst {:.3} for {}", worst.calibration_true, worst.slice)
+            format!(
+                ", at worst {:.3} for {}",
+                worst.calibration_true, worst.slice
+            )
         });
         out!(
             "AUC {:.4}, best possible {:.4}: {:.1} % of the way; predicted over true clicks {:.3}, over those that came {:.3} (truth {:.3}){}; {} rows",

@@ -113,7 +113,8 @@ pub fn judge(predictions: &Path, truth: &Path) -> anyhow::Result<Judgement> {
         SliceJudgement {
             slice: format!("{}={value}", TRUTH_COLUMNS[3 + column]),
             rows: part.len(),
-            calibration_ratio: Some(calibration_ratio(&scores, &labels)).filter(|it| it.is_finite()),
+            calibration_ratio: Some(calibration_ratio(&scores, &labels))
+                .filter(|it| it.is_finite()),
             calibration_true: calibration_ratio(&scores, &truths),
         }
     });
@@ -147,7 +148,10 @@ fn rows<'a, const N: usize>(
     for (at, line) in text.lines().enumerate() {
         if at == 0 {
             if line != wanted {
-                bail!("{} line 1: wanted `{wanted}`, found `{line}`", path.display());
+                bail!(
+                    "{} line 1: wanted `{wanted}`, found `{line}`",
+                    path.display()
+                );
             }
             continue;
         }

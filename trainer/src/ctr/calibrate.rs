@@ -312,7 +312,9 @@ mod tests {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let truth: Vec<f32> = (0..rows).map(|_| random.random_range(-5.0..-1.0)).collect();
         let rate = |logit: &f32| 1.0 / (1.0 + (-f64::from(*logit)).exp());
-        let labels = truth.iter().map(|it| f32::from(u8::from(random.random_bool(rate(it)))));
+        let labels = truth
+            .iter()
+            .map(|it| f32::from(u8::from(random.random_bool(rate(it)))));
         let labels = labels.collect();
         let wrongly = |logit: &f32| (logit - wrong[1]) / wrong[0];
         (

@@ -1,6 +1,9 @@
 //! `marquee train configs/ctr.toml` and `marquee eval`.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use anyhow::{Context, bail};
 use cli::{CommonArgs, Layout, Loaded, out, write_text};
@@ -44,7 +47,7 @@ struct Report {
     /// `predictions.csv` of the test rows.
     predictions: PathBuf,
     /// The reliability diagram.
-    plot: std::path::PathBuf,
+    plot: PathBuf,
     artifact: Digest,
 }
 
