@@ -207,7 +207,7 @@ fn runs_are_listed_shown_and_compared() {
         .ok()
         .stdout;
     assert!(
-        told.contains("model.hidden") && told.contains("[128, 64]"),
+        told.contains("model.hidden") && told.contains("[256, 128]"),
         "{told}"
     );
     assert!(

@@ -302,13 +302,20 @@ mod gpu {
 
     type B = Autodiff<Gpu<WgpuRuntime>>;
 
+    /// What stands in for a GPU here takes long for each step.
+    fn short() -> CtrConfig {
+        let mut config = config();
+        config.training.epochs = 1;
+        config
+    }
+
     fn fit_on_gpu(config: &CtrConfig, world_size: usize) -> Vec<(u64, f64)> {
         losses(&fit_on::<B>(config, world_size).1)
     }
 
     #[test]
     fn a_gpu_has_the_same_loss_curve_on_any_number_of_ranks() {
-        let config = config();
+        let config = short();
         let wanted = losses(&fit(&config, 1).1);
         for world_size in 1..=3 {
             assert_close(&fit_on_gpu(&config, world_size), &wanted, 2e-4);
@@ -326,7 +333,7 @@ mod gpu {
 
     #[test]
     fn a_gpu_has_the_same_loss_curve_with_every_sharding() {
-        let mut config = config();
+        let mut config = short();
         let wanted = losses(&fit(&config, 1).1);
         for kind in [
             ShardingKind::Replicated,
@@ -356,6 +363,7 @@ mod gpu {
     #[test]
     fn a_gpu_moves_the_dense_weights_by_every_optimizer_and_begins_anew_every_epoch() {
         let mut config = config();
+        config.training.epochs = 2;
         config.training.ema_decay = 0.99;
         config.training.weight_decay = 0.01;
         config.tables.reinitialise_each_epoch = true;
@@ -374,8 +382,7 @@ mod gpu {
     /// That networks are the same there is a matter of their own tests.
     #[test]
     fn a_gpu_has_the_same_loss_curve_with_another_architecture() {
-        let mut config = config();
-        config.training.epochs = 1;
+        let mut config = short();
         let auto_int = serde_json::json!({
             "architecture": "auto_int", "num_layers": 1, "attention_dim": 8, "hidden": [16],
         });
