@@ -196,11 +196,11 @@ fn model(steps: &Steps, bounds: &Bounds, checks: &mut Vec<Check>) {
         bounds.way_min..=1.0 + 1e-9,
         "nothing is above the truth",
     ));
-    let tolerance = bounds.calibration_tolerance;
+    let around_one = |tolerance: f64| 1.0 - tolerance..=1.0 + tolerance;
     checks.push(within(
         "calibration ratio",
         judge.calibration_true,
-        1.0 - tolerance..=1.0 + tolerance,
+        around_one(bounds.calibration_tolerance),
         "predicted clicks over those that the true probabilities lead one to expect",
     ));
     // One that is no number lies further away than all others.
@@ -210,11 +210,10 @@ fn model(steps: &Steps, bounds: &Bounds, checks: &mut Vec<Check>) {
     };
     let worst = (judge.slices.iter()).max_by(|one, other| far(one).total_cmp(&far(other)));
     if let Some(worst) = worst {
-        let tolerance = bounds.slice_calibration_tolerance;
         checks.push(within(
             "calibration ratio of the worst slice",
             worst.calibration_true,
-            1.0 - tolerance..=1.0 + tolerance,
+            around_one(bounds.slice_calibration_tolerance),
             "of all genres, devices, formats, countries and categories with at least 1,000 rows",
         ));
     }

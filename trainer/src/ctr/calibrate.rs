@@ -63,19 +63,11 @@ pub fn fit_calibration(logits: &[f32], labels: &[f32], weights: &[f32]) -> Calib
     let kept = 1.0 + needed(scale - 1.0, slope.variance_of_scale());
     let middle = slope.hab / slope.hbb;
     // Of that stretch, the shift alone.
-    let mut shift = 0.0;
-    let offset_of = |shift: f64| middle - kept * middle + shift;
-    for _ in 0..STEPS {
-        let slope = rows.slope(kept, offset_of(shift));
-        let step = slope.gb / slope.hbb;
-        shift -= step.clamp(-MAX_STEP, MAX_STEP);
-        if step.abs() < SETTLED {
-            break;
-        }
-    }
-    let slope = rows.slope(kept, offset_of(shift));
-    let shift = needed(shift, slope.mbb / (slope.hbb * slope.hbb));
-    let (scale, offset) = (kept as f32, offset_of(shift) as f32);
+    let unshifted = middle - kept * middle;
+    let best = rows.offset(kept, unshifted);
+    let slope = rows.slope(kept, best);
+    let shift = needed(best - unshifted, slope.mbb / (slope.hbb * slope.hbb));
+    let (scale, offset) = (kept as f32, (unshifted + shift) as f32);
     let sound = scale > 0.0 && scale.is_finite() && offset.is_finite();
     match sound {
         true => Calibration::Platt { scale, offset },
@@ -128,6 +120,20 @@ impl Rows<'_> {
             slope.mbb += error * error;
         }
         slope
+    }
+
+    /// The best offset of a scale: with it the weighted sum of predictions equals that of the labels.
+    fn offset(&self, scale: f64, from: f64) -> f64 {
+        let mut offset = from;
+        for _ in 0..STEPS {
+            let slope = self.slope(scale, offset);
+            let step = slope.gb / slope.hbb;
+            offset -= step.clamp(-MAX_STEP, MAX_STEP);
+            if step.abs() < SETTLED {
+                break;
+            }
+        }
+        offset
     }
 }
 
@@ -267,22 +273,9 @@ fn shifted(points: &[(f32, f32)], logits: &[f32], labels: &[f32], weights: &[f32
         corrected: points.iter().map(|(_, value)| value + offset).collect(),
     };
     let isotonic = moved(0.0);
-    let rows: Vec<(f64, f64, f64)> = (logits.iter().zip(labels).zip(weights))
-        .map(|((logit, label), weight)| {
-            let logit = isotonic.corrected(*logit);
-            (f64::from(logit), f64::from(*label), f64::from(*weight))
-        })
-        .collect();
-    let mut offset = 0.0f64;
-    for _ in 0..STEPS {
-        let (mut error, mut curvature) = (0.0, 1e-9);
-        for (logit, label, weight) in &rows {
-            let p = 1.0 / (1.0 + (-(logit + offset)).exp());
-            error += weight * (p - label);
-            curvature += weight * p * (1.0 - p);
-        }
-        offset -= (error / curvature).clamp(-MAX_STEP, MAX_STEP);
-    }
+    let corrected = logits.iter().map(|logit| isotonic.corrected(*logit));
+    let corrected: Vec<f32> = corrected.collect();
+    let offset = Rows(&corrected, labels, weights).offset(1.0, 0.0);
     moved(offset as f32)
 }
 

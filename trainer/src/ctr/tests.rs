@@ -517,16 +517,20 @@ fn dynamic() -> CtrConfig {
     config
 }
 
+/// What is published has the rows that were trained: it is as good as the best epoch was.
+fn check_published(model: &CtrModel<Cpu>, losses: &[(u64, f64)]) {
+    let best = losses.iter().filter(|(step, _)| *step > 1_000_000);
+    let best = best.map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
+    let found = measured(model, &rows(500, 2)).log_loss;
+    assert!((found - best).abs() < 1e-5, "{found} {best}");
+}
+
 #[test]
 fn dynamic_tables_learn_the_same_on_any_number_of_ranks() {
     let config = dynamic();
     let (model, told) = fit(&config, 1);
     let wanted = losses(&told);
-    // What is published has the rows that were trained.
-    let best = wanted.iter().filter(|(step, _)| *step > 1_000_000);
-    let best = best.map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
-    let found = measured(&model, &rows(500, 2)).log_loss;
-    assert!((found - best).abs() < 1e-5, "{found} {best}");
+    check_published(&model, &wanted);
     let Some(Progress::Epoch { tables, .. }) = told.last() else {
         panic!("{told:?}");
     };
@@ -543,21 +547,26 @@ fn dynamic_tables_learn_the_same_on_any_number_of_ranks() {
     }
 }
 
+/// A run that was stopped often is the uninterrupted one bit for bit.
+fn check_goes_on(config: &CtrConfig, world_size: usize) {
+    use Stop::{AtOnce, AtPoint, Never};
+    let (whole, told) = fit(config, world_size);
+    let stops = [AtOnce, AtPoint, AtPoint, AtOnce, AtPoint, Never];
+    let (model, metrics) = in_parts(config, &stops.map(|stop| (world_size, stop)));
+    assert_eq!(scores(&model), scores(&whole));
+    assert_eq!(metrics, losses(&told));
+}
+
 #[test]
 fn a_run_with_dynamic_tables_goes_on_where_it_was_stopped() {
     let mut config = dynamic();
     config.checkpoint.every_steps = 7;
-    use Stop::{AtOnce, AtPoint, Never};
     for world_size in [1, 2] {
-        let (whole, told) = fit(&config, world_size);
-        let stops = [AtOnce, AtPoint, AtPoint, AtOnce, AtPoint, Never];
-        let (model, metrics) = in_parts(&config, &stops.map(|stop| (world_size, stop)));
-        assert_eq!(scores(&model), scores(&whole));
-        assert_eq!(metrics, losses(&told));
+        check_goes_on(&config, world_size);
     }
     let wanted = losses(&fit(&config, 1).1);
-    let parts = [4, 2, 3].map(|ranks| (ranks, AtPoint));
-    let parts = [&parts[..], &[(1, Never)]].concat();
+    let parts = [4, 2, 3].map(|ranks| (ranks, Stop::AtPoint));
+    let parts = [&parts[..], &[(1, Stop::Never)]].concat();
     assert_close(&in_parts(&config, &parts).1, &wanted, 2e-4);
 }
 

@@ -60,7 +60,6 @@ fn a_gpu_has_the_same_loss_curve_from_a_shared_table() {
 
 #[test]
 fn a_run_with_a_shared_table_goes_on_where_it_was_stopped() {
-    use Stop::{AtOnce, AtPoint, Never};
     for (reinitialise_each_epoch, base) in [
         (false, config()),
         (true, config()),
@@ -70,11 +69,7 @@ fn a_run_with_a_shared_table_goes_on_where_it_was_stopped() {
         config.checkpoint.every_steps = 7;
         config.tables.reinitialise_each_epoch = reinitialise_each_epoch;
         for world_size in [1, 2] {
-            let (whole, told) = fit(&config, world_size);
-            let stops = [AtOnce, AtPoint, AtPoint, AtOnce, AtPoint, Never];
-            let (model, metrics) = in_parts(&config, &stops.map(|stop| (world_size, stop)));
-            assert_eq!(scores(&model), scores(&whole));
-            assert_eq!(metrics, losses(&told));
+            check_goes_on(&config, world_size);
         }
     }
 }
@@ -93,10 +88,7 @@ fn a_shared_dynamic_table_has_one_vocabulary_on_any_number_of_ranks() {
     let config = shared(dynamic_of_both());
     let (model, told) = fit(&config, 1);
     let wanted = losses(&told);
-    let best = wanted.iter().filter(|(step, _)| *step > 1_000_000);
-    let best = best.map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
-    let found = measured(&model, &rows(500, 2)).log_loss;
-    assert!((found - best).abs() < 1e-5, "{found} {best}");
+    check_published(&model, &wanted);
     let usage = |told: &[Progress]| match told.last() {
         Some(Progress::Epoch { tables, .. }) => tables.clone(),
         _ => panic!("{told:?}"),
