@@ -570,6 +570,8 @@ fn engine(world: &World, engine: Engine, folder: &Path) -> Answers {
         "no Spark and Flink to compare with: run launch/setup-engines"
     );
     let mut command = Command::new(venv.join("bin/python"));
+    // The quick compiler alone: Java's second one never earns back what it costs in a run of a minute.
+    command.env("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1");
     command
         .arg(root().join(format!("pipeline/engines/{name}.py")))
         .args([&script, folder]);

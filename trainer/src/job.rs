@@ -96,6 +96,26 @@ pub struct TrainArgs {
     pub resume: Resume,
 }
 
+impl TrainArgs {
+    /// Refuses what trees cannot do: they grow on the CPU, in one go.
+    ///
+    /// # Errors
+    /// [`Usage`] that names the flag.
+    pub fn check_for_trees(&self) -> Result<(), Usage> {
+        let refused = |flag: &str| {
+            let what = "a pre-scorer is trained on the CPU, in one go: leave it out";
+            Err(Usage(format!("{flag}: {what}")))
+        };
+        if self.device != Device::Cpu {
+            return refused(&format!("--device {}", self.device.name()));
+        }
+        match &self.resume {
+            Resume::Run(dir) => refused(&format!("--resume {}", dir.display())),
+            Resume::Auto | Resume::Never => Ok(()),
+        }
+    }
+}
+
 /// How a run can be interrupted and gone on with.
 #[derive(Debug)]
 pub struct Saving<'a> {
@@ -107,6 +127,25 @@ pub struct Saving<'a> {
     pub computes: String,
     /// All ranks.
     pub met: &'a Arc<Rendezvous>,
+}
+
+/// A run that goes on from a checkpoint: what was told of later steps and epochs does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Resumed {
+    /// Steps so far.
+    pub step: u64,
+    /// Whole epochs so far.
+    pub epoch: u64,
+    /// Rows or pairs so far.
+    pub samples: u64,
+}
+
+impl Resumed {
+    /// Puts the bar where the run stands.
+    pub fn show(self, bar: &ProgressBar) {
+        bar.set_position(self.samples);
+        bar.println(format!("going on after step {}", self.step));
+    }
 }
 
 /// One run of a training verb.

@@ -29,7 +29,7 @@ enum Verb {
         #[command(flatten)]
         args: TrainArgs,
         /// Try other values of some keys, as this file has them, instead of one configuration
-        #[arg(long, value_name = "SWEEP", conflicts_with_all = ["config", "config_positional"])]
+        #[arg(long, value_name = "SWEEP", conflicts_with_all = ["config", "config_positional", "device", "resume"])]
         sweep: Option<PathBuf>,
     },
     /// Measure a registered click model
@@ -78,6 +78,7 @@ fn run() -> anyhow::Result<()> {
                     runtime.block_on(ctr::run_train(&common, loaded, &args))
                 }
                 "prescorer" => {
+                    args.check_for_trees()?;
                     let loaded = load_config::<PreScorerConfig>(&common, None)?;
                     if common.print(&loaded) {
                         return Ok(());

@@ -593,8 +593,8 @@ fn in_parts(config: &CtrConfig, parts: &[(usize, Stop)]) -> (CtrModel<Cpu>, Vec<
             stop: *stop,
         };
         let (trained, told) = part.run();
-        if let Some(Progress::Resumed { resumed_step, .. }) = told.first() {
-            all.retain(|(step, _)| *step > 1_000_000 || step <= resumed_step);
+        if let Some(Progress::Resumed(resumed)) = told.first() {
+            all.retain(|(step, _)| *step > 1_000_000 || *step <= resumed.step);
         }
         all.extend(losses(&told));
         if *stop == Stop::Never {

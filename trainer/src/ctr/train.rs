@@ -25,6 +25,7 @@ use crate::{
     backend::StepBackend,
     checkpoint::{CheckpointError, Checkpoints, bits},
     collective::{CollectiveError, ExchangeError, ProcessGroup},
+    job::Resumed,
     sharding::{PlacementError, PlanError, Planner, ShardedTables, TableUse, Tables},
     table::{Batches, Order, Projection, Share, Slice, TableError},
 };
@@ -39,15 +40,8 @@ const GUARD_WARM_UP: u64 = 20;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Progress {
-    /// The run goes on from a checkpoint; lines of later steps and epochs do not count.
-    Resumed {
-        /// Steps so far.
-        resumed_step: u64,
-        /// Epochs so far.
-        resumed_epoch: u64,
-        /// Rows so far.
-        samples: u64,
-    },
+    /// The run goes on from a checkpoint.
+    Resumed(Resumed),
     /// The mean loss of the steps since the last line.
     Steps {
         /// Steps so far.
@@ -268,11 +262,11 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
         state = restored.state()?;
         learner.restore(&restored, state.updates)?;
         tracing::info!(checkpoint = restored.name, step = state.step, "going on");
-        report(&Progress::Resumed {
-            resumed_step: state.step,
-            resumed_epoch: state.epoch,
+        report(&Progress::Resumed(Resumed {
+            step: state.step,
+            epoch: state.epoch,
             samples: state.samples,
-        });
+        }));
     }
     let normalisation = match state.normalisation.take() {
         Some(known) => known,

@@ -147,14 +147,7 @@ fn computes(config: &CtrConfig) -> anyhow::Result<String> {
 
 fn show(told: &Progress, bar: &ProgressBar) {
     match told {
-        Progress::Resumed {
-            samples,
-            resumed_step,
-            ..
-        } => {
-            bar.set_position(*samples);
-            bar.println(format!("going on after step {resumed_step}"));
-        }
+        Progress::Resumed(resumed) => resumed.show(bar),
         Progress::Steps {
             samples,
             loss,
@@ -191,13 +184,7 @@ fn held_out(what: &str, number: u64, valid: &Evaluation) -> String {
 
 fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
     match told {
-        Progress::Resumed {
-            resumed_step,
-            resumed_epoch,
-            ..
-        } => {
-            return run.rewind(*resumed_step, *resumed_epoch);
-        }
+        Progress::Resumed(resumed) => return run.rewind(resumed.step, resumed.epoch),
         Progress::Steps {
             step,
             loss,

@@ -17,9 +17,11 @@ mod device;
 mod optimizer;
 mod persist;
 mod plan;
+mod planner;
 mod routing;
 mod shard;
 mod storage;
+mod table;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -29,11 +31,10 @@ pub use block::{PlacementError, Tables, WriteDense};
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub use device::DeviceTables;
 pub use optimizer::{SparseOptimizer, SparseOptimizerConfig};
-pub use plan::{
-    NoTable, Plan, PlanError, Planned, Planner, PlannerConfig, RowSlice, ShardSpec, Sharding,
-    ShardingKind, TableConfig,
-};
+pub use plan::{Plan, RowSlice, ShardSpec, Sharding};
+pub use planner::{PlanError, Planned, Planner, PlannerConfig, ShardingKind};
 pub use routing::{Bags, Routed, Router};
 pub use storage::Storage;
+pub use table::{NoTable, TableConfig};
 pub use tables::{Received, ShardedTables};
 pub use vocabulary::{Counts, DynamicConfig, TableUse};

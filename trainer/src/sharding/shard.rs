@@ -8,8 +8,9 @@ use rayon::prelude::*;
 
 use super::{
     optimizer::{Row, SparseOptimizerConfig, Update},
-    plan::{ShardSpec, TableConfig},
+    plan::ShardSpec,
     storage::{Storage, Values, mix, prefetch, zeros},
+    table::TableConfig,
 };
 
 /// Fresh weights lie within this of zero.

@@ -18,6 +18,7 @@ use crate::{
     backend::StepBackend,
     checkpoint::{Checkpoints, bits},
     collective::ProcessGroup,
+    job::Resumed,
 };
 
 /// Draws beside those of the two sides' pictures: the order of an epoch, and the negatives of a step.
@@ -86,15 +87,8 @@ pub struct Task<'a> {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Progress {
-    /// The run goes on from a checkpoint; lines of later epochs do not count.
-    Resumed {
-        /// Steps so far.
-        resumed_step: u64,
-        /// Epochs so far.
-        resumed_epoch: u64,
-        /// Pairs so far.
-        samples: u64,
-    },
+    /// The run goes on from a checkpoint.
+    Resumed(Resumed),
     /// The end of an epoch.
     Epoch {
         /// Epochs so far.
@@ -131,11 +125,11 @@ impl State {
 
     fn resumed(&self, Task { config, pairs, .. }: Task<'_>) -> Progress {
         let done = self.epoch as usize * pairs.scenes.len() + self.batch * config.batch_size;
-        Progress::Resumed {
-            resumed_step: self.step,
-            resumed_epoch: self.epoch,
+        Progress::Resumed(Resumed {
+            step: self.step,
+            epoch: self.epoch,
             samples: done as u64,
-        }
+        })
     }
 
     /// Of the next step.

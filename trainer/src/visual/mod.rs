@@ -105,8 +105,8 @@ pub async fn run_train(
     };
     let (mut resumed, run) = (0, &mut job.run);
     let report = |told: &Progress| {
-        if let Progress::Resumed { samples, .. } = told {
-            resumed = *samples as usize;
+        if let Progress::Resumed(at) = told {
+            resumed = at.samples as usize;
         }
         if rank == 0 {
             show(told, &bar, train.scenes.len());
@@ -230,14 +230,7 @@ impl<R: FnMut(&Progress)> Training for OnBackend<'_, R> {
 
 fn show(told: &Progress, bar: &ProgressBar, pairs: usize) {
     match told {
-        Progress::Resumed {
-            samples,
-            resumed_step,
-            ..
-        } => {
-            bar.set_position(*samples);
-            bar.println(format!("going on after step {resumed_step}"));
-        }
+        Progress::Resumed(resumed) => resumed.show(bar),
         Progress::Epoch { epoch, step, loss } => {
             tracing::info!(step, loss, "trained");
             bar.set_position(epoch * pairs as u64);
@@ -248,11 +241,7 @@ fn show(told: &Progress, bar: &ProgressBar, pairs: usize) {
 
 fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
     match told {
-        Progress::Resumed {
-            resumed_step,
-            resumed_epoch,
-            ..
-        } => run.rewind(*resumed_step, *resumed_epoch),
+        Progress::Resumed(resumed) => run.rewind(resumed.step, resumed.epoch),
         Progress::Epoch { step, loss, .. } => {
             run.scalars(*step, &[("train/loss", *loss)])?;
             run.log(told)
