@@ -40,7 +40,7 @@ use wire::{
 };
 
 const EVENTS: usize = 210_000;
-const REQUESTS: usize = 8_000;
+const REQUESTS: usize = 2_500;
 const DAYS: i64 = 10;
 const MINUTE_US: i64 = 60_000_000;
 const HOUR_US: i64 = 60 * MINUTE_US;
