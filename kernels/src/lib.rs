@@ -18,6 +18,8 @@ mod device;
 mod error;
 mod kernels;
 mod table;
+#[cfg(feature = "wgpu")]
+mod vulkan;
 
 pub use address::DeviceMemory;
 pub use cache::{CacheUse, CachedTable};
@@ -26,3 +28,6 @@ pub use conformance::{Nonconformance, conform};
 pub use device::{Buffer, Device, DeviceSums, Sums, Vectors, moved_at_once};
 pub use error::KernelError;
 pub use table::{DeviceTouched, GpuTable, RowwiseAdagrad, Touched};
+#[cfg(feature = "wgpu")]
+#[doc(hidden)]
+pub use vulkan::compiled;

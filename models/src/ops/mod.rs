@@ -361,6 +361,18 @@ pub fn dropout<B: FusedOps>(x: Tensor<B, 2>, rows: &[u32], rate: f64) -> Tensor<
     x * tensor::<B, 2>(mask).cast(kind)
 }
 
+/// Tensors one after another along a dimension.
+///
+/// burn 0.21's own lets go of its inputs before differentiation knows what became of them. A backward pass
+/// that ends in another thread meanwhile takes them for unused, and their gradients are lost without a word:
+/// here they are held until then. Source: burn's issue 5573.
+pub fn cat<B: Backend, const D: usize>(parts: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
+    let held = parts.clone();
+    let all = Tensor::cat(parts, dim);
+    drop(held);
+    all
+}
+
 fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }

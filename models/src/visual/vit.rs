@@ -375,7 +375,7 @@ impl<B: FusedOps> Vit<B> {
         if let Some(extra) = &self.extra_tokens {
             let count = extra.dims()[1];
             let extra = extra.val().expand([batch, count, dim]);
-            tokens = Tensor::cat(vec![tokens, extra], 1);
+            tokens = ops::cat(vec![tokens, extra], 1);
             per_picture += count;
         }
         let mut rows = tokens.reshape([batch * per_picture, dim]);

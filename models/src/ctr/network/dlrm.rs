@@ -17,7 +17,7 @@ use super::{
     InputLayout, NetworkError,
     layers::{Columns, Mlp, Mode, affine, perceptron},
 };
-use crate::ops::FusedOps;
+use crate::ops::{FusedOps, cat};
 
 /// Shape of the network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -92,8 +92,8 @@ impl<B: FusedOps> Dlrm<B> {
         let top = match (&self.bottom, dense) {
             (Some(bottom), Some(dense)) => {
                 let dense = bottom.forward(dense, Mode::Inference);
-                let vectors = Tensor::cat(vec![dense.clone().unsqueeze_dim(1), fields], 1);
-                Tensor::cat(vec![dense, dot_products(vectors)], 1)
+                let vectors = cat(vec![dense.clone().unsqueeze_dim(1), fields], 1);
+                cat(vec![dense, dot_products(vectors)], 1)
             }
             _ => dot_products(fields),
         };

@@ -19,7 +19,7 @@ use super::{
     InputLayout, NetworkError,
     layers::{Mlp, Mode, affine, linear, uniform},
 };
-use crate::ops::FusedOps;
+use crate::ops::{FusedOps, cat};
 
 /// Shape of the network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -190,7 +190,7 @@ impl<B: FusedOps> Gate<B> {
             None => {
                 let part =
                     |columns: &Range<usize>| input.clone().narrow(1, columns.start, columns.len());
-                Tensor::cat(self.columns.iter().map(part).collect(), 1)
+                cat(self.columns.iter().map(part).collect(), 1)
             }
         };
         let hidden = self.mlp.forward(context, Mode::Inference);

@@ -245,7 +245,7 @@ impl<B: Backend> DenseVectors<B> {
                 // In this order: on GPUs burn 0.21 loses the stride of a single column that is made
                 // three-dimensional.
                 let numbers = input.unsqueeze_dim::<3>(2).narrow(1, 0, weight.dims()[0]);
-                Tensor::cat(vec![numbers * weight.unsqueeze::<3>(), of_fields], 1)
+                ops::cat(vec![numbers * weight.unsqueeze::<3>(), of_fields], 1)
             }
             None => of_fields,
         }
@@ -263,7 +263,7 @@ pub(super) fn side_by_side<B: Backend>(
 ) -> Tensor<B, 2> {
     let vectors: Tensor<B, 2> = vectors.flatten(1, 2);
     match dense {
-        Some(dense) => Tensor::cat(vec![dense, vectors], 1),
+        Some(dense) => ops::cat(vec![dense, vectors], 1),
         None => vectors,
     }
 }

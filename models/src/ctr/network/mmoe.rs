@@ -16,7 +16,7 @@ use super::{
     InputLayout, NetworkError,
     layers::{Mlp, Mode, affine, linear},
 };
-use crate::ops::FusedOps;
+use crate::ops::{FusedOps, cat};
 
 /// Shape of the network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -107,12 +107,12 @@ impl<B: FusedOps> Mmoe<B> {
     /// - `input`: `[batch, num_dense + columns of fields]`; returns `[batch, 2]`
     pub fn forward(&self, input: Tensor<B, 2>, mode: Mode<'_>) -> Tensor<B, 2> {
         let expert = |expert: &Mlp<B>| expert.forward(input.clone(), mode).unsqueeze_dim(1);
-        let experts: Tensor<B, 3> = Tensor::cat(self.experts.iter().map(expert).collect(), 1);
+        let experts: Tensor<B, 3> = cat(self.experts.iter().map(expert).collect(), 1);
         let task = |tower: &Tower<B>| {
             let shares = softmax(affine(&tower.gate, input.clone()), 1);
             let mixed = (experts.clone() * shares.unsqueeze_dim(2)).sum_dim(1);
             affine(&tower.output, tower.mlp.forward(mixed.squeeze_dim(1), mode))
         };
-        Tensor::cat(self.towers.iter().map(task).collect(), 1)
+        cat(self.towers.iter().map(task).collect(), 1)
     }
 }

@@ -1,6 +1,6 @@
 //! Every network against PyTorch on the same weights, and against finite differences.
 
-use std::{collections::HashMap, fs, path::PathBuf};
+use std::{collections::HashMap, fs, path::PathBuf, thread};
 
 use burn::{
     backend::Autodiff,
@@ -278,6 +278,25 @@ fn every_network_equals_pytorch_s_with_the_same_weights_and_so_do_its_gradients(
     architectures.sort();
     architectures.dedup();
     assert_eq!(architectures, ARCHITECTURES);
+}
+
+#[test]
+fn no_gradient_is_lost_to_the_backward_pass_of_another_thread() {
+    let layout = InputLayout::new(2, ["user", "place", "ad"].map(|name| (name.to_owned(), 4)));
+    let config = config(json!({"architecture": "two_tower"}));
+    let of_input = || {
+        let network = config.init::<Host>(&layout, &mut random(), &Default::default());
+        let input = Tensor::<Host, 2>::ones([7, layout.width()], &Default::default());
+        let input = input.require_grad();
+        let loss = network.forward(input.clone(), Mode::Inference).sum();
+        numbers(input.grad(&loss.backward()).unwrap())
+    };
+    let wanted = of_input();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..500).for_each(|_| assert_eq!(of_input(), wanted)));
+        }
+    });
 }
 
 #[test]

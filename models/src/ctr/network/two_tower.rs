@@ -21,7 +21,7 @@ use super::{
     InputLayout, NetworkError,
     layers::{Mlp, Mode, affine, linear, uniform},
 };
-use crate::ops::FusedOps;
+use crate::ops::{FusedOps, cat};
 
 /// Shape of the network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -146,7 +146,7 @@ fn joined(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
 impl<B: FusedOps> Side<B> {
     fn forward(&self, input: &Tensor<B, 2>, mode: Mode<'_>) -> Tensor<B, 2> {
         let part = |columns: &Range<usize>| input.clone().narrow(1, columns.start, columns.len());
-        let own = Tensor::cat(self.columns.iter().map(part).collect(), 1);
+        let own = cat(self.columns.iter().map(part).collect(), 1);
         let output = affine(&self.output, self.mlp.forward(own, mode));
         // The small number keeps a vector of zeros, and its gradient, finite.
         let length = (output.clone().powi_scalar(2).sum_dim(1) + 1e-12).sqrt();
