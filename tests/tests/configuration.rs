@@ -133,3 +133,20 @@ fn an_override_wins_over_the_file() {
     assert_eq!(config["training"]["batch_size"].as_integer(), Some(77));
     assert_eq!(config["seed"].as_integer(), Some(9));
 }
+
+#[test]
+fn a_flag_that_a_training_cannot_follow_is_refused_not_overlooked() {
+    let bench = Bench::default();
+    let run = bench.root.path().join("runs/ctr/1");
+    let run = run.to_str().unwrap();
+    let trees = ["train", "configs/prescorer.toml"];
+    let sweep = ["train", "--sweep", "configs/sweeps/ctr.toml"];
+    for training in [&trees[..], &sweep] {
+        for flag in [["--resume", run], ["--device", "wgpu"]] {
+            bench.run(&[training, &flag].concat()).refused(2, &[flag[0]]);
+        }
+    }
+    // What names no run is nothing to be refused.
+    let shown = [&trees[..], &["--resume", "auto", "--print-config"]].concat();
+    bench.run(&shown).ok();
+}
