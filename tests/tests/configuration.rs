@@ -143,7 +143,9 @@ fn a_flag_that_a_training_cannot_follow_is_refused_not_overlooked() {
     let sweep = ["train", "--sweep", "configs/sweeps/ctr.toml"];
     for training in [&trees[..], &sweep] {
         for flag in [["--resume", run], ["--device", "wgpu"]] {
-            bench.run(&[training, &flag].concat()).refused(2, &[flag[0]]);
+            bench
+                .run(&[training, &flag].concat())
+                .refused(2, &[flag[0]]);
         }
     }
     // What names no run is nothing to be refused.
