@@ -107,7 +107,7 @@ pub(crate) fn save_weights<B: Backend>(
         .map_err(|error| ModelFileError::content(path, error))
 }
 
-/// Reads weights into a network of their shape; nothing may be missing or left over.
+/// Reads weights into a network of their shape; nothing may be missing, left over or no number.
 pub(crate) fn load_weights<B: Backend>(
     network: &mut impl ModuleSnapshot<B>,
     path: &Path,
@@ -115,9 +115,21 @@ pub(crate) fn load_weights<B: Backend>(
     let loaded = network
         .load_from(&mut SafetensorsStore::from_file(path))
         .map_err(|error| ModelFileError::content(path, error))?;
-    if loaded.errors.is_empty() && loaded.missing.is_empty() && loaded.unused.is_empty() {
-        return Ok(());
+    if !(loaded.errors.is_empty() && loaded.missing.is_empty() && loaded.unused.is_empty()) {
+        let what = format!("the weights do not fit the model: {loaded:?}");
+        return Err(ModelFileError::content(path, what));
     }
-    let what = format!("the weights do not fit the model: {loaded:?}");
-    Err(ModelFileError::content(path, what))
+    for weight in network.collect(None, None, false) {
+        let data = weight
+            .to_data()
+            .map_err(|error| ModelFileError::content(path, error))?;
+        if let Some(at) = data.iter::<f32>().position(|value| !value.is_finite()) {
+            let what = format!(
+                "number {at} of weight `{}` is not finite",
+                weight.full_path()
+            );
+            return Err(ModelFileError::content(path, what));
+        }
+    }
+    Ok(())
 }

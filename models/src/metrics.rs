@@ -2,8 +2,13 @@
 
 /// Area under the ROC curve: the chance that a positive scores above a negative, ties counting
 /// half. `None` unless both labels occur. O(n log n), exact.
-pub fn auc(scores: &[f32], labels: &[f32]) -> Option<f64> {
-    weighted_auc(&by_rising_score(scores), scores, labels, |_| 1.0)
+///
+/// # Shapes
+/// - all: one value a row; `weights`: how many rows each stands for
+pub fn auc(scores: &[f32], labels: &[f32], weights: &[f32]) -> Option<f64> {
+    weighted_auc(&by_rising_score(scores), scores, labels, |row| {
+        f64::from(weights[row])
+    })
 }
 
 /// Rows by rising score.
@@ -36,23 +41,27 @@ pub fn weighted_auc(
     (positives > 0.0 && negatives > 0.0).then(|| won / (positives * negatives))
 }
 
-/// The mean of each group's AUC, by its rows; groups with one label only have none and do not count.
-/// `None` if no group has one. Source: Zhou et al., "Deep Interest Network", KDD 2018, equation 5.
+/// The AUC of the group that a row is of; `None` for rows of groups with one label only.
 ///
 /// # Shapes
 /// - all: one value a row
-pub fn grouped_auc(scores: &[f32], labels: &[f32], groups: &[u32]) -> Option<f64> {
+pub fn aucs_by_group(
+    scores: &[f32],
+    labels: &[f32],
+    weights: &[f32],
+    groups: &[u32],
+) -> Vec<Option<f64>> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by_key(|row| groups[*row]);
-    let (mut sum, mut rows) = (0.0, 0.0);
+    let mut found = vec![None; scores.len()];
     for group in order.chunk_by(|one, other| groups[*one] == groups[*other]) {
         let part = |values: &[f32]| -> Vec<f32> { group.iter().map(|row| values[*row]).collect() };
-        if let Some(auc) = auc(&part(scores), &part(labels)) {
-            sum += auc * group.len() as f64;
-            rows += group.len() as f64;
+        let auc = auc(&part(scores), &part(labels), &part(weights));
+        for row in group {
+            found[*row] = auc;
         }
     }
-    (rows > 0.0).then(|| sum / rows)
+    found
 }
 
 /// Weighted mean negative log likelihood, nats. Probabilities are kept 1e-7 away from 0 and 1.
@@ -106,41 +115,56 @@ pub struct ReliabilityBin {
     pub hi: f64,
     /// Predictions in the bin.
     pub count: usize,
-    /// Their mean.
+    /// What they weigh.
+    #[serde(default)]
+    pub weight: f64,
+    /// Their weighted mean.
     pub mean_predicted: f64,
-    /// Mean label.
+    /// Weighted mean label.
     pub mean_observed: f64,
 }
 
-/// Bins of equal count by rising prediction, at most `bins`.
-pub fn reliability(probabilities: &[f32], labels: &[f32], bins: usize) -> Vec<ReliabilityBin> {
-    let mut order: Vec<usize> = (0..probabilities.len()).collect();
-    order.sort_by(|a, b| probabilities[*a].total_cmp(&probabilities[*b]));
-    let size = order.len().div_ceil(bins.max(1)).max(1);
-    let mean = |rows: &[usize], values: &[f32]| {
-        rows.iter().map(|row| f64::from(values[*row])).sum::<f64>() / rows.len() as f64
-    };
-    order
-        .chunks(size)
-        .map(|rows| ReliabilityBin {
+/// Rows by rising score, in bins of equal count, at most `bins`.
+pub fn equal_bins(order: &[usize], bins: usize) -> std::slice::Chunks<'_, usize> {
+    order.chunks(order.len().div_ceil(bins.max(1)).max(1))
+}
+
+/// [`equal_bins`] of predictions, measured.
+pub fn reliability(
+    probabilities: &[f32],
+    labels: &[f32],
+    weights: &[f32],
+    bins: usize,
+) -> Vec<ReliabilityBin> {
+    let order = by_rising_score(probabilities);
+    let bin = |rows: &[usize]| {
+        let weight = |row: &usize| f64::from(weights[*row]);
+        let total: f64 = rows.iter().map(weight).sum();
+        let mean = |values: &[f32]| {
+            let weighted = rows.iter().map(|row| weight(row) * f64::from(values[*row]));
+            weighted.sum::<f64>() / total
+        };
+        ReliabilityBin {
             lo: f64::from(probabilities[rows[0]]),
             hi: f64::from(probabilities[rows[rows.len() - 1]]),
             count: rows.len(),
-            mean_predicted: mean(rows, probabilities),
-            mean_observed: mean(rows, labels),
-        })
-        .collect()
+            weight: total,
+            mean_predicted: mean(probabilities),
+            mean_observed: mean(labels),
+        }
+    };
+    equal_bins(&order, bins).map(bin).collect()
 }
 
-/// Expected calibration error: the mean distance of prediction and label over bins, by count.
+/// Expected calibration error: the mean distance of prediction and label over bins, by weight.
 /// Source: Naeini et al., AAAI 2015, with bins of equal count.
 pub fn expected_calibration_error(bins: &[ReliabilityBin]) -> f64 {
-    let total: usize = bins.iter().map(|bin| bin.count).sum();
-    let sum: f64 = bins
-        .iter()
-        .map(|bin| bin.count as f64 * (bin.mean_predicted - bin.mean_observed).abs())
-        .sum();
-    sum / total.max(1) as f64
+    let total: f64 = bins.iter().map(|bin| bin.weight).sum();
+    let distance = |bin: &ReliabilityBin| (bin.mean_predicted - bin.mean_observed).abs();
+    bins.iter()
+        .map(|bin| bin.weight * distance(bin))
+        .sum::<f64>()
+        / total
 }
 
 /// Share of queries whose wanted item is among the first `k` of its ranking.
@@ -164,24 +188,42 @@ mod tests {
     }
 
     #[test]
-    fn grouped_auc_is_the_mean_of_groups_with_both_labels() {
+    fn every_row_has_the_auc_of_its_group() {
         let scores = [0.1, 0.9, 0.8, 0.2, 0.5, 0.7];
         let labels = [0.0, 1.0, 0.0, 1.0, 1.0, 1.0];
+        let weights = [1.0, 2.0, 1.0, 1.0, 1.0, 3.0];
+        let of = |groups: &[u32]| aucs_by_group(&scores, &labels, &weights, groups);
         // Right, wrong, and of one label only.
-        let found = grouped_auc(&scores, &labels, &[7, 7, 3, 3, 5, 5]);
-        assert_eq!(found, Some(0.5));
-        assert_eq!(grouped_auc(&scores, &labels, &[0, 1, 2, 3, 4, 5]), None);
-        assert_eq!(
-            grouped_auc(&scores, &labels, &[0; 6]),
-            auc(&scores, &labels)
-        );
+        let (right, wrong) = (Some(1.0), Some(0.0));
+        let wanted = [right, right, wrong, wrong, None, None];
+        assert_eq!(of(&[7, 7, 3, 3, 5, 5]), wanted);
+        assert_eq!(of(&[0; 6]), [auc(&scores, &labels, &weights); 6]);
+    }
+
+    /// A row that stands for several is as good as several rows.
+    #[test]
+    fn weights_are_repetitions() {
+        let times = [1usize, 3, 2, 1, 2, 4];
+        let weights = times.map(|times| times as f32);
+        let repeated = |values: &[f32]| -> Vec<f32> {
+            let all = values.iter().zip(times);
+            all.flat_map(|(value, times)| vec![*value; times]).collect()
+        };
+        let (scores, labels) = (repeated(&SCORES), repeated(&LABELS));
+        let ones = vec![1.0; scores.len()];
+        let found = auc(&SCORES, &LABELS, &weights).unwrap();
+        close(found, auc(&scores, &labels, &ones).unwrap());
+        let found = expected_calibration_error(&reliability(&SCORES, &LABELS, &weights, 1));
+        let wanted = reliability(&scores, &labels, &ones, 1);
+        close(found, expected_calibration_error(&wanted));
+        assert!(found > 0.01, "{found}");
     }
 
     #[test]
     fn measures_equal_the_reference() {
-        close(auc(&SCORES, &LABELS).unwrap(), 0.5);
+        close(auc(&SCORES, &LABELS, &[1.0; 6]).unwrap(), 0.5);
         close(
-            auc(&[0.1, 0.4, 0.35, 0.8, 0.7, 0.2], &LABELS).unwrap(),
+            auc(&[0.1, 0.4, 0.35, 0.8, 0.7, 0.2], &LABELS, &[1.0; 6]).unwrap(),
             5.0 / 9.0,
         );
         close(log_loss(&SCORES, &LABELS, &[1.0; 6]), 0.851_337_94);
@@ -199,12 +241,12 @@ mod tests {
 
     #[test]
     fn one_label_alone_has_no_auc() {
-        assert_eq!(auc(&[0.1, 0.2], &[1.0, 1.0]), None);
+        assert_eq!(auc(&[0.1, 0.2], &[1.0, 1.0], &[1.0, 1.0]), None);
     }
 
     #[test]
     fn reliability_bins_hold_every_row_once() {
-        let bins = reliability(&SCORES, &LABELS, 3);
+        let bins = reliability(&SCORES, &LABELS, &[1.0; 6], 3);
         assert_eq!(
             bins.iter().map(|bin| bin.count).collect::<Vec<_>>(),
             [2, 2, 2]

@@ -1,8 +1,8 @@
 //! Pixels of a picture: decoded within limits, resized, cut into patches.
 
-use std::io::Cursor;
+use std::io::{self, Cursor};
 
-use image::{ImageFormat, ImageReader, Limits};
+use image::{ImageError, ImageFormat, ImageReader, Limits};
 
 use super::{preprocess::Resize, resample::Filter};
 
@@ -50,7 +50,7 @@ pub enum PictureError {
         /// How many bytes there are.
         bytes: usize,
         /// Where and why decoding stopped.
-        source: image::ImageError,
+        source: ImageError,
     },
     /// Pixels of another size.
     #[error("{found} bytes of pixels for {width}×{height}, wanted {}", width * height * 3)]
@@ -120,6 +120,11 @@ impl Picture {
             bytes: bytes.len(),
             source,
         };
+        if format == ImageFormat::Jpeg && !jpeg_ends(bytes) {
+            let kind = io::ErrorKind::UnexpectedEof;
+            let cut = io::Error::new(kind, "it is cut off: there is no end of the picture");
+            return Err(corrupt(ImageError::IoError(cut)));
+        }
         let reader = || ImageReader::with_format(Cursor::new(bytes), format);
         let (width, height) = reader().into_dimensions().map_err(corrupt)?;
         check_size(width.into(), height.into())?;
@@ -171,6 +176,29 @@ impl Picture {
             .map(|byte| f32::from(byte) / 255.0)
             .collect()
     }
+}
+
+/// Whether a JPEG goes on to its end: where it is cut, its decoder makes up what is missing. Source: ITU-T
+/// T.81, B.1.1 (markers and segments).
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    // A byte of 255 within what is coded is followed by a 0, and restarts have no segment.
+    let is_segment =
+        |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0x01 | 0xd0..=0xd8 | 0xff);
+    let mut rest = bytes;
+    while let Some(at) = rest.windows(2).position(is_segment) {
+        let marker = rest[at + 1];
+        rest = &rest[at + 2..];
+        if marker == 0xd9 {
+            return true;
+        }
+        let Some(length) = rest.first_chunk() else {
+            return false;
+        };
+        // It counts itself.
+        let length = usize::from(u16::from_be_bytes(*length));
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    false
 }
 
 fn check_size(width: u64, height: u64) -> Result<(), PictureError> {
@@ -309,11 +337,12 @@ mod tests {
                 }
             }
             // Whatever is cut off is an error, or the picture that was whole before.
-            for keep in 0..bytes.len() {
-                let _ = Picture::decode(&bytes[..keep]);
+            let kept = (0..bytes.len()).map(|keep| Picture::decode(&bytes[..keep]));
+            for (keep, found) in kept.enumerate() {
+                let whole = found.as_ref().is_ok_and(|found| *found == picture);
+                assert!(found.is_err() || whole, "{name} cut to {keep}");
+                assert!(!whole || keep > bytes.len() / 3, "{name} cut to {keep}");
             }
-            let half = Picture::decode(&bytes[..bytes.len() / 3]);
-            assert!(half.is_err(), "{name}");
         }
     }
 

@@ -91,10 +91,10 @@ pub fn score_all<B: models::ops::FusedOps>(
 
 /// Measures predictions against clicks; all three have one number a row.
 pub fn evaluate(scores: &[f32], clicks: &[f32], weights: &[f32]) -> Evaluation {
-    let reliability = reliability(scores, clicks, BINS);
+    let reliability = reliability(scores, clicks, weights, BINS);
     Evaluation {
         rows: clicks.len(),
-        auc: auc(scores, clicks),
+        auc: auc(scores, clicks, weights),
         log_loss: log_loss(scores, clicks, weights),
         normalised_entropy: normalised_entropy(scores, clicks, weights),
         calibration_ratio: calibration_ratio(scores, clicks, weights),
@@ -153,10 +153,10 @@ pub fn evaluate_conversions(
         known: num_known,
         observed: observed.iter().copied().map(f64::from).sum::<f64>()
             / clicked.len().max(1) as f64,
-        auc: auc(&both, &conversions),
+        auc: auc(&both, &conversions, weights),
         log_loss: log_loss(&known, &conversions, weights),
         calibration_ratio: ratio(&known, &conversions, weights),
-        cvr_auc: auc(&after, &converted),
+        cvr_auc: auc(&after, &converted, &weighed),
         cvr_calibration_ratio: ratio(&after_known, &converted, &weighed),
     }
 }

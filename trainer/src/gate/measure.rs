@@ -1,8 +1,8 @@
 //! How good a model is, with intervals.
 
 use models::metrics::{
-    by_rising_score, calibration_ratio, expected_calibration_error, grouped_auc, log_loss,
-    normalised_entropy, reliability, weighted_auc,
+    auc, aucs_by_group, by_rising_score, calibration_ratio, equal_bins, log_loss,
+    normalised_entropy, weighted_auc,
 };
 use serde::{Deserialize, Serialize};
 
@@ -40,17 +40,17 @@ pub struct Interval {
 pub struct Measures {
     /// Area under the ROC curve.
     pub auc: Interval,
-    /// The mean of each person's, by their rows. Source: Zhou et al., "Deep Interest Network", KDD
+    /// The mean of each person's, by their rows; absent where none has both labels. Source: Zhou et al., "Deep Interest Network", KDD
     /// 2018, equation 5.
-    pub grouped_auc: Option<f64>,
+    pub grouped_auc: Option<Interval>,
     /// Log loss, nats.
     pub log_loss: Interval,
     /// Log loss over that of the base rate.
     pub normalised_entropy: Interval,
     /// Predicted clicks over observed ones (PCOC).
     pub calibration_ratio: Interval,
-    /// Expected calibration error.
-    pub ece: f64,
+    /// Expected calibration error. Source: Naeini et al., AAAI 2015, with bins of equal count.
+    pub ece: Interval,
 }
 
 /// A slice's measures.
@@ -85,7 +85,7 @@ pub fn measure(
     let (person_of, num_people) = people(&rows.user_ids);
     let models: Vec<Scored<'_>> = std::iter::once(model)
         .chain(other)
-        .map(|model| Scored::new(&model.scores, rows))
+        .map(|model| Scored::new(&model.scores, rows, &person_of))
         .collect();
     let scores: Vec<&[f32]> = models.iter().map(|model| model.scores).collect();
     let estimates = Estimates::of(rows, &scores, config.reserve_cpc_micros);
@@ -113,28 +113,14 @@ pub fn measure(
     let points: Vec<Point> = models.iter().map(|scored| scored.point(&weights)).collect();
     let all = |at: usize| -> Measures {
         let replicates: Vec<Point> = overall.iter().map(|points| points[at]).collect();
-        let scores = models[at].scores;
-        Measures {
-            grouped_auc: grouped_auc(scores, &rows.clicks, &person_of),
-            ece: expected_calibration_error(&reliability(scores, &rows.clicks, BINS)),
-            ..points[at].with_intervals(&replicates, config.confidence)
-        }
+        points[at].with_intervals(&replicates, config.confidence)
     };
     let measures = all(0);
     let against_measures = other.map(|_| all(1));
-    let differences = against_measures.map(|against: Measures| {
-        let replicates: Vec<Point> = overall
-            .iter()
-            .map(|points| points[0].less(&points[1]))
-            .collect();
-        let grouped = measures.grouped_auc.zip(against.grouped_auc);
-        Measures {
-            grouped_auc: grouped.map(|(one, other)| one - other),
-            ece: measures.ece - against.ece,
-            ..points[0]
-                .less(&points[1])
-                .with_intervals(&replicates, config.confidence)
-        }
+    let differences = other.map(|_| {
+        let less = |points: &Vec<Point>| points[0].less(&points[1]);
+        let replicates: Vec<Point> = overall.iter().map(less).collect();
+        less(&points).with_intervals(&replicates, config.confidence)
     });
     let of_slice = |(slice, ratios): (&Slice, Vec<f64>)| {
         let part = |values: &[f32]| -> Vec<f32> {
@@ -147,7 +133,7 @@ pub fn measure(
             value: slice.value.clone(),
             rows: slice.rows.len(),
             clicks: clicks.iter().filter(|click| **click > 0.5).count(),
-            auc: models::metrics::auc(&scores, &clicks),
+            auc: auc(&scores, &clicks, &weights),
             normalised_entropy: normalised_entropy(&scores, &clicks, &weights),
             calibration_ratio: Interval::new(
                 calibration_ratio(&scores, &clicks, &weights),
@@ -190,18 +176,22 @@ impl Interval {
 #[derive(Debug, Clone, Copy)]
 struct Point {
     auc: f64,
+    grouped_auc: f64,
     log_loss: f64,
     normalised_entropy: f64,
     calibration_ratio: f64,
+    ece: f64,
 }
 
 impl Point {
     fn less(&self, other: &Self) -> Self {
         Self {
             auc: self.auc - other.auc,
+            grouped_auc: self.grouped_auc - other.grouped_auc,
             log_loss: self.log_loss - other.log_loss,
             normalised_entropy: self.normalised_entropy - other.normalised_entropy,
             calibration_ratio: self.calibration_ratio - other.calibration_ratio,
+            ece: self.ece - other.ece,
         }
     }
 
@@ -211,11 +201,12 @@ impl Point {
         };
         Measures {
             auc: interval(|point| point.auc),
-            grouped_auc: None,
+            grouped_auc: Some(interval(|point| point.grouped_auc))
+                .filter(|it| it.value.is_finite()),
             log_loss: interval(|point| point.log_loss),
             normalised_entropy: interval(|point| point.normalised_entropy),
             calibration_ratio: interval(|point| point.calibration_ratio),
-            ece: 0.0,
+            ece: interval(|point| point.ece),
         }
     }
 }
@@ -228,35 +219,51 @@ struct Scored<'a> {
     order: Vec<usize>,
     /// `[rows]`, nats.
     losses: Vec<f64>,
+    /// `[rows]`: of the person that a row is of.
+    aucs_by_person: Vec<Option<f64>>,
 }
 
 impl<'a> Scored<'a> {
-    fn new(scores: &'a [f32], rows: &'a Examples) -> Self {
+    fn new(scores: &'a [f32], rows: &'a Examples, person_of: &[u32]) -> Self {
         let loss = |(score, click): (&f32, &f32)| log_loss(&[*score], &[*click], &[1.0]);
         Self {
             scores,
             clicks: &rows.clicks,
             order: by_rising_score(scores),
             losses: scores.iter().zip(&rows.clicks).map(loss).collect(),
+            aucs_by_person: aucs_by_group(scores, &rows.clicks, &rows.weights, person_of),
         }
     }
 
     fn point(&self, weights: &[f64]) -> Point {
         let (mut total, mut clicks, mut predicted, mut loss) = (0.0, 0.0, 0.0, 0.0);
+        let (mut of_people, mut aucs) = (0.0, 0.0);
         for (row, weight) in weights.iter().enumerate() {
             total += weight;
             clicks += weight * f64::from(self.clicks[row]);
             predicted += weight * f64::from(self.scores[row]);
             loss += weight * self.losses[row];
+            if let Some(auc) = self.aucs_by_person[row] {
+                of_people += weight;
+                aucs += weight * auc;
+            }
         }
+        let distances = equal_bins(&self.order, BINS).map(|rows| {
+            let off = |row: &usize| {
+                weights[*row] * (f64::from(self.scores[*row]) - f64::from(self.clicks[*row]))
+            };
+            rows.iter().map(off).sum::<f64>().abs()
+        });
         let rate: f64 = clicks / total;
         let base = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
         Point {
             auc: weighted_auc(&self.order, self.scores, self.clicks, |row| weights[row])
                 .unwrap_or(f64::NAN),
+            grouped_auc: aucs / of_people,
             log_loss: loss / total,
             normalised_entropy: loss / total / base,
             calibration_ratio: predicted / clicks,
+            ece: distances.sum::<f64>() / total,
         }
     }
 

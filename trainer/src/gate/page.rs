@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use models::metrics::reliability;
+use models::metrics::{by_rising_score, equal_bins, reliability};
 
 use super::{
     Earned, GateConfig, Interval, Measures, Revenue, SliceMeasures, Verdict, measure::Candidate,
@@ -74,13 +74,13 @@ pub fn page(
         (
             "Reliability: observed click rate",
             "predicted click rate",
-            reliable as fn(&[f32], &[f32]) -> Vec<(f64, f64)>,
+            reliable as fn(&[f32], &[f32], &[f32]) -> Vec<(f64, f64)>,
         ),
         ("ROC: clicks found", "other rows taken with them", roc),
     ] {
         let curves: Vec<(&str, Vec<(f64, f64)>)> = models
             .iter()
-            .map(|(name, model)| (&**name, of(&model.scores, &rows.clicks)))
+            .map(|(name, model)| (&**name, of(&model.scores, &rows.clicks, &rows.weights)))
             .collect();
         let lines: Vec<(&str, &[(f64, f64)])> = curves
             .iter()
@@ -109,19 +109,14 @@ fn measures(verdict: &Verdict) -> String {
         html += "<th>what serves</th><th>difference</th>";
     }
     html += "</tr>";
-    let plain = |value: f64| Interval {
-        value,
-        low: None,
-        high: None,
-    };
     type Of<'a> = &'a dyn Fn(&Measures) -> Option<Interval>;
     let rows: [(&str, Of<'_>); 6] = [
         ("AUC", &|it| Some(it.auc)),
-        ("grouped AUC, by person", &|it| it.grouped_auc.map(plain)),
+        ("grouped AUC, by person", &|it| it.grouped_auc),
         ("log loss", &|it| Some(it.log_loss)),
         ("normalised entropy", &|it| Some(it.normalised_entropy)),
         ("calibration ratio", &|it| Some(it.calibration_ratio)),
-        ("expected calibration error", &|it| Some(plain(it.ece))),
+        ("expected calibration error", &|it| Some(it.ece)),
     ];
     for (name, of) in rows {
         html += &format!("<tr><td>{name}</td>");
@@ -200,29 +195,25 @@ fn slices(title: &str, slices: &[&SliceMeasures]) -> String {
     html + "</table>"
 }
 
-fn reliable(scores: &[f32], clicks: &[f32]) -> Vec<(f64, f64)> {
-    let bins = reliability(scores, clicks, POINTS);
+fn reliable(scores: &[f32], clicks: &[f32], weights: &[f32]) -> Vec<(f64, f64)> {
+    let bins = reliability(scores, clicks, weights, POINTS);
     bins.iter()
         .map(|bin| (bin.mean_predicted, bin.mean_observed))
         .collect()
 }
 
 /// Shares of clicks and of other rows above a score, from the highest on.
-fn roc(scores: &[f32], clicks: &[f32]) -> Vec<(f64, f64)> {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|one, other| scores[*other].total_cmp(&scores[*one]));
-    let total = clicks.iter().filter(|click| **click > 0.5).count();
-    let others = (scores.len() - total).max(1) as f64;
-    let (mut found, mut points) = (0, vec![(0.0, 0.0)]);
-    let step = scores.len().div_ceil(5 * POINTS).max(1);
-    for (at, row) in order.iter().enumerate() {
-        found += usize::from(clicks[*row] > 0.5);
-        if (at + 1).is_multiple_of(step) || at + 1 == order.len() {
-            points.push((
-                (at + 1 - found) as f64 / others,
-                found as f64 / total.max(1) as f64,
-            ));
+fn roc(scores: &[f32], clicks: &[f32], weights: &[f32]) -> Vec<(f64, f64)> {
+    let (mut others, mut found) = (0.0, 0.0);
+    let (mut sums, mut order) = (vec![(0.0, 0.0)], by_rising_score(scores));
+    order.reverse();
+    for rows in equal_bins(&order, 5 * POINTS) {
+        for row in rows {
+            let clicked = clicks[*row] > 0.5;
+            *if clicked { &mut found } else { &mut others } += f64::from(weights[*row]);
         }
+        sums.push((others, found));
     }
-    points
+    let share = |(x, y): (f64, f64)| (x / others.max(1.0), y / found.max(1.0));
+    sums.into_iter().map(share).collect()
 }

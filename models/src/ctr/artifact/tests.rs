@@ -296,6 +296,32 @@ fn damaged_or_missing_files_are_named() {
 }
 
 #[test]
+fn weights_that_are_no_numbers_and_headers_that_are_none_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in [TABLES_FILE, DENSE_FILE] {
+        model().save(dir.path()).unwrap();
+        let path = dir.path().join(file);
+        let bytes = fs::read(&path).unwrap();
+        let refused = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            let error = CtrModel::<Cpu>::load(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(file), "{error}");
+            error
+        };
+        // The last number of the last tensor.
+        let whole = bytes.len() - 4;
+        let broken = refused(&[&bytes[..whole], &f32::NAN.to_le_bytes()].concat());
+        assert!(
+            broken.contains("holds NaN") || broken.contains("is not finite"),
+            "{broken}"
+        );
+        for length in [u64::MAX, u64::from(u32::MAX), bytes.len() as u64 + 1, 0] {
+            refused(&[&length.to_le_bytes(), &bytes[8..]].concat());
+        }
+    }
+}
+
+#[test]
 fn a_batch_that_does_not_fit_is_refused() {
     let model = model();
     let mut nan = batch();
