@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use marquee_tests::{Bench, TRAIN};
+use marquee_tests::{Bench, TRAIN, checkout};
 use serde_json::{Value, json};
 
 /// An MLflow server of our own on SQLite, on loopback: `launch/setup-engines` installs it.
@@ -114,11 +114,25 @@ fn an_mlflow_server_hears_of_all_that_a_run_is() {
     assert_eq!(param("training.epochs"), Some(json!("2")));
     assert_eq!(param("model.architecture"), Some(json!("dcn_v2")));
     let tags = run["data"]["tags"].as_array().unwrap();
+    let tag = |key: &str| {
+        let found = tags.iter().find(|tag| tag["key"] == key);
+        found.map(|tag| tag["value"].as_str().unwrap())
+    };
+    let info = bench.read_json("runs/ctr-001/run.json");
     let version = report["table_version"].to_string();
-    assert!(
-        tags.contains(&json!({"key": "table_version", "value": version})),
-        "{tags:?}"
-    );
+    assert_eq!(tag("table_version"), Some(&*version));
+    assert_eq!(tag("device"), Some("cpu"));
+    assert_eq!(tag("features"), info["spec"].as_str());
+    assert!(tag("features").unwrap().len() >= 32, "{tags:?}");
+    assert!(tag("overrides").unwrap().contains(&server), "{tags:?}");
+    let git = Command::new("git")
+        .args(["rev-parse", "HEAD"])
+        .current_dir(checkout())
+        .output()
+        .unwrap();
+    let commit = tag("mlflow.source.git.commit").unwrap_or_default();
+    let head = String::from_utf8(git.stdout).unwrap();
+    assert_eq!(commit.trim_end_matches("-dirty"), head.trim());
 
     let run_id = run["info"]["run_id"].as_str().unwrap();
     let query = format!("metrics/get-history?run_id={run_id}&metric_key=train/loss");

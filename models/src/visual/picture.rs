@@ -264,6 +264,30 @@ mod tests {
         bytes
     }
 
+    fn example(name: &str) -> Vec<u8> {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures");
+        std::fs::read(folder.join(name)).unwrap()
+    }
+
+    /// Small files whose headers say 20,000 × 20,000.
+    fn bombs() -> [(&'static str, Vec<u8>); 3] {
+        let side = 20_000u16;
+        let frame = |name: &'static str, marker: u8| {
+            let mut bytes = example(name);
+            let is_frame = |pair: &[u8]| pair == [0xff, marker];
+            let at = bytes.windows(2).position(is_frame).unwrap() + 5;
+            bytes[at..at + 4].copy_from_slice(&[side.to_be_bytes(); 2].concat());
+            (name, bytes)
+        };
+        let mut gif = example("animated.gif");
+        gif[6..10].copy_from_slice(&[side.to_le_bytes(); 2].concat());
+        [
+            frame("plain.jpg", 0xc0),
+            frame("progressive.jpg", 0xc2),
+            ("animated.gif", gif),
+        ]
+    }
+
     fn refused(bytes: &[u8]) -> PictureError {
         Picture::decode(bytes).unwrap_err()
     }
@@ -278,6 +302,13 @@ mod tests {
         // A bomb is refused by its header, before any memory is taken.
         let bomb = refused(&with_size(20_000, 20_000));
         assert!(matches!(bomb, PictureError::TooLarge { .. }), "{bomb:?}");
+        for (name, bytes) in bombs() {
+            let bomb = refused(&bytes);
+            assert!(
+                matches!(bomb, PictureError::TooLarge { .. }),
+                "{name}: {bomb:?}"
+            );
+        }
         let more = refused(&with_size(i32::MAX as u32, i32::MAX as u32));
         assert!(matches!(more, PictureError::Corrupt { .. }), "{more:?}");
         let none = refused(b"");
@@ -322,9 +353,8 @@ mod tests {
 
     #[test]
     fn pictures_of_all_kinds_have_their_colours() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures");
         for (name, tolerance) in KINDS {
-            let bytes = std::fs::read(folder.join(name)).unwrap();
+            let bytes = example(name);
             let picture = Picture::decode(&bytes).unwrap();
             assert_eq!((picture.width(), picture.height()), (24, 16), "{name}");
             let [top, bottom] = [2, 13].map(|y| &picture.rgb()[(y * 24 + 12) * 3..][..3]);

@@ -89,6 +89,38 @@ fn a_model_that_is_better_in_all_passes() {
     assert!(verdict.measures.grouped_auc.is_some());
 }
 
+/// A fifth of the negatives, each for five, are as good as all of them; counted once, they would make the
+/// truth an error of 0.3.
+#[test]
+fn a_sampled_table_measures_a_model_as_the_whole_does() {
+    let (rows, truth) = rows();
+    // Some of each person.
+    let stays = |row: &usize| rows.clicks[*row] > 0.5 || (row / 600 + row).is_multiple_of(5);
+    let kept: Vec<usize> = (0..ROWS).filter(stays).collect();
+    let mut sampled = rows.gather(&kept);
+    for (weight, click) in sampled.weights.iter_mut().zip(&sampled.clicks) {
+        *weight = if *click > 0.5 { 1.0 } else { 5.0 };
+    }
+    let scores: Vec<f32> = kept.iter().map(|row| truth[*row]).collect();
+    let [whole, part] = [(&rows, truth), (&sampled, scores)].map(|(rows, scores)| {
+        let (verdict, _) = judged_by(&RulesConfig::default(), rows, &Candidate { scores }, None);
+        verdict.measures
+    });
+    let close = |of: &dyn Fn(&Measures) -> Interval, tolerance: f64| {
+        let (found, wanted) = (of(&part), of(&whole));
+        assert!(
+            (found.value - wanted.value).abs() < tolerance,
+            "{found:?} {wanted:?}"
+        );
+        assert!(found.low.unwrap() < found.high.unwrap(), "{found:?}");
+    };
+    close(&|it| it.auc, 0.01);
+    close(&|it| it.grouped_auc.unwrap(), 0.02);
+    close(&|it| it.log_loss, 0.01);
+    close(&|it| it.calibration_ratio, 0.03);
+    close(&|it| it.ece, 0.02);
+}
+
 #[test]
 fn a_model_that_is_better_by_auc_and_miscalibrated_is_refused() {
     let (_, truth) = rows();

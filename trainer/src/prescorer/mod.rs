@@ -366,12 +366,7 @@ mod tests {
         let trees = Trees::parse(&text).unwrap();
         assert!(trees.num_trees() > 20, "{}", trees.num_trees());
         let found = trees.predict(&test.features.dense);
-        for (found, expected) in found.iter().zip(&expected) {
-            assert!(
-                (found - expected).abs() <= f64::EPSILON,
-                "{found} {expected}"
-            );
-        }
+        assert_eq!(found, expected);
         let scores: Vec<f32> = found.iter().map(|score| *score as f32).collect();
         assert!(evaluate(&scores, &test.clicks, &test.weights).auc.unwrap() > 0.85);
     }

@@ -243,10 +243,17 @@ fn next_dir(runs: &Path, name: &str) -> anyhow::Result<PathBuf> {
     unreachable!("numbers do not end")
 }
 
-/// The revision of the code in the current directory, if it is a git checkout.
+/// The revision of the code in the current directory, if it is a git checkout; `-dirty` behind it where a file
+/// has been changed since.
 pub fn code_revision() -> Option<String> {
     let output = std::process::Command::new("git")
-        .args(["rev-parse", "HEAD"])
+        .args([
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=40",
+            "--exclude=*",
+        ])
         .output()
         .ok()?;
     let revision = String::from_utf8(output.stdout).ok()?.trim().to_owned();
