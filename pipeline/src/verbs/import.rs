@@ -89,9 +89,12 @@ fn import_movielens(args: MovielensArgs) -> anyhow::Result<()> {
 }
 
 fn import_rows(common: &CommonArgs, format: Format) -> anyhow::Result<()> {
-    let loaded = cli::load_config::<RowsConfig>(common, None)?;
+    let mut loaded = cli::load_config::<RowsConfig>(common, None)?;
     if common.print(&loaded) {
         return Ok(());
+    }
+    if let Some(schema) = &loaded.source {
+        loaded.config.beside(schema);
     }
     let config = &loaded.config;
     let table = Layout::new(common).table(&config.table);

@@ -11,7 +11,10 @@ mod columns;
 mod error;
 mod source;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use features::{DenseField, Schema, SparseField};
 use serde::{Deserialize, Serialize};
@@ -170,7 +173,24 @@ pub struct ImportedRows {
     pub table_version: u64,
 }
 
-/// Reads files and makes a table of them in a folder; `told` hears of rows that were read.
+impl RowsConfig {
+    /// Files that are not where the program runs are looked for beside the schema file that names them.
+    pub fn beside(&mut self, schema: &Path) {
+        let folder = schema.parent().unwrap_or(Path::new(""));
+        for path in [&mut self.train, &mut self.valid, &mut self.test]
+            .into_iter()
+            .flatten()
+        {
+            let there = folder.join(&*path);
+            if !path.exists() && there.exists() {
+                *path = there;
+            }
+        }
+    }
+}
+
+/// Reads files and makes a table of them in a folder; `told` hears of rows that were read. After an error
+/// there is no table.
 ///
 /// # Errors
 /// [`RowsError`] names file, line and column.
@@ -186,6 +206,21 @@ pub fn import(
             path: table.to_owned(),
         });
     }
+    let fresh = !table.exists();
+    let done = take_in(config, format, table, told);
+    if done.is_err() && fresh {
+        // Nothing of it was committed. What cannot be removed is told as a table that exists, next time.
+        let _ = fs::remove_dir_all(table);
+    }
+    done
+}
+
+fn take_in(
+    config: &RowsConfig,
+    format: Format,
+    table: &Path,
+    told: &dyn Fn(u64),
+) -> Result<ImportedRows, RowsError> {
     let columns = source::columns(config, format)?;
     let files = Files {
         config,

@@ -40,11 +40,7 @@ fn folder(schema: &str, files: [&str; 3]) -> (TempDir, RowsConfig) {
     for (name, text) in ["train", "valid", "test"].iter().zip(files) {
         fs::write(dir.path().join(name), text).unwrap();
     }
-    for paths in [&mut config.train, &mut config.valid, &mut config.test] {
-        paths
-            .iter_mut()
-            .for_each(|path| *path = dir.path().join(&*path));
-    }
+    config.beside(&dir.path().join("schema.toml"));
     (dir, config)
 }
 
@@ -207,6 +203,18 @@ fn what_is_wrong_is_named_with_file_line_and_column() {
     libfm("1 3:1 4\n", "line 1: `entry` is `4`");
     libfm("1 0:3:1 9:4:1\n", "line 1: `entry` is `9:4:1`");
     libfm("1 0:3:1 0:4:1\n", "one entry a column");
+    // What goes wrong after rows were written leaves no table behind, and what was there stays.
+    let (dir, config) = folder(SCHEMA, [TRAIN, VALID, "label,u,n,m,tags,w\n2,b,1,1,,1\n"]);
+    for table in [dir.path().join("fresh"), dir.path().join("own")] {
+        let own = table.join("note");
+        if table.ends_with("own") {
+            fs::create_dir(&table).unwrap();
+            fs::write(&own, "mine").unwrap();
+        }
+        let error = import(&config, Format::Csv, &table, &|_| ()).unwrap_err();
+        assert!(error.to_string().contains("test, line 2"), "{error}");
+        assert_eq!(table.exists(), own.exists());
+    }
     let config = |schema: &str, what: &str| refused(schema, "label\n", Format::Csv, what);
     config("sparse = [{ column = \"u\" }]", "`train`: no file");
     config("train = [\"train\"]", "`sparse`: no column");
