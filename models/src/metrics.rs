@@ -137,11 +137,25 @@ pub fn reliability(
     bins: usize,
 ) -> Vec<ReliabilityBin> {
     let order = by_rising_score(probabilities);
+    weighted_reliability(&order, probabilities, labels, bins, |row| {
+        f64::from(weights[row])
+    })
+}
+
+/// [`reliability`] of rows that weigh differently, in an order that was made once ([`by_rising_score`]).
+pub fn weighted_reliability(
+    order: &[usize],
+    probabilities: &[f32],
+    labels: &[f32],
+    bins: usize,
+    weight: impl Fn(usize) -> f64,
+) -> Vec<ReliabilityBin> {
     let bin = |rows: &[usize]| {
-        let weight = |row: &usize| f64::from(weights[*row]);
-        let total: f64 = rows.iter().map(weight).sum();
+        let total: f64 = rows.iter().map(|row| weight(*row)).sum();
         let mean = |values: &[f32]| {
-            let weighted = rows.iter().map(|row| weight(row) * f64::from(values[*row]));
+            let weighted = rows
+                .iter()
+                .map(|row| weight(*row) * f64::from(values[*row]));
             weighted.sum::<f64>() / total
         };
         ReliabilityBin {
@@ -153,18 +167,17 @@ pub fn reliability(
             mean_observed: mean(labels),
         }
     };
-    equal_bins(&order, bins).map(bin).collect()
+    equal_bins(order, bins).map(bin).collect()
 }
 
 /// Expected calibration error: the mean distance of prediction and label over bins, by weight.
 /// Source: Naeini et al., AAAI 2015, with bins of equal count.
 pub fn expected_calibration_error(bins: &[ReliabilityBin]) -> f64 {
-    let total: f64 = bins.iter().map(|bin| bin.weight).sum();
+    // A bin that weighs nothing has no means.
+    let weighing = || bins.iter().filter(|bin| bin.weight > 0.0);
     let distance = |bin: &ReliabilityBin| (bin.mean_predicted - bin.mean_observed).abs();
-    bins.iter()
-        .map(|bin| bin.weight * distance(bin))
-        .sum::<f64>()
-        / total
+    let sum: f64 = weighing().map(|bin| bin.weight * distance(bin)).sum();
+    sum / weighing().map(|bin| bin.weight).sum::<f64>()
 }
 
 /// Share of queries whose wanted item is among the first `k` of its ranking.

@@ -1,8 +1,8 @@
 //! How good a model is, with intervals.
 
 use models::metrics::{
-    auc, aucs_by_group, by_rising_score, calibration_ratio, equal_bins, log_loss,
-    normalised_entropy, weighted_auc,
+    auc, aucs_by_group, by_rising_score, calibration_ratio, expected_calibration_error, log_loss,
+    normalised_entropy, weighted_auc, weighted_reliability,
 };
 use serde::{Deserialize, Serialize};
 
@@ -40,8 +40,8 @@ pub struct Interval {
 pub struct Measures {
     /// Area under the ROC curve.
     pub auc: Interval,
-    /// The mean of each person's, by their rows; absent where none has both labels. Source: Zhou et al., "Deep Interest Network", KDD
-    /// 2018, equation 5.
+    /// The mean of each person's, by their rows; absent where none has both labels. Source: Zhou et
+    /// al., "Deep Interest Network", KDD 2018, equation 5.
     pub grouped_auc: Option<Interval>,
     /// Log loss, nats.
     pub log_loss: Interval,
@@ -49,7 +49,7 @@ pub struct Measures {
     pub normalised_entropy: Interval,
     /// Predicted clicks over observed ones (PCOC).
     pub calibration_ratio: Interval,
-    /// Expected calibration error. Source: Naeini et al., AAAI 2015, with bins of equal count.
+    /// Expected calibration error.
     pub ece: Interval,
 }
 
@@ -248,22 +248,18 @@ impl<'a> Scored<'a> {
                 aucs += weight * auc;
             }
         }
-        let distances = equal_bins(&self.order, BINS).map(|rows| {
-            let off = |row: &usize| {
-                weights[*row] * (f64::from(self.scores[*row]) - f64::from(self.clicks[*row]))
-            };
-            rows.iter().map(off).sum::<f64>().abs()
-        });
+        let weight = |row: usize| weights[row];
+        let (order, scores, labels) = (&self.order, self.scores, self.clicks);
+        let reliability = weighted_reliability(order, scores, labels, BINS, weight);
         let rate: f64 = clicks / total;
         let base = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
         Point {
-            auc: weighted_auc(&self.order, self.scores, self.clicks, |row| weights[row])
-                .unwrap_or(f64::NAN),
+            auc: weighted_auc(order, scores, labels, weight).unwrap_or(f64::NAN),
             grouped_auc: aucs / of_people,
             log_loss: loss / total,
             normalised_entropy: loss / total / base,
             calibration_ratio: predicted / clicks,
-            ece: distances.sum::<f64>() / total,
+            ece: expected_calibration_error(&reliability),
         }
     }
 
