@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, bail, ensure};
-use cli::out;
+use cli::{GateRefused, out};
 use comfy_table::{CellAlignment, Table, presets};
-use registry::{Artifact, Channel, Digest, Keep, Kind, Registry, Stage, block_on};
+use registry::{
+    Artifact, Channel, Digest, Keep, Kind, Registry, RegistryError, Stage, block_on, now_us,
+};
 
 use crate::{
     args::LookArgs,
@@ -103,7 +104,7 @@ pub fn run(verb: RegistryVerb) -> anyhow::Result<()> {
         RegistryVerb::Graph { digest, .. } => graph(&registry, digest.as_deref(), look.json),
         RegistryVerb::Promote { digest, stage, .. } => {
             let artifact = resolve(&registry, &digest)?;
-            block_on(registry.set_stage(&artifact.digest, stage))?;
+            block_on(registry.set_stage(&artifact.digest, stage)).map_err(refusal)?;
             out!("{} {} is {stage}", artifact.kind, artifact.digest.short());
             Ok(())
         }
@@ -121,6 +122,18 @@ pub fn run(verb: RegistryVerb) -> anyhow::Result<()> {
             };
             collect(&registry, &keep, remove, look.json)
         }
+    }
+}
+
+/// What the gate refused ends as the gate itself does.
+fn refusal(error: RegistryError) -> anyhow::Error {
+    match &error {
+        RegistryError::Refused { digest, reason } => {
+            let again = format!("`marquee gate --model {digest} --promote` judges it again");
+            let reason = format!("{reason}; {again}");
+            GateRefused { reason }.into()
+        }
+        _ => error.into(),
     }
 }
 
@@ -159,14 +172,23 @@ fn list(registry: &Registry, kind: Option<Kind>, as_json: bool) -> anyhow::Resul
 fn show(registry: &Registry, digest: &str, as_json: bool) -> anyhow::Result<()> {
     let artifact = resolve(registry, digest)?;
     let stage = block_on(registry.stage(&artifact.digest))?;
+    let judgement = block_on(registry.judgement(&artifact.digest))?;
     if as_json {
         let mut value = serde_json::to_value(&artifact)?;
         value["stage"] = serde_json::to_value(stage)?;
+        value["judgement"] = serde_json::to_value(judgement)?;
         out!("{value}");
         return Ok(());
     }
     out!("{} {}", artifact.kind, artifact.digest);
     out!("published {}, stage {}", time(artifact.published_us), stage);
+    if let Some(word) = judgement {
+        let when = time(word.judged_us);
+        match word.refused.is_empty() {
+            true => out!("the gate let it pass {when}"),
+            false => out!("the gate refused it {when}: {}", word.refused.join("; ")),
+        }
+    }
     let mut files = new_table(&["file", "size", "sha-256"]);
     for (name, file) in &artifact.files {
         files.add_row([
@@ -259,11 +281,6 @@ fn collect(registry: &Registry, keep: &Keep, remove: bool, as_json: bool) -> any
         ),
     }
     Ok(())
-}
-
-fn now_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_micros() as i64)
 }
 
 /// The artifact whose digest starts with these digits.

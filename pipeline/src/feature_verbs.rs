@@ -7,14 +7,13 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, ensure};
 use cli::Layout;
 use comfy_table::{Table, presets};
 use features::{FeatureSet, FeatureSpec, online::Online};
-use registry::{Artifact, Digest, Draft, Kind, Registry};
+use registry::{Artifact, Digest, Draft, Kind, Registry, now_us};
 use serde::Serialize;
 use wire::catalogue::{Catalogue, Pictures};
 
@@ -109,12 +108,6 @@ pub fn materialize(config: &PipelineConfig, layout: &Layout) -> anyhow::Result<M
         scenes: catalogue.scenes.len(),
         pictures: pictures.len(),
     })
-}
-
-pub(crate) fn now_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    // A clock before 1970 is no clock.
-    since.map_or(0, |since| since.as_micros() as i64)
 }
 
 /// The last batch that the table has committed; 0 if there is no table.

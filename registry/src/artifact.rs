@@ -135,6 +135,11 @@ impl Kind {
         }
     }
 
+    /// Whether artifacts of it go towards traffic only by the verdict of a gate.
+    pub fn is_judged(self) -> bool {
+        self == Self::Ctr
+    }
+
     pub(crate) fn names() -> String {
         Self::ALL.map(Self::name).join(", ")
     }
@@ -224,6 +229,20 @@ impl FromStr for Stage {
             text: text.to_owned(),
         })
     }
+}
+
+/// What a gate said of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Judgement {
+    /// Why it is refused; empty: it passed.
+    pub refused: Vec<String>,
+    /// What it was compared with.
+    pub against: Option<Digest>,
+    /// Version of the table that it was measured on.
+    pub table_version: u64,
+    /// When, microseconds since the Unix epoch.
+    pub judged_us: i64,
 }
 
 /// What to publish.

@@ -126,7 +126,7 @@ mod tests {
     use std::{fs, path::Path};
 
     use super::*;
-    use crate::{Draft, Target, block_on};
+    use crate::{Draft, Judgement, Target, block_on};
 
     /// An artifact of a kind with a text for content.
     fn publish(
@@ -177,6 +177,13 @@ mod tests {
             }];
             block_on(registry.advance("live", generation as u64, targets)).unwrap();
         }
+        let pass = Judgement {
+            refused: vec![],
+            against: None,
+            table_version: 1,
+            judged_us: 1,
+        };
+        block_on(registry.judge(&models[4].digest, &pass)).unwrap();
         block_on(registry.set_stage(&models[4].digest, Stage::Shadow)).unwrap();
 
         let collected = block_on(registry.collect(&KEEP, false)).unwrap();

@@ -55,6 +55,20 @@ pub enum RegistryError {
         /// The one asked for.
         to: Stage,
     },
+    /// A step towards traffic of what no gate has judged.
+    #[error("the gate has not judged {digest}: `marquee gate --model {digest} --promote` does")]
+    NotJudged {
+        /// The artifact.
+        digest: Digest,
+    },
+    /// A step towards traffic of what the gate refused.
+    #[error("the gate refused {digest}: {reason}")]
+    Refused {
+        /// The artifact.
+        digest: Digest,
+        /// Why.
+        reason: String,
+    },
     /// No such artifact.
     #[error("no artifact {digest} in the registry; `marquee registry list` shows what there is")]
     NotFound {

@@ -8,6 +8,9 @@
 //! A [`Channel`] says which bundles serve and with which share of the traffic. It moves by
 //! compare-and-set from one generation to the next, and every generation stays on record.
 //!
+//! A [`Stage`] says how far an artifact has come on its way to traffic. Click models take a step
+//! towards it only as long as the last [`Judgement`] of the gate let them pass.
+//!
 //! Everything lies on an object store, and every change is one create-if-absent write, so that
 //! two writers never overwrite each other on any store. This crate knows no model and no index:
 //! it moves bytes.
@@ -20,8 +23,8 @@ mod collect;
 mod error;
 mod store;
 
-pub use artifact::{Artifact, Digest, Draft, FileEntry, Kind, Stage};
+pub use artifact::{Artifact, Digest, Draft, FileEntry, Judgement, Kind, Stage};
 pub use channel::{Channel, Target};
 pub use collect::{Collected, Keep, Reason};
 pub use error::RegistryError;
-pub use store::{Registry, block_on};
+pub use store::{Registry, block_on, now_us};

@@ -5,6 +5,7 @@
 //! artifacts/<digest>/manifest.json      the Artifact; written last, so it stands for a whole one
 //! published/<sequence>.json             kind and digest in the order of publishing
 //! stages/<digest>/<number>.json         stages in the order they were set
+//! judgements/<digest>/<number>.json     what the gate said, in the order of asking
 //! channels/<name>/<generation>.json     the Channel at each generation
 //! ```
 
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    Artifact, Channel, Digest, Draft, FileEntry, Kind, RegistryError, Stage, Target,
+    Artifact, Channel, Digest, Draft, FileEntry, Judgement, Kind, RegistryError, Stage, Target,
     artifact::content_digest,
     channel::{check_name, check_shares},
 };
@@ -245,19 +246,18 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Record`]; [`RegistryError::Store`].
     pub async fn stage(&self, digest: &Digest) -> Result<Stage, RegistryError> {
-        match self.keys(&format!("stages/{digest}")).await?.last() {
-            Some(key) => Ok(self.read(key).await?.unwrap_or_default()),
-            None => Ok(Stage::default()),
-        }
+        let last = self.last(&format!("stages/{digest}")).await?;
+        Ok(last.unwrap_or_default())
     }
 
     /// Sets an artifact's stage.
     ///
     /// # Errors
     /// [`RegistryError::NotFound`]; [`RegistryError::Stages`] if it may not come after the one
-    /// before; else as [`Self::stage`].
+    /// before; [`RegistryError::NotJudged`] and [`RegistryError::Refused`] if it leads towards
+    /// traffic, and the gate has not let the artifact pass; else as [`Self::stage`].
     pub async fn set_stage(&self, digest: &Digest, stage: Stage) -> Result<(), RegistryError> {
-        self.get(digest).await?;
+        let kind = self.get(digest).await?.kind;
         let from = self.stage(digest).await?;
         if !from.may_become(stage) {
             return Err(RegistryError::Stages {
@@ -266,7 +266,37 @@ impl Registry {
                 to: stage,
             });
         }
+        if kind.is_judged() && stage != Stage::Retired {
+            let digest = || digest.clone();
+            match self.judgement(&digest()).await? {
+                None => return Err(RegistryError::NotJudged { digest: digest() }),
+                Some(it) if !it.refused.is_empty() => {
+                    return Err(RegistryError::Refused {
+                        digest: digest(),
+                        reason: it.refused.join("; "),
+                    });
+                }
+                Some(_) => {}
+            }
+        }
         self.append(&format!("stages/{digest}"), &stage).await
+    }
+
+    /// The gate's last word on an artifact, or `None` before its first.
+    ///
+    /// # Errors
+    /// As [`Self::stage`].
+    pub async fn judgement(&self, digest: &Digest) -> Result<Option<Judgement>, RegistryError> {
+        self.last(&format!("judgements/{digest}")).await
+    }
+
+    /// Puts the gate's word on record.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`]; else as [`Self::stage`].
+    pub async fn judge(&self, digest: &Digest, word: &Judgement) -> Result<(), RegistryError> {
+        self.get(digest).await?;
+        self.append(&format!("judgements/{digest}"), word).await
     }
 
     /// A channel as it stands, or `None` before its first move.
@@ -275,10 +305,7 @@ impl Registry {
     /// [`RegistryError::BadName`]; [`RegistryError::Record`]; [`RegistryError::Store`].
     pub async fn channel(&self, name: &str) -> Result<Option<Channel>, RegistryError> {
         check_name(name)?;
-        match self.keys(&format!("channels/{name}")).await?.last() {
-            Some(key) => self.read(key).await,
-            None => Ok(None),
-        }
+        self.last(&format!("channels/{name}")).await
     }
 
     /// Moves a channel from `expected_generation` (0 before its first move) to the next one.
@@ -344,8 +371,8 @@ impl Registry {
         }
         for digest in digests {
             self.delete(&manifest_key(digest)).await?;
-            for folder in [format!("artifacts/{digest}"), format!("stages/{digest}")] {
-                for key in self.keys(&folder).await? {
+            for folder in ["artifacts", "stages", "judgements"] {
+                for key in self.keys(&format!("{folder}/{digest}")).await? {
                     self.delete(&key).await?;
                 }
             }
@@ -420,6 +447,14 @@ impl Registry {
             what: key.to_string(),
             source,
         })
+    }
+
+    /// The newest record of a folder, or `None` if it is empty.
+    async fn last<T: DeserializeOwned>(&self, folder: &str) -> Result<Option<T>, RegistryError> {
+        match self.keys(folder).await?.last() {
+            Some(key) => self.read(key).await,
+            None => Ok(None),
+        }
     }
 
     /// Keys below `folder`, sorted; numbers are zero-padded, so the last is the newest.
@@ -534,12 +569,10 @@ fn read_chunk(file: &mut fs::File, path: &Path) -> Result<Vec<u8>, RegistryError
     Ok(chunk)
 }
 
-fn now_us() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    // Microseconds since 1970 fit an i64 for 290,000 years.
-    since.as_micros() as i64
+/// The wall clock, microseconds since the Unix epoch; a clock before 1970 is no clock, and 0.
+pub fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_micros() as i64)
 }
 
 #[cfg(test)]
@@ -735,6 +768,13 @@ mod tests {
         );
         let early = block_on(registry.set_stage(&artifact.digest, Stage::Live));
         assert!(matches!(early, Err(RegistryError::Stages { .. })));
+        let pass = Judgement {
+            refused: vec![],
+            against: None,
+            table_version: 3,
+            judged_us: 5,
+        };
+        block_on(registry.judge(&artifact.digest, &pass)).unwrap();
         for stage in [Stage::Shadow, Stage::Canary, Stage::Live] {
             block_on(registry.set_stage(&artifact.digest, stage)).unwrap();
         }
@@ -743,6 +783,43 @@ mod tests {
             block_on(registry.stage(&artifact.digest)).unwrap(),
             Stage::Retired
         );
+    }
+
+    #[test]
+    fn a_click_model_goes_towards_traffic_only_by_the_last_word_of_the_gate() {
+        let (_root, registry) = registry();
+        let files = folder(&[("model.json", b"{}")]);
+        let digest = block_on(registry.publish(draft(Kind::Ctr, files.path())))
+            .unwrap()
+            .digest;
+        let set = |stage| block_on(registry.set_stage(&digest, stage));
+        let judge = |refused: &[&str]| {
+            let word = Judgement {
+                refused: refused.iter().map(|&reason| reason.to_owned()).collect(),
+                against: None,
+                table_version: 3,
+                judged_us: 5,
+            };
+            block_on(registry.judge(&digest, &word)).unwrap();
+            assert_eq!(block_on(registry.judgement(&digest)).unwrap(), Some(word));
+        };
+        let unknown = set(Stage::Shadow);
+        assert!(
+            matches!(unknown, Err(RegistryError::NotJudged { .. })),
+            "{unknown:?}"
+        );
+        judge(&[]);
+        set(Stage::Shadow).unwrap();
+        judge(&["too low", "too high"]);
+        let refused = set(Stage::Canary).unwrap_err().to_string();
+        assert!(refused.contains("too low; too high"), "{refused}");
+        set(Stage::Retired).unwrap();
+        assert!(set(Stage::Shadow).is_err());
+        judge(&[]);
+        set(Stage::Shadow).unwrap();
+        // What no gate judges needs none.
+        let index = block_on(registry.publish(draft(Kind::Index, files.path()))).unwrap();
+        block_on(registry.set_stage(&index.digest, Stage::Shadow)).unwrap();
     }
 
     proptest! {

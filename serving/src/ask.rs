@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use cli::{CommonArgs, Layout, out};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use registry::now_us;
 use serde_json::{Value, json};
 use wire::{
     ads::{
@@ -15,7 +16,7 @@ use wire::{
     events::{AgeBand, Context as AdContext},
 };
 
-use crate::{degradation::level_name, request::now_us, server::Addresses};
+use crate::{degradation::level_name, server::Addresses};
 
 /// Flags of `marquee ask`.
 #[derive(Debug, clap::Args)]

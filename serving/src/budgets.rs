@@ -19,7 +19,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::request::now_us;
+use registry::now_us;
 
 const DAY_US: i64 = 86_400_000_000;
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use features::{EvaluationCounts, FeatureBatch, hash::hash_text};
+use registry::now_us;
 use wire::{
     ads::Scores,
     events::{AgeBand, Event, FeatureSnapshot, ImpressionServed, ScoredCandidate, event::Payload},
@@ -18,7 +19,7 @@ use crate::{
     config::ServingConfig,
     decision::{Decision, Stage, Trace, Versions, Win},
     degradation::{Fallback, Why},
-    request::{AdRequest, now_us},
+    request::AdRequest,
     stages::{
         self, Assembled, Auctioned, Ranked, Scope, Staged, assemble, auction, prescore, rank,
         retrieve,

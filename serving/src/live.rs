@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use cli::Layout;
 use features::online::{Online, OnlineError, Version};
-use registry::{Channel, Registry, RegistryError, block_on};
+use registry::{Channel, Registry, RegistryError, block_on, now_us};
 use tokio::sync::watch;
 
 use crate::{
@@ -23,7 +23,6 @@ use crate::{
     engine::{self, Snapshot},
     metrics::Metrics,
     panics::{Panicked, caught},
-    request::now_us,
     store::Store,
 };
 

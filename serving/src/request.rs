@@ -3,8 +3,9 @@
 //! Wire messages are converted here, once. What a client got wrong is named by field, with what
 //! was found and what was wanted.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use registry::now_us;
 use wire::{
     ads::GetAdsRequest,
     events::{AgeBand, Context},
@@ -178,14 +179,6 @@ pub fn check(
         time_us: if time_us == 0 { now_us() } else { time_us },
         deadline: arrived + timeout,
     })
-}
-
-/// The wall clock, microseconds since the Unix epoch.
-pub fn now_us() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 fn age_band(number: i32) -> Result<AgeBand, InvalidRequest> {

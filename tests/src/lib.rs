@@ -143,7 +143,8 @@ impl Bench {
         bench
     }
 
-    /// Starts `marquee serve` on free ports and waits until it says where it listens.
+    /// Starts `marquee serve` on free ports, with time enough for a busy machine, and waits until it
+    /// says where it listens.
     ///
     /// # Panics
     /// If it does not start.
@@ -154,9 +155,17 @@ impl Bench {
             "--set",
             "http_listen=127.0.0.1:0",
         ];
+        let patient = [
+            "--set",
+            "deadline_ms=20000",
+            "--set",
+            "max_deadline_ms=20000",
+            "--set",
+            "stages={assemble_ms=5000,retrieve_ms=5000,prescore_ms=5000,rank_ms=5000}",
+        ];
         let serve = ["serve", "configs/serving.toml", "--json"];
         let mut process = self
-            .command(&[&serve[..], &any_port].concat())
+            .command(&[&serve[..], &any_port, &patient].concat())
             .stdout(Stdio::piped())
             .spawn()
             .expect("marquee starts");

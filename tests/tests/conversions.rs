@@ -60,5 +60,27 @@ fn a_model_of_conversions_is_measured_gated_and_learnt_from_as_any_other() {
     assert_eq!(gated["measures"]["auc"]["value"], report["auc"]);
     let learn = ["train", "configs/prescorer.toml", "--json"];
     let teacher = ["--set", "distillation.teacher=newest"];
-    bench.run(&[&learn[..], &teacher].concat()).ok();
+    let bound = ["--set", "monotone={creative_rate_7d=1}"];
+    let taught = bench
+        .run(&[&learn[..], &teacher, &bound].concat())
+        .ok()
+        .json();
+    let alone = bench.run(&learn).ok().json();
+    assert_eq!(alone["from_teacher"], Value::Null);
+    // A mean probability is some 0.3; what was learnt is nearer to it than that.
+    let far = taught["from_teacher"].as_f64().unwrap();
+    assert!(0.0 < far && far < 0.1, "{taught}");
+    let trees = std::fs::read_to_string(bench.root.path().join("runs/prescorer-001/model.txt"));
+    let told = trees.unwrap();
+    let bounds = told
+        .lines()
+        .find(|line| line.starts_with("[monotone_constraints: "));
+    assert!(bounds.unwrap().contains('1'), "{bounds:?}");
+    let digest = taught["artifact"].as_str().unwrap();
+    let shown = bench
+        .run(&["registry", "show", digest, "--json"])
+        .ok()
+        .json();
+    let parents = shown["parents"].as_array().unwrap();
+    assert!(parents.contains(&report["artifact"]), "{shown}");
 }

@@ -288,6 +288,84 @@ fn a_sweep_finds_the_best_and_does_nothing_twice() {
 }
 
 #[test]
+fn a_sweep_that_is_stopped_goes_on_where_it_was() {
+    let bench = Bench::with_table();
+    let write = |name: &str, text: &str| {
+        let path = bench.root.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let random = write(
+        "random.toml",
+        r#"
+        base = "configs/ctr.toml"
+        strategy = { kind = "random", trials = 3 }
+        [parameters]
+        "training.learning_rate" = { log_uniform = [1e-4, 1e-2] }
+        "training.batch_size" = { choice = [32] }
+        "training.epochs" = { choice = [3] }
+        "#,
+    );
+    let sweep = ["train", "--sweep", &random, "--json"];
+    let stopped = bench.command(&sweep).stdout(Stdio::null()).spawn();
+    let mut stopped = stopped.unwrap();
+    // Each trial that is done is a line.
+    let done = || {
+        let folders = std::fs::read_dir(bench.root.path().join("sweeps"));
+        let mut folders = folders.into_iter().flatten();
+        let file = folders.next()?.ok()?.path().join("trials.jsonl");
+        std::fs::read_to_string(file)
+            .ok()
+            .filter(|text| text.ends_with('\n'))
+    };
+    while done().is_none() {
+        assert!(stopped.try_wait().unwrap().is_none(), "ended by itself");
+        std::thread::yield_now();
+    }
+    let pid = stopped.id().to_string();
+    Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+    assert_eq!(stopped.wait().unwrap().code(), Some(75));
+    let before = done().unwrap();
+    assert!(before.lines().count() < 3, "{before}");
+    let found = bench.run(&sweep).ok().json();
+    let trials = found["trials"].as_array().unwrap();
+    assert_eq!(trials.len(), 3);
+    assert!(done().unwrap().starts_with(&before));
+    let runs = bench.run(&["runs", "list", "--json"]).ok().json();
+    let runs = runs.as_array().unwrap();
+    let finished = runs.iter().filter(|run| run["artifact"].is_string());
+    assert_eq!(finished.count(), 3, "{runs:#?}");
+
+    let grid = write(
+        "grid.toml",
+        r#"
+        base = "configs/prescorer.toml"
+        metric = "auc"
+        maximise = true
+        [parameters]
+        leaves = { choice = [2, 8] }
+        trees = { choice = [5, 40] }
+        "#,
+    );
+    let found = bench
+        .run(&["train", "--sweep", &grid, "--json"])
+        .ok()
+        .json();
+    let trials = found["trials"].as_array().unwrap();
+    let value = |trial: &Value| trial["outcome"]["value"].as_f64().unwrap();
+    assert_eq!(trials.len(), 4);
+    let most = trials.iter().map(value).fold(0.0, f64::max);
+    assert_eq!(value(&found["best"]), most);
+    let mut tried: Vec<String> = trials
+        .iter()
+        .map(|it| it["parameters"].to_string())
+        .collect();
+    tried.sort();
+    tried.dedup();
+    assert_eq!(tried.len(), 4, "{tried:?}");
+}
+
+#[test]
 fn rows_of_csv_are_imported_and_learnt_from() {
     let bench = Bench::default();
     let dir = bench.root.path();
@@ -365,6 +443,9 @@ fn a_model_is_gated_promoted_and_what_nothing_needs_is_collected() {
         report["artifact"].as_str().unwrap().to_owned()
     };
     let (first, second) = (train("1"), train("2"));
+    let promote =
+        |digest: &str, stage: &str| bench.run(&["registry", "promote", &digest[..12], stage]);
+    promote(&second, "shadow").refused(1, &["the gate has not judged", "marquee gate --model"]);
     let wide = [
         "--set",
         "rules.calibration=0.5",
@@ -423,13 +504,13 @@ fn a_model_is_gated_promoted_and_what_nothing_needs_is_collected() {
         (stage(&first), stage(&second)),
         ("retired".to_owned(), "shadow".to_owned())
     );
-    bench
-        .run(&["registry", "promote", &second[..12], "live"])
-        .refused(1, &["may not become live"]);
-    bench
-        .run(&["registry", "promote", &second[..12], "canary"])
-        .ok();
+    promote(&second, "live").refused(1, &["may not become live"]);
+    promote(&second, "canary").ok();
     assert_eq!(stage(&second), "canary");
+    // What was refused stays out until a gate lets it pass.
+    promote(&first, "shadow").refused(3, &["rules.min_rows", "judges it again"]);
+    let shown = bench.run(&["registry", "show", &first]).ok().stdout;
+    assert!(shown.contains("the gate refused it"), "{shown}");
     let graph = bench.run(&["registry", "graph"]).ok().stdout;
     assert!(
         graph.starts_with("flowchart LR") && graph.contains("canary"),

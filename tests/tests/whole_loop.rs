@@ -1,7 +1,13 @@
 //! A tiny world through the whole loop, by the real programs.
 
+use lightgbm3::Booster;
 use marquee_tests::Bench;
+use prost::Message;
 use serde_json::Value;
+use wire::{
+    events::{Event, event::Payload},
+    log::SegmentReader,
+};
 
 /// Midnight after the world's history: its first day is 20,700.
 const AFTER_US: i64 = 20_704 * 86_400_000_000;
@@ -103,6 +109,65 @@ fn the_loop_closes_for_every_kind_of_person() {
     let served = |events: &Value| events["impressions_served"].as_u64().unwrap();
     assert_eq!(served(&after) - served(&before), sold);
     the_gate_knows_what_was_earned(&bench);
+    the_record_has_what_the_pre_scorer_saw(&bench);
+}
+
+/// What LightGBM itself says of the features on record is what the server went by, to the bit.
+fn the_record_has_what_the_pre_scorer_saw(bench: &Bench) {
+    let text = std::fs::read_to_string(bench.root.path().join("runs/prescorer-001/model.txt"));
+    let trees = Booster::from_string(&text.unwrap()).unwrap();
+    let mut checked = 0;
+    for record in SegmentReader::open(&bench.root.path().join("log"), "serving", 0).unwrap() {
+        let event = Event::decode(&record.unwrap().payload[..]).unwrap();
+        let Some(Payload::ImpressionServed(served)) = event.payload else {
+            continue;
+        };
+        let is_winner = |creative: &String| *creative == served.creative_id;
+        let mut candidates = served.candidates.iter();
+        let winner = candidates.find(|candidate| is_winner(&candidate.creative_id));
+        // What came late was not scored.
+        let winner = winner.filter(|candidate| candidate.prescore > 0.0);
+        let (Some(winner), Some(snapshot)) = (winner, &served.snapshot) else {
+            continue;
+        };
+        let dense: Vec<f64> = snapshot
+            .dense
+            .iter()
+            .map(|value| f64::from(*value))
+            .collect();
+        let wanted = trees.predict(&dense, dense.len() as i32, true).unwrap()[0] as f32;
+        assert_eq!(winner.prescore.to_bits(), wanted.to_bits(), "{served:?}");
+        checked += 1;
+    }
+    assert!(checked > 200, "{checked}");
+}
+
+/// Against the model that the channel serves, which no flag names.
+fn a_better_model_that_is_miscalibrated_is_refused(bench: &Bench, serves: &str) {
+    let more = [
+        "--set",
+        "training.epochs=6",
+        "--set",
+        "training.calibration=none",
+    ];
+    let too_high = ["--set", "training.label_smoothing=0.2"];
+    let better = trained(bench, &[&CTR[..], &more, &too_high].concat());
+    let gate = ["gate", "--promote", "--set", "rules.slice_calibration=9"];
+    bench.run(&gate).refused(3, &["rules.calibration"]);
+    let gated = bench.read_json("reports/gate.json");
+    assert_eq!(
+        (&gated["model"], &gated["against"]),
+        (&better.into(), &serves.into())
+    );
+    let auc = &gated["differences"]["auc"];
+    assert!(auc["value"].as_f64().unwrap() > 0.0, "{auc}");
+    let ratio = gated["measures"]["calibration_ratio"]["low"]
+        .as_f64()
+        .unwrap();
+    assert!(ratio > 1.1, "{gated:#}");
+    let refused = gated["refused"].as_array().unwrap().iter();
+    let mut by_auc = refused.filter(|it| it.as_str().unwrap().contains("AUC"));
+    assert_eq!(by_auc.next(), None);
 }
 
 /// The model that served, on rows that were served by it, gets what was earned.
@@ -144,5 +209,8 @@ fn a_seed_fixes_every_artifact() {
         assert_eq!(trained(&bench, config), digest, "{config:?}");
     }
     let other = trained(&bench, &[&CTR[..], &["--seed", "2"]].concat());
-    assert_ne!(other, trained(&bench, &CTR));
+    // The one that was published.
+    let serves = trained(&bench, &CTR);
+    assert_ne!(other, serves);
+    a_better_model_that_is_miscalibrated_is_refused(&bench, &serves);
 }

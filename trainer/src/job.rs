@@ -8,14 +8,13 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Arc, atomic::AtomicBool},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context;
 use cli::{CommonArgs, Layout, Preempted, Usage, out, progress, write_json};
 use features::Schema;
 use indicatif::ProgressBar;
-use registry::{Artifact, Digest, Draft, Kind, Registry};
+use registry::{Artifact, Digest, Draft, Kind, Registry, now_us};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -391,9 +390,4 @@ fn shared_run(
     dir.extend(found.iter().flat_map(|run| run.dir.as_os_str().as_bytes()));
     group.broadcast(0, &mut dir)?;
     Ok(found.unwrap_or_else(|| Run::follow(OsStr::from_bytes(&dir).into())))
-}
-
-fn now_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_micros() as i64)
 }

@@ -175,7 +175,7 @@ fn check(common: &CommonArgs) -> anyhow::Result<()> {
     let layout = Layout::new(common);
     let table = layout.table(&loaded.config.table);
     let rules = QualityRules::load(&loaded.config.quality)?;
-    let report = rules.check(&table, feature_verbs::now_us())?;
+    let report = rules.check(&table, registry::now_us())?;
     let path = layout.reports().join("quality.json");
     cli::write_json(&path, &report).with_context(|| format!("writing {}", path.display()))?;
     if common.json {

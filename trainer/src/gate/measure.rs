@@ -1,16 +1,17 @@
 //! How good a model is, with intervals.
 
 use models::metrics::{
-    auc, aucs_by_group, by_rising_score, calibration_ratio, expected_calibration_error, log_loss,
-    normalised_entropy, weighted_auc, weighted_reliability,
+    aucs_by_group, by_rising_score, expected_calibration_error, log_loss, weighted_auc,
+    weighted_reliability,
 };
-use serde::{Deserialize, Serialize};
+use rayon::prelude::*;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
     GateConfig, Verdict,
     resample::{drawn, interval},
     revenue::{Estimates, Totals},
-    slices::{Slice, Slices, people},
+    slices::{Slices, people},
 };
 use crate::table::Examples;
 
@@ -27,7 +28,8 @@ pub struct Candidate {
 /// A value and where it lies when other people had come.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// On all rows.
+    /// On all rows; no number, and null in JSON, where it cannot be measured.
+    #[serde(deserialize_with = "null_is_no_number")]
     pub value: f64,
     /// Where the interval begins; absent where it cannot be measured.
     pub low: Option<f64>,
@@ -40,9 +42,9 @@ pub struct Interval {
 pub struct Measures {
     /// Area under the ROC curve.
     pub auc: Interval,
-    /// The mean of each person's, by their rows; absent where none has both labels. Source: Zhou et
-    /// al., "Deep Interest Network", KDD 2018, equation 5.
-    pub grouped_auc: Option<Interval>,
+    /// The mean of each person's, by their rows; of those with both labels. Source: Zhou et al.,
+    /// "Deep Interest Network", KDD 2018, equation 5.
+    pub grouped_auc: Interval,
     /// Log loss, nats.
     pub log_loss: Interval,
     /// Log loss over that of the base rate.
@@ -64,14 +66,10 @@ pub struct SliceMeasures {
     pub rows: usize,
     /// Clicks among them.
     pub clicks: usize,
-    /// Area under the ROC curve; absent where labels are all equal.
-    pub auc: Option<f64>,
-    /// Log loss over that of the slice's base rate.
-    pub normalised_entropy: f64,
-    /// Predicted clicks over observed ones (PCOC).
-    pub calibration_ratio: Interval,
-    /// That of the model it is compared with.
-    pub against_calibration_ratio: Option<f64>,
+    /// The model's.
+    pub measures: Measures,
+    /// Those of the model it is compared with.
+    pub against_measures: Option<Measures>,
 }
 
 /// Measures a model and what it is compared with, on the same draws.
@@ -83,81 +81,102 @@ pub fn measure(
     other: Option<&Candidate>,
 ) -> Verdict {
     let (person_of, num_people) = people(&rows.user_ids);
-    let models: Vec<Scored<'_>> = std::iter::once(model)
+    let scores: Vec<&[f32]> = std::iter::once(model)
         .chain(other)
-        .map(|model| Scored::new(&model.scores, rows, &person_of))
+        .map(|model| &*model.scores)
         .collect();
-    let scores: Vec<&[f32]> = models.iter().map(|model| model.scores).collect();
-    let estimates = Estimates::of(rows, &scores, config.reserve_cpc_micros);
-    let mut earned: Vec<Totals> = Vec::new();
-    // [replicate][model] and [slice][replicate].
-    let mut overall: Vec<Vec<Point>> = Vec::with_capacity(config.replicates);
-    let mut ratios: Vec<Vec<f64>> = vec![Vec::new(); slices.slices.len()];
-    for replicate in 0..config.replicates {
-        let draws = drawn(config.seed, replicate, num_people);
-        let weights = person_of.iter().zip(&rows.weights);
-        let weights: Vec<f64> = weights
-            .map(|(person, weight)| draws[*person as usize] * f64::from(*weight))
-            .collect();
-        overall.push(models.iter().map(|scored| scored.point(&weights)).collect());
-        earned.extend(estimates.as_ref().map(|it| it.totals(&weights)));
-        for (slice, ratios) in slices.slices.iter().zip(&mut ratios) {
-            ratios.push(models[0].ratio(&slice.rows, &weights));
-        }
+    let all: Vec<u32> = (0..rows.len() as u32).collect();
+    let parts = std::iter::once(&all).chain(slices.slices.iter().map(|slice| &slice.rows));
+    // [part][model].
+    let mut scored: Vec<Vec<Scored<'_>>> = Vec::new();
+    for part in parts {
+        let of = scores
+            .iter()
+            .map(|it| Scored::new(it, rows, &person_of, part));
+        scored.push(of.collect());
     }
+    let estimates = Estimates::of(rows, &scores, config.reserve_cpc_micros);
+    let measured = |weights: &[f64]| -> (Vec<Vec<Point>>, Option<Totals>) {
+        let points = |part: &Vec<Scored<'_>>| part.iter().map(|it| it.point(weights)).collect();
+        let earned = estimates.as_ref().map(|it| it.totals(weights));
+        (scored.iter().map(points).collect(), earned)
+    };
     let weights: Vec<f64> = rows
         .weights
         .iter()
         .map(|weight| f64::from(*weight))
         .collect();
-    let points: Vec<Point> = models.iter().map(|scored| scored.point(&weights)).collect();
-    let all = |at: usize| -> Measures {
-        let replicates: Vec<Point> = overall.iter().map(|points| points[at]).collect();
-        points[at].with_intervals(&replicates, config.confidence)
-    };
-    let measures = all(0);
-    let against_measures = other.map(|_| all(1));
-    let differences = other.map(|_| {
-        let less = |points: &Vec<Point>| points[0].less(&points[1]);
-        let replicates: Vec<Point> = overall.iter().map(less).collect();
-        less(&points).with_intervals(&replicates, config.confidence)
+    let (points, _) = measured(&weights);
+    let replicates = (0..config.replicates).into_par_iter().map(|replicate| {
+        let draws = drawn(config.seed, replicate, num_people);
+        let drawn = |(person, weight): (&u32, &f64)| draws[*person as usize] * weight;
+        measured(
+            &person_of
+                .iter()
+                .zip(&weights)
+                .map(drawn)
+                .collect::<Vec<_>>(),
+        )
     });
-    let of_slice = |(slice, ratios): (&Slice, Vec<f64>)| {
-        let part = |values: &[f32]| -> Vec<f32> {
-            slice.rows.iter().map(|row| values[*row as usize]).collect()
-        };
-        let (scores, clicks) = (part(models[0].scores), part(&rows.clicks));
-        let weights = part(&rows.weights);
-        SliceMeasures {
+    let (replicates, earned): (Vec<_>, Vec<_>) = replicates.unzip();
+    let earned: Vec<Totals> = earned.into_iter().flatten().collect();
+
+    // Of a part, of what `of` makes of its models' points.
+    let measures = |part: usize, of: &dyn Fn(&[Point]) -> Point| {
+        let replicates: Vec<Point> = replicates.iter().map(|points| of(&points[part])).collect();
+        of(&points[part]).with_intervals(&replicates, config.confidence)
+    };
+    let ours = |part| measures(part, &|models| models[0]);
+    let others = |part| other.map(|_| measures(part, &|models| models[1]));
+    let clicks = |rows_of: &[u32]| {
+        let clicked = |row: &&u32| rows.clicks[**row as usize] > 0.5;
+        rows_of.iter().filter(clicked).count()
+    };
+    let of_slices = slices
+        .slices
+        .iter()
+        .zip(1..)
+        .map(|(slice, part)| SliceMeasures {
             by: slice.by.to_owned(),
             value: slice.value.clone(),
             rows: slice.rows.len(),
-            clicks: clicks.iter().filter(|click| **click > 0.5).count(),
-            auc: auc(&scores, &clicks, &weights),
-            normalised_entropy: normalised_entropy(&scores, &clicks, &weights),
-            calibration_ratio: Interval::new(
-                calibration_ratio(&scores, &clicks, &weights),
-                ratios,
-                config.confidence,
-            ),
-            against_calibration_ratio: models
-                .get(1)
-                .map(|other| calibration_ratio(&part(other.scores), &clicks, &weights)),
-        }
-    };
+            clicks: clicks(&slice.rows),
+            measures: ours(part),
+            against_measures: others(part),
+        });
     Verdict {
         model: String::new(),
         against: None,
         table_version: 0,
         rows: rows.len(),
-        clicks: rows.clicks.iter().filter(|click| **click > 0.5).count(),
+        clicks: clicks(&all),
         users: num_people,
-        measures,
-        against_measures,
-        differences,
-        revenue: estimates.map(|it| it.revenue(&weights, &earned, config.confidence)),
-        slices: slices.slices.iter().zip(ratios).map(of_slice).collect(),
+        measures: ours(0),
+        against_measures: others(0),
+        differences: other.map(|_| measures(0, &|models| models[0].less(&models[1]))),
+        revenue: estimates
+            .as_ref()
+            .map(|it| it.revenue(&weights, &earned, config.confidence)),
+        slices: of_slices.collect(),
         refused: Vec::new(),
+    }
+}
+
+fn null_is_no_number<'de, D: Deserializer<'de>>(value: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or(f64::NAN))
+}
+
+impl Measures {
+    /// What they are called.
+    pub fn named(&self) -> [(&'static str, Interval); 6] {
+        [
+            ("AUC", self.auc),
+            ("grouped AUC, by person", self.grouped_auc),
+            ("log loss", self.log_loss),
+            ("normalised entropy", self.normalised_entropy),
+            ("calibration ratio", self.calibration_ratio),
+            ("expected calibration error", self.ece),
+        ]
     }
 }
 
@@ -201,8 +220,7 @@ impl Point {
         };
         Measures {
             auc: interval(|point| point.auc),
-            grouped_auc: Some(interval(|point| point.grouped_auc))
-                .filter(|it| it.value.is_finite()),
+            grouped_auc: interval(|point| point.grouped_auc),
             log_loss: interval(|point| point.log_loss),
             normalised_entropy: interval(|point| point.normalised_entropy),
             calibration_ratio: interval(|point| point.calibration_ratio),
@@ -211,39 +229,50 @@ impl Point {
     }
 }
 
-/// Scores, sorted once, to be measured with many weights.
+/// Scores of some of the rows, sorted once, to be measured with many weights.
 struct Scored<'a> {
+    /// `[all rows]`.
     scores: &'a [f32],
+    /// `[all rows]`.
     clicks: &'a [f32],
-    /// Rows by rising score.
+    /// The rows by rising score.
     order: Vec<usize>,
-    /// `[rows]`, nats.
+    /// `[order]`, nats.
     losses: Vec<f64>,
-    /// `[rows]`: of the person that a row is of.
+    /// `[order]`: of the person that a row is of.
     aucs_by_person: Vec<Option<f64>>,
 }
 
 impl<'a> Scored<'a> {
-    fn new(scores: &'a [f32], rows: &'a Examples, person_of: &[u32]) -> Self {
-        let loss = |(score, click): (&f32, &f32)| log_loss(&[*score], &[*click], &[1.0]);
+    fn new(scores: &'a [f32], all: &'a Examples, person_of: &[u32], rows: &[u32]) -> Self {
+        let part =
+            |values: &[f32]| -> Vec<f32> { rows.iter().map(|row| values[*row as usize]).collect() };
+        let people: Vec<u32> = rows.iter().map(|row| person_of[*row as usize]).collect();
+        let (found, clicks) = (part(scores), part(&all.clicks));
+        let aucs = aucs_by_group(&found, &clicks, &part(&all.weights), &people);
+        let order = by_rising_score(&found);
+        let loss = |at: &usize| log_loss(&[found[*at]], &[clicks[*at]], &[1.0]);
         Self {
             scores,
-            clicks: &rows.clicks,
-            order: by_rising_score(scores),
-            losses: scores.iter().zip(&rows.clicks).map(loss).collect(),
-            aucs_by_person: aucs_by_group(scores, &rows.clicks, &rows.weights, person_of),
+            clicks: &all.clicks,
+            losses: order.iter().map(loss).collect(),
+            aucs_by_person: order.iter().map(|at| aucs[*at]).collect(),
+            order: order.iter().map(|at| rows[*at] as usize).collect(),
         }
     }
 
+    /// # Shapes
+    /// - `weights`: `[all rows]`
     fn point(&self, weights: &[f64]) -> Point {
         let (mut total, mut clicks, mut predicted, mut loss) = (0.0, 0.0, 0.0, 0.0);
         let (mut of_people, mut aucs) = (0.0, 0.0);
-        for (row, weight) in weights.iter().enumerate() {
+        for (at, row) in self.order.iter().enumerate() {
+            let weight = weights[*row];
             total += weight;
-            clicks += weight * f64::from(self.clicks[row]);
-            predicted += weight * f64::from(self.scores[row]);
-            loss += weight * self.losses[row];
-            if let Some(auc) = self.aucs_by_person[row] {
+            clicks += weight * f64::from(self.clicks[*row]);
+            predicted += weight * f64::from(self.scores[*row]);
+            loss += weight * self.losses[at];
+            if let Some(auc) = self.aucs_by_person[at] {
                 of_people += weight;
                 aucs += weight * auc;
             }
@@ -261,15 +290,5 @@ impl<'a> Scored<'a> {
             calibration_ratio: predicted / clicks,
             ece: expected_calibration_error(&reliability),
         }
-    }
-
-    fn ratio(&self, rows: &[u32], weights: &[f64]) -> f64 {
-        let (mut predicted, mut clicks) = (0.0, 0.0);
-        for row in rows {
-            let row = *row as usize;
-            predicted += weights[row] * f64::from(self.scores[row]);
-            clicks += weights[row] * f64::from(self.clicks[row]);
-        }
-        predicted / clicks
     }
 }

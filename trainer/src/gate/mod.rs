@@ -14,7 +14,7 @@ mod slices;
 use anyhow::bail;
 use cli::{CommonArgs, GateRefused, Layout, out, write_json, write_text};
 use models::ctr::CtrModel;
-use registry::{Digest, Kind, Registry, Stage};
+use registry::{Digest, Judgement, Kind, Registry, Stage, now_us};
 use serde::{Deserialize, Serialize};
 
 use self::{
@@ -84,7 +84,8 @@ pub struct GateArgs {
     /// Digest of the model to compare with; by default the one that serves
     #[arg(long)]
     pub against: Option<Digest>,
-    /// Set the stage of a candidate: shadow if it passes, retired if it is refused
+    /// Put the verdict on record, which later steps towards traffic look at, and set the stage of a
+    /// candidate: shadow if it passes, retired if it is refused
     #[arg(long)]
     pub promote: bool,
 }
@@ -166,7 +167,7 @@ pub async fn run_gate(args: &GateArgs, config: &GateConfig) -> anyhow::Result<()
         });
     }
     verdict.model = digest.to_string();
-    verdict.against = against.map(|other| other.to_string());
+    verdict.against = against.as_ref().map(Digest::to_string);
     verdict.table_version = table.version();
     verdict.refused = judge(&config.rules, &verdict);
 
@@ -183,12 +184,8 @@ pub async fn run_gate(args: &GateArgs, config: &GateConfig) -> anyhow::Result<()
         out!("{}", rules::told(&verdict));
         out!("page in {}", path.display());
     }
-    if args.promote && registry.stage(&digest).await? == Stage::Candidate {
-        let stage = match verdict.refused.is_empty() {
-            true => Stage::Shadow,
-            false => Stage::Retired,
-        };
-        registry.set_stage(&digest, stage).await?;
+    if args.promote {
+        promote(&registry, &digest, against, &verdict).await?;
     }
     match verdict.refused.is_empty() {
         true => Ok(()),
@@ -196,6 +193,29 @@ pub async fn run_gate(args: &GateArgs, config: &GateConfig) -> anyhow::Result<()
             reason: verdict.refused.join("; "),
         }),
     }
+}
+
+async fn promote(
+    registry: &Registry,
+    digest: &Digest,
+    against: Option<Digest>,
+    verdict: &Verdict,
+) -> anyhow::Result<()> {
+    let word = Judgement {
+        refused: verdict.refused.clone(),
+        against,
+        table_version: verdict.table_version,
+        judged_us: now_us(),
+    };
+    registry.judge(digest, &word).await?;
+    if registry.stage(digest).await? == Stage::Candidate {
+        let stage = match verdict.refused.is_empty() {
+            true => Stage::Shadow,
+            false => Stage::Retired,
+        };
+        registry.set_stage(digest, stage).await?;
+    }
+    Ok(())
 }
 
 /// The click model that most of a channel's traffic sees.

@@ -5,8 +5,7 @@ use std::fmt::Write;
 use models::metrics::{by_rising_score, equal_bins, reliability};
 
 use super::{
-    Earned, GateConfig, Interval, Measures, Revenue, SliceMeasures, Verdict, measure::Candidate,
-    rules::text,
+    Earned, GateConfig, Interval, Revenue, SliceMeasures, Verdict, measure::Candidate, rules::text,
 };
 use crate::{
     page::begin,
@@ -63,7 +62,7 @@ pub fn page(
         .iter()
         .filter(|slice| slice.rows >= config.rules.slice_min_rows)
         .collect();
-    let wrong = |slice: &SliceMeasures| slice.calibration_ratio.value.ln().abs();
+    let wrong = |slice: &SliceMeasures| slice.measures.calibration_ratio.value.ln().abs();
     worst.sort_by(|one, other| wrong(other).total_cmp(&wrong(one)));
     worst.truncate(WORST);
     html += &slices(&format!("The {WORST} worst slices by calibration"), &worst);
@@ -109,22 +108,11 @@ fn measures(verdict: &Verdict) -> String {
         html += "<th>what serves</th><th>difference</th>";
     }
     html += "</tr>";
-    type Of<'a> = &'a dyn Fn(&Measures) -> Option<Interval>;
-    let rows: [(&str, Of<'_>); 6] = [
-        ("AUC", &|it| Some(it.auc)),
-        ("grouped AUC, by person", &|it| it.grouped_auc),
-        ("log loss", &|it| Some(it.log_loss)),
-        ("normalised entropy", &|it| Some(it.normalised_entropy)),
-        ("calibration ratio", &|it| Some(it.calibration_ratio)),
-        ("expected calibration error", &|it| Some(it.ece)),
-    ];
-    for (name, of) in rows {
-        html += &format!("<tr><td>{name}</td>");
-        for measures in columns.into_iter().flatten() {
-            let found = of(measures).map_or(String::new(), |interval| text(&interval));
-            html += &format!("<td>{found}</td>");
-        }
-        html += "</tr>";
+    let columns: Vec<_> = columns.iter().flatten().map(|it| it.named()).collect();
+    for (at, (name, _)) in columns[0].iter().enumerate() {
+        let values = columns.iter().map(|named| text(&named[at].1));
+        let cells: String = values.map(|value| format!("<td>{value}</td>")).collect();
+        html += &format!("<tr><td>{name}</td>{cells}</tr>");
     }
     html + "</table>"
 }
@@ -175,22 +163,30 @@ fn slices(title: &str, slices: &[&SliceMeasures]) -> String {
     if slices.is_empty() {
         return String::new();
     }
+    let names = slices[0].measures.named().map(|(name, _)| name);
+    let heads: String = names
+        .iter()
+        .map(|name| format!("<th>{name}</th>"))
+        .collect();
     let mut html = format!(
-        "<h2>{title}</h2><table><tr><th>by</th><th></th><th>rows</th><th>clicks</th><th>AUC</th><th>normalised entropy</th><th>calibration ratio</th><th>of what serves</th></tr>"
+        "<h2>{title}</h2><table><tr><th>by</th><th></th><th>rows</th><th>clicks</th>{heads}<th>calibration ratio of what serves</th></tr>"
     );
-    let maybe = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.4}"));
     for slice in slices {
-        html += &format!(
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.4}</td><td>{}</td><td>{}</td></tr>",
+        let measures = slice.measures.named().map(|(_, value)| text(&value));
+        let serves = slice.against_measures;
+        let serves = serves.map_or(String::new(), |it| text(&it.calibration_ratio));
+        let cells: String = [
             escape(&slice.by),
             escape(&slice.value),
-            slice.rows,
-            slice.clicks,
-            maybe(slice.auc),
-            slice.normalised_entropy,
-            text(&slice.calibration_ratio),
-            maybe(slice.against_calibration_ratio)
-        );
+            slice.rows.to_string(),
+            slice.clicks.to_string(),
+        ]
+        .iter()
+        .chain(&measures)
+        .chain([&serves])
+        .map(|cell| format!("<td>{cell}</td>"))
+        .collect();
+        html += &format!("<tr>{cells}</tr>");
     }
     html + "</table>"
 }

@@ -57,7 +57,7 @@ pub fn judge(rules: &RulesConfig, verdict: &Verdict) -> Vec<String> {
         ));
     }
     for slice in &verdict.slices {
-        let ratio = &slice.calibration_ratio;
+        let ratio = &slice.measures.calibration_ratio;
         if slice.rows >= rules.slice_min_rows && outside(ratio, rules.slice_calibration) {
             refused.push(format!(
                 "calibration ratio {} of {} {} ({} rows), wanted 1 ± {} (rules.slice_calibration)",
@@ -133,6 +133,7 @@ fn outside(ratio: &Interval, tolerance: f64) -> bool {
 pub fn text(interval: &Interval) -> String {
     let value = interval.value;
     match (interval.low, interval.high) {
+        _ if value.is_nan() => "not known".to_owned(),
         (Some(low), Some(high)) => format!("{value:.4} ({low:.4} to {high:.4})"),
         _ => format!("{value:.4}"),
     }
@@ -171,25 +172,16 @@ pub fn told(verdict: &Verdict) -> String {
         verdict.users,
         verdict.clicks
     )];
-    let measures = &verdict.measures;
-    let differences = verdict.differences.as_ref();
-    for (name, of) in [
-        ("AUC", (|it| &it.auc) as fn(&super::Measures) -> &Interval),
-        ("log loss", |it| &it.log_loss),
-        ("normalised entropy", |it| &it.normalised_entropy),
-        ("calibration ratio", |it| &it.calibration_ratio),
-    ] {
-        let mut line = format!("  {name:18} {}", text(of(measures)));
-        if let (Some(differences), Some(against)) = (differences, &verdict.against) {
-            line += &format!(
-                "; less that of {}: {}",
-                short(against),
-                text(of(differences))
-            );
+    let differences = verdict.differences.map(|it| it.named());
+    for (at, (name, value)) in verdict.measures.named().iter().enumerate() {
+        let mut line = format!("  {name:26} {}", text(value));
+        if let (Some(differences), Some(against)) = (&differences, &verdict.against) {
+            let less = text(&differences[at].1);
+            line += &format!("; less that of {}: {less}", short(against));
         }
         lines.push(line);
     }
-    lines.push(format!("  revenue per 1000   {}", earned(verdict)));
+    lines.push(format!("  {:26} {}", "revenue per 1000", earned(verdict)));
     lines.push(match verdict.refused.is_empty() {
         true => "passed".to_owned(),
         false => format!("refused: {}", verdict.refused.join("; ")),

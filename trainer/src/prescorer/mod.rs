@@ -48,7 +48,7 @@ pub struct PreScorerConfig {
     pub monotone: BTreeMap<String, i32>,
     /// What a click model says instead of clicks.
     pub distillation: DistillationConfig,
-    /// Threads of LightGBM.
+    /// Most threads of LightGBM; never more than the process has.
     pub threads: usize,
     /// Who else hears of the run.
     pub tracking: TrackingConfig,
@@ -160,7 +160,7 @@ pub fn fit(
         "min_data_in_leaf": config.min_rows_in_leaf,
         "early_stopping_rounds": config.early_stopping_rounds,
         "seed": config.seed,
-        "num_threads": config.threads,
+        "num_threads": config.threads.min(rayon::current_num_threads()),
         "deterministic": true,
         "force_row_wise": true,
         "verbosity": -1,

@@ -41,7 +41,7 @@ pub struct SweepConfig {
     pub seed: u64,
     /// Runs at a time.
     pub parallel: usize,
-    /// Threads of each.
+    /// Threads of each, of LightGBM too.
     pub threads: usize,
     /// Values by the key of `base`.
     pub parameters: BTreeMap<String, Range>,
@@ -94,7 +94,8 @@ pub enum Strategy {
 /// Runs a sweep to its end, and tells of it.
 ///
 /// # Errors
-/// A configuration that cannot be, a folder that cannot be written, or trials that all failed.
+/// A configuration that cannot be, a folder that cannot be written, or trials that all failed;
+/// [`cli::Preempted`] if it was stopped.
 pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
     let mut own = common.clone();
     own.config = Some(path.to_owned());
@@ -117,23 +118,26 @@ pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
     cli::write_text(&dir.join("sweep.toml"), &loaded.resolved)?;
 
     let runner = Runner::open(config, common, &dir)?;
-    let mut candidates = rounds.first.clone();
     let mut last: Vec<(Assignment, Outcome)> = Vec::new();
     let mut all: Vec<(Assignment, Outcome)> = Vec::new();
-    for round in &rounds.resources {
-        let assigned = candidates
-            .iter()
-            .map(|candidate| candidate.with(round.as_ref()));
-        last = runner.run(assigned.collect())?;
-        all.extend(last.iter().cloned());
-        let mut ranked: Vec<usize> = (0..last.len()).collect();
-        ranked.sort_by(|one, other| config.order(&last[*one].1, &last[*other].1));
-        ranked.truncate(rounds.kept(ranked.len()));
-        candidates = ranked
-            .into_iter()
-            .map(|at| candidates[at].clone())
-            .collect();
-    }
+    runner.until_stopped(|| {
+        let mut candidates = rounds.first.clone();
+        for round in &rounds.resources {
+            let assigned = candidates
+                .iter()
+                .map(|candidate| candidate.with(round.as_ref()));
+            last = runner.run(assigned.collect())?;
+            all.extend(last.iter().cloned());
+            let mut ranked: Vec<usize> = (0..last.len()).collect();
+            ranked.sort_by(|one, other| config.order(&last[*one].1, &last[*other].1));
+            ranked.truncate(rounds.kept(ranked.len()));
+            candidates = ranked
+                .into_iter()
+                .map(|at| candidates[at].clone())
+                .collect();
+        }
+        Ok(())
+    })?;
     last.sort_by(|one, other| config.order(&one.1, &other.1));
     let path = dir.join("sweep.svg");
     cli::write_text(&path, &plot(config, &all))?;

@@ -1,23 +1,29 @@
 //! Runs trials as processes.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::OsString,
     fs::{self, File},
     io::Write,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     sync::{
-        Mutex,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
 };
 
 use anyhow::Context;
-use cli::CommonArgs;
+use cli::{CommonArgs, Preempted};
 use indicatif::ProgressBar;
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::{Handle, Signals},
+};
 
 use super::{SweepConfig, space::Assignment};
 
@@ -56,7 +62,28 @@ pub struct Runner<'a> {
     dir: PathBuf,
     /// By the assignment as text.
     known: Mutex<HashMap<String, Outcome>>,
+    running: Mutex<Running>,
     bar: ProgressBar,
+}
+
+#[derive(Default)]
+struct Running {
+    processes: HashSet<Pid>,
+    /// Asked to end: nothing is begun any more.
+    stopped: bool,
+}
+
+/// Watches for signals until it is dropped.
+struct Watch(Handle);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<'a> Runner<'a> {
@@ -88,14 +115,40 @@ impl<'a> Runner<'a> {
             root: common.root.clone(),
             dir: dir.to_owned(),
             known: Mutex::new(known),
+            running: Mutex::default(),
             bar,
         })
+    }
+
+    /// Does something while SIGTERM and SIGINT ask the trials that run to save themselves, and let
+    /// none begin.
+    ///
+    /// # Errors
+    /// What it says; or if the system refuses.
+    pub fn until_stopped<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let mut signals = Signals::new([SIGTERM, SIGINT]).context("watching for signals")?;
+        thread::scope(|scope| {
+            let watch = Watch(signals.handle());
+            scope.spawn(move || signals.forever().for_each(|_| self.stop()));
+            let found = work();
+            drop(watch);
+            found
+        })
+    }
+
+    fn stop(&self) {
+        let mut running = locked(&self.running);
+        running.stopped = true;
+        for process in &running.processes {
+            // It may have ended just now.
+            let _ = kill_process(*process, Signal::TERM);
+        }
     }
 
     /// Runs trials, several at a time; what each came to, in their order.
     ///
     /// # Errors
-    /// When a process cannot be started or a result not be kept.
+    /// [`Preempted`] if they were stopped; when a process cannot be started or a result not be kept.
     pub fn run(&self, trials: Vec<Assignment>) -> anyhow::Result<Vec<(Assignment, Outcome)>> {
         self.bar.inc_length(trials.len() as u64);
         let next = AtomicUsize::new(0);
@@ -127,21 +180,12 @@ impl<'a> Runner<'a> {
 
     fn outcome(&self, trial: &Assignment) -> anyhow::Result<Outcome> {
         let name = trial.to_string();
-        let known = |runner: &Self| {
-            let known = runner
-                .known
-                .lock()
-                .unwrap_or_else(|broken| broken.into_inner());
-            known.get(&name).cloned()
-        };
-        if let Some(outcome) = known(self) {
+        let known = locked(&self.known).get(&name).cloned();
+        if let Some(outcome) = known {
             return Ok(outcome);
         }
         let outcome = self.start(trial)?;
-        let mut known = self
-            .known
-            .lock()
-            .unwrap_or_else(|broken| broken.into_inner());
+        let mut known = locked(&self.known);
         let path = self.dir.join(DONE);
         let line = Line {
             trial: name.clone(),
@@ -165,12 +209,14 @@ impl<'a> Runner<'a> {
         for set in trial.overrides() {
             args.extend(["--set".into(), set.into()]);
         }
-        let output = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .args(args)
             .env("RAYON_NUM_THREADS", self.config.threads.to_string())
             .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("starting {}", self.program.display()))?;
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let output = self.finished(command)?;
         let said = String::from_utf8_lossy(&output.stdout);
         let report = said
             .lines()
@@ -192,5 +238,33 @@ impl<'a> Runner<'a> {
                 }
             }
         })
+    }
+
+    /// Runs a process to its end.
+    fn finished(&self, mut command: Command) -> anyhow::Result<Output> {
+        // SAFETY: between fork and exec only one system call is made, which allocates nothing.
+        unsafe {
+            // Trials do not outlive a sweep that was killed.
+            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
+        }
+        let saved = || Preempted {
+            saved: self.dir.display().to_string(),
+        };
+        let mut running = locked(&self.running);
+        if running.stopped {
+            return Err(saved().into());
+        }
+        let starting = || format!("starting {}", self.program.display());
+        let child = command.spawn().with_context(starting)?;
+        let process = Pid::from_child(&child);
+        running.processes.insert(process);
+        drop(running);
+        let output = child.wait_with_output().with_context(starting)?;
+        let mut running = locked(&self.running);
+        running.processes.remove(&process);
+        match running.stopped && !output.status.success() {
+            true => Err(saved().into()),
+            false => Ok(output),
+        }
     }
 }
