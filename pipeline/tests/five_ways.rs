@@ -664,8 +664,13 @@ async fn five_computations_of_every_feature_agree() {
     let batch = batch(&world, folder.path()).await;
     assert_eq!(batch.len(), REQUESTS);
     assert_equal(set, "DataFusion", &batch, &wanted);
-    for (name, of) in [("Spark", Engine::Spark), ("Flink", Engine::Flink)] {
-        let found = engine(&world, of, folder.path());
+    // Both at once: each takes most of a core for a minute.
+    let (world, path) = (&world, folder.path());
+    let [spark, flink] = std::thread::scope(|scope| {
+        let run = |of| scope.spawn(move || engine(world, of, path));
+        [run(Engine::Spark), run(Engine::Flink)].map(|found| found.join().unwrap())
+    });
+    for (name, found) in [("Spark", spark), ("Flink", flink)] {
         assert_eq!(found.len(), REQUESTS, "{name}");
         assert_equal(set, name, &found, &wanted);
     }
