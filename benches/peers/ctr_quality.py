@@ -182,6 +182,8 @@ class Model:
         self.adam = torch.optim.Adam(
             self.network.parameters(),
             lr=training["learning_rate"],
+            betas=(training["optimizer"]["beta1"], training["optimizer"]["beta2"]),
+            eps=training["optimizer"]["eps"],
             weight_decay=training["weight_decay"],
         )
 
@@ -245,13 +247,14 @@ def log_loss(x, y, w):
     return (w * (np.logaddexp(0, x) - y * x)).sum() / w.sum()
 
 
-def auc(scores, labels):
-    """Exact, ties counting half: from mean ranks."""
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    mean_rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    positives = labels.sum()
-    negatives = len(labels) - positives
-    return (mean_rank[labels > 0.5].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+def auc(scores, labels, weights):
+    """Exact, ties counting half; a row counts as its weight says."""
+    order = np.argsort(scores, kind="stable")
+    scores, labels, weights = scores[order], labels[order], weights[order].astype(np.float64)
+    begins = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
+    positives, negatives = (np.add.reduceat(weights * part, begins) for part in (labels, 1 - labels))
+    below = np.cumsum(negatives) - negatives
+    return (positives * (below + negatives / 2)).sum() / (positives.sum() * negatives.sum())
 
 
 def train(config, data, num_rows, seed):
@@ -268,7 +271,7 @@ def train(config, data, num_rows, seed):
         logits = model.logits(valid)
         scale, offset = fit_platt(logits, *labels)
         loss = log_loss(scale * logits + offset, *labels)
-        print(f"seed {seed}, epoch {epoch}: valid AUC {auc(logits, labels[0]):.4f}, log loss {loss:.4f}", file=sys.stderr)
+        print(f"seed {seed}, epoch {epoch}: valid AUC {auc(logits, *labels):.4f}, log loss {loss:.4f}", file=sys.stderr)
         if loss < best[0]:
             kept = copy.deepcopy((model.scoring.state_dict(), model.tables.weights))
             best = (loss, epoch, scale, offset, kept)
@@ -280,7 +283,7 @@ def train(config, data, num_rows, seed):
     return {
         "seed": seed,
         "epoch": epoch,
-        "auc": float(auc(logits, y)),
+        "auc": float(auc(logits, y, w)),
         "log_loss": float(log_loss(calibrated, y, w)),
         "calibration_ratio": float((w / (1 + np.exp(-calibrated))).sum() / (w * y).sum()),
     }
@@ -296,6 +299,10 @@ def check(config):
     wrong += ["tables.shared_by"] * bool(tables.get("shared_by"))
     wrong += ["tables.reinitialise_each_epoch"] * tables["reinitialise_each_epoch"]
     wrong += ["tables.pooling"] * (tables["pooling"] != "mean")
+    wrong += ["tables.storage"] * (tables["storage"] != "f32")
+    wrong += ["tables.optimizer.kind"] * (tables["optimizer"]["kind"] not in ("rowwise_adagrad", "sgd"))
+    wrong += ["tables.optimizer.max_row_norm"] * (tables["optimizer"]["max_row_norm"] > 0)
+    wrong += ["guard"] * (training["guard"]["spike_factor"] > 0)
     wrong += ["model.architecture"] * (config["model"]["architecture"] == "mmoe")
     if wrong:
         sys.exit(f"this script cannot do as the configuration wants: {', '.join(wrong)}")
