@@ -70,9 +70,28 @@ impl Trees {
     pub fn predict(&self, rows: &[f32]) -> Vec<f64> {
         let mut scores = self.sums(rows);
         for score in &mut scores {
-            *score = 1.0 / (1.0 + (-self.sigmoid * *score).exp());
+            *score = self.probability(*score);
         }
         scores
+    }
+
+    /// What [`Self::predict`] would say with the first tree alone, with the first two, and so on.
+    ///
+    /// # Shapes
+    /// - `rows`: as for [`Self::predict`]; each item: `[num_rows]`
+    pub fn staged<'a>(&'a self, rows: &'a [f32]) -> impl Iterator<Item = Vec<f64>> + 'a {
+        let mut sums = vec![0.0; rows.len() / self.num_features];
+        self.trees.iter().map(move |tree| {
+            let rows = rows.chunks_exact(self.num_features);
+            for (sum, row) in sums.iter_mut().zip(rows) {
+                *sum += tree.value(row);
+            }
+            sums.iter().map(|sum| self.probability(*sum)).collect()
+        })
+    }
+
+    fn probability(&self, sum: f64) -> f64 {
+        1.0 / (1.0 + (-self.sigmoid * sum).exp())
     }
 
     /// The sum over the trees for each row; shapes as for [`Self::predict`].

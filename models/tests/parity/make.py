@@ -57,6 +57,7 @@ CASES = {
     "mmoe": (Layout(2, [4, 3]), {"num_experts": 3, "expert_hidden": [6, 5], "tower_hidden": [4]}),
     "two_tower": (Layout(2, [4, 3, 4]), {"item_features": ["f2", "f0"], "hidden": [6], "output_dim": 5}),
     "two_tower-last": (Layout(0, [4, 3]), {"item_features": [], "hidden": [6, 5], "output_dim": 4}),
+    "dcn_v2-stacked-low-rank": (Layout(2, [4, 3]), {"num_cross_layers": 2, "cross_rank": 3, "hidden": [6], "structure": "stacked"}),
 }
 
 

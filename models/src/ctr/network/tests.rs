@@ -35,6 +35,26 @@ const ARCHITECTURES: [&str; 9] = [
     "two_tower",
 ];
 
+/// Files of `tests/parity`.
+const CASES: [&str; 16] = [
+    "auto_int",
+    "auto_int-alone",
+    "dcn_v2-low-rank",
+    "dcn_v2-parallel",
+    "dcn_v2-stacked",
+    "dcn_v2-stacked-low-rank",
+    "deep_fm",
+    "dlrm",
+    "dlrm-without-dense",
+    "final_mlp",
+    "final_mlp-without-gates",
+    "fm",
+    "logistic_regression",
+    "mmoe",
+    "two_tower",
+    "two_tower-last",
+];
+
 fn random() -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(1)
 }
@@ -270,14 +290,18 @@ mod gpu {
 fn every_network_equals_pytorch_s_with_the_same_weights_and_so_do_its_gradients() {
     let cases = Case::all();
     let mut architectures: Vec<String> = Vec::new();
+    let mut names: Vec<&str> = Vec::new();
     for case in &cases {
         check::<Host>(case);
         let value = serde_json::to_value(&case.config).unwrap();
         architectures.push(value["architecture"].as_str().unwrap().to_owned());
+        names.push(case.path.file_stem().unwrap().to_str().unwrap());
     }
     architectures.sort();
     architectures.dedup();
     assert_eq!(architectures, ARCHITECTURES);
+    names.sort_unstable();
+    assert_eq!(names, CASES);
 }
 
 #[test]
