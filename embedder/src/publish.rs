@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
-use cli::{CommonArgs, Layout, out, write_json};
+use cli::{CommonArgs, GateRefused, Layout, out, write_json};
 use features::FeatureSpec;
 use models::{ctr::CtrModel, prescorer::PreScorer};
 use registry::{Artifact, Channel, Digest, Draft, Kind, Registry, Target};
@@ -37,7 +37,8 @@ struct Choice {
 /// to the bundle with all of its traffic.
 ///
 /// # Errors
-/// If a kind is missing, two members do not fit, or someone else moved the channel meanwhile.
+/// [`GateRefused`] if the gate refused the newest click model; if a kind is missing, two members do not
+/// fit, or someone else moved the channel meanwhile.
 pub async fn run(common: &CommonArgs, channel: &str) -> anyhow::Result<()> {
     let layout = Layout::new(common);
     let registry = Registry::open(&layout.registry())?;
@@ -62,7 +63,18 @@ async fn choose(registry: &Registry, channel: &str) -> anyhow::Result<Choice> {
     let generation = stands.map_or(0, |channel| channel.generation);
     let mut members = BTreeMap::new();
     for kind in MEMBERS {
-        members.insert(kind, registry.newest(kind).await?);
+        let newest = registry.newest(kind).await?;
+        let word = registry.judgement(&newest.digest).await?;
+        if let Some(word) = word.filter(|word| !word.refused.is_empty()) {
+            let digest = &newest.digest;
+            bail!(GateRefused {
+                reason: format!(
+                    "{kind} {digest}: {}; train another, or judge it again by `marquee gate --model {digest} --promote`",
+                    word.refused.join("; ")
+                ),
+            });
+        }
+        members.insert(kind, newest);
     }
     Ok(Choice {
         generation,

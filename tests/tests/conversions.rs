@@ -83,4 +83,8 @@ fn a_model_of_conversions_is_measured_gated_and_learnt_from_as_any_other() {
         .json();
     let parents = shown["parents"].as_array().unwrap();
     assert!(parents.contains(&report["artifact"]), "{shown}");
+    let teacher = report["artifact"].as_str().unwrap();
+    let graph = bench.run(&["registry", "graph"]).ok().stdout;
+    let edge = format!("    {} --> {}\n", &teacher[..12], &digest[..12]);
+    assert!(graph.contains(&edge), "{edge}{graph}");
 }

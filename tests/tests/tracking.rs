@@ -283,8 +283,13 @@ fn a_sweep_finds_the_best_and_does_nothing_twice() {
     ];
     let shipped = bench.run(&shipped).ok().stdout;
     assert!(shipped.contains("successive_halving"), "{shipped}");
-    let nothing = ["train", "--sweep", sweep, "--set", "strategy.trials=0"];
-    bench.run(&nothing).refused(2, &["strategy.trials is 0"]);
+    for (set, told) in [
+        ("strategy.trials=0", "strategy.trials is 0"),
+        ("threads=0", "`threads` is 0"),
+    ] {
+        let nothing = ["train", "--sweep", sweep, "--set", set];
+        bench.run(&nothing).refused(2, &[told]);
+    }
 }
 
 #[test]
@@ -340,7 +345,7 @@ fn a_sweep_that_is_stopped_goes_on_where_it_was() {
         "grid.toml",
         r#"
         base = "configs/prescorer.toml"
-        metric = "auc"
+        metric = "valid_auc"
         maximise = true
         [parameters]
         leaves = { choice = [2, 8] }

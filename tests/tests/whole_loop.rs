@@ -1,23 +1,28 @@
 //! A tiny world through the whole loop, by the real programs.
 
+use features::FeatureBatch;
 use lightgbm3::Booster;
 use marquee_tests::Bench;
+use models::ctr::CtrModel;
 use prost::Message;
 use serde_json::Value;
 use wire::{
-    events::{Event, event::Payload},
+    events::{Event, ScoredCandidate, event::Payload},
     log::SegmentReader,
 };
 
 /// Midnight after the world's history: its first day is 20,700.
 const AFTER_US: i64 = 20_704 * 86_400_000_000;
 
-const CTR: [&str; 5] = [
+/// Smoothed labels leave something to calibrate.
+const CTR: [&str; 7] = [
     "configs/ctr.toml",
     "--set",
     "training.epochs=1",
     "--set",
     "training.batch_size=256",
+    "--set",
+    "training.label_smoothing=0.3",
 ];
 
 const VISUAL: [&str; 5] = [
@@ -109,37 +114,48 @@ fn the_loop_closes_for_every_kind_of_person() {
     let served = |events: &Value| events["impressions_served"].as_u64().unwrap();
     assert_eq!(served(&after) - served(&before), sold);
     the_gate_knows_what_was_earned(&bench);
-    the_record_has_what_the_pre_scorer_saw(&bench);
+    the_record_has_what_the_models_saw(&bench);
 }
 
-/// What LightGBM itself says of the features on record is what the server went by, to the bit.
-fn the_record_has_what_the_pre_scorer_saw(bench: &Bench) {
-    let text = std::fs::read_to_string(bench.root.path().join("runs/prescorer-001/model.txt"));
+/// What LightGBM and the click model say of the features on record is what the server went by: to the bit,
+/// and to the last of them.
+fn the_record_has_what_the_models_saw(bench: &Bench) {
+    let root = bench.root.path();
+    let text = std::fs::read_to_string(root.join("runs/prescorer-001/model.txt"));
     let trees = Booster::from_string(&text.unwrap()).unwrap();
-    let mut checked = 0;
-    for record in SegmentReader::open(&bench.root.path().join("log"), "serving", 0).unwrap() {
+    let listed = ["registry", "list", "--kind", "ctr", "--json"];
+    let listed = bench.run(&listed).ok().json();
+    let digest = listed[0]["digest"].as_str().unwrap();
+    let files = root.join("registry/artifacts").join(digest).join("files");
+    let ranker: CtrModel = CtrModel::load(&files).unwrap();
+    let far = ranker.calibration.probability(1.0) - 1.0 / (1.0 + (-1f32).exp());
+    assert!(far.abs() > 0.01, "there is something to calibrate: {far}");
+    let (mut checked, mut batch) = (0, FeatureBatch::new(ranker.schema()));
+    let mut served_pctrs = Vec::new();
+    for record in SegmentReader::open(&root.join("log"), "serving", 0).unwrap() {
         let event = Event::decode(&record.unwrap().payload[..]).unwrap();
         let Some(Payload::ImpressionServed(served)) = event.payload else {
             continue;
         };
-        let is_winner = |creative: &String| *creative == served.creative_id;
-        let mut candidates = served.candidates.iter();
-        let winner = candidates.find(|candidate| is_winner(&candidate.creative_id));
-        // What came late was not scored.
-        let winner = winner.filter(|candidate| candidate.prescore > 0.0);
-        let (Some(winner), Some(snapshot)) = (winner, &served.snapshot) else {
+        let Some(snapshot) = &served.snapshot else {
             continue;
         };
-        let dense: Vec<f64> = snapshot
-            .dense
-            .iter()
-            .map(|value| f64::from(*value))
-            .collect();
+        batch.push_snapshot(snapshot).unwrap();
+        served_pctrs.push(served.pctr);
+        // Those of the first slot.
+        let is_winner = |one: &&ScoredCandidate| one.creative_id == served.creative_id;
+        let Some(winner) = served.candidates.iter().find(is_winner) else {
+            continue;
+        };
+        let dense: Vec<f64> = snapshot.dense.iter().map(|it| f64::from(*it)).collect();
         let wanted = trees.predict(&dense, dense.len() as i32, true).unwrap()[0] as f32;
         assert_eq!(winner.prescore.to_bits(), wanted.to_bits(), "{served:?}");
         checked += 1;
     }
     assert!(checked > 200, "{checked}");
+    for (found, wanted) in served_pctrs.iter().zip(ranker.score(&batch).unwrap()) {
+        assert!((found / wanted - 1.0).abs() < 1e-5, "{found} {wanted}");
+    }
 }
 
 /// Against the model that the channel serves, which no flag names.
@@ -166,6 +182,9 @@ fn a_better_model_that_is_miscalibrated_is_refused(bench: &Bench, serves: &str) 
         .unwrap();
     assert!(ratio > 1.1, "{gated:#}");
     let refused = gated["refused"].as_array().unwrap().iter();
+    bench
+        .run(&["index", "publish"])
+        .refused(3, &["refused by the gate", "rules.calibration"]);
     let mut by_auc = refused.filter(|it| it.as_str().unwrap().contains("AUC"));
     assert_eq!(by_auc.next(), None);
 }

@@ -389,15 +389,25 @@ fn check_ranges(training: &TrainingConfig) -> Result<(), TrainError> {
         ("optimizer.beta1", f64::from(optimizer.beta1)),
         ("optimizer.beta2", f64::from(optimizer.beta2)),
     ];
-    let wrong = shares.iter().find(|(_, share)| !(0.0..1.0).contains(share));
-    match wrong {
-        None => Ok(()),
-        Some((key, value)) => Err(TrainError::Range {
-            key,
-            value: *value,
-            wanted: "at least 0 and below 1",
-        }),
+    let sizes = [
+        ("learning_rate", training.learning_rate),
+        ("weight_decay", f64::from(training.weight_decay)),
+        ("schedule.floor", training.schedule.floor),
+        ("optimizer.eps", f64::from(optimizer.eps)),
+    ];
+    let wrong = |(key, value): &(&'static str, f64), wanted| TrainError::Range {
+        key,
+        value: *value,
+        wanted,
+    };
+    if let Some(found) = shares.iter().find(|(_, share)| !(0.0..1.0).contains(share)) {
+        return Err(wrong(found, "at least 0 and below 1"));
     }
+    let is_size = |value: f64| value.is_finite() && value >= 0.0;
+    if let Some(found) = sizes.iter().find(|(_, value)| !is_size(*value)) {
+        return Err(wrong(found, "a number of at least 0"));
+    }
+    Ok(())
 }
 
 fn learner<B: StepBackend>(

@@ -26,9 +26,11 @@ impl Slices {
     /// By genre, device, format and category, and ads that the training rows had against those that
     /// they had not.
     pub fn of(rows: &Examples, known: &HashSet<String>) -> Self {
-        let age = |creative: &String| match known.contains(creative) {
-            true => "seen in training".to_owned(),
-            false => "new".to_owned(),
+        let age = |creative: &String| match (&**creative, known.contains(creative)) {
+            // Rows from elsewhere name no ad.
+            ("", _) => String::new(),
+            (_, true) => "seen in training".to_owned(),
+            (_, false) => "new".to_owned(),
         };
         let ages: Vec<String> = rows.creative_ids.iter().map(age).collect();
         let by = [

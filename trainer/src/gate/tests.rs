@@ -356,3 +356,29 @@ fn the_page_has_verdict_measures_and_the_worst_slices() {
     let html = page::page(&GateConfig::default(), &verdict, &rows, &model, None);
     assert!(html.contains("No bids in the table"));
 }
+
+#[test]
+fn the_page_shows_the_ten_worst_of_all_slices_by_their_calibration() {
+    let (mut rows, truth) = rows();
+    for at in 0..ROWS {
+        rows.devices[at] = format!("device{}", at % 15);
+        rows.formats[at] = ["banner", "video"][at % 2].to_owned();
+    }
+    // Three are far off.
+    let off = |at: usize| [0.6, 1.2, 1.8].get((at % 15).wrapping_sub(12)).copied();
+    let model = moved(&truth, |at, logit| logit + off(at).unwrap_or_default());
+    let (verdict, _) = judged_by(&RulesConfig::default(), &rows, &model, None);
+    for by in ["device", "format", "genre", "ad"] {
+        let of = verdict.slices.iter().filter(|slice| slice.by == by);
+        assert_eq!(of.map(|slice| slice.rows).sum::<usize>(), ROWS, "{by}");
+    }
+    let html = page::page(&GateConfig::default(), &verdict, &rows, &model, None);
+    let (_, worst) = html.split_once("10 worst slices").unwrap();
+    let (worst, _) = worst.split_once("Curves").unwrap();
+    let shown: Vec<&str> = worst.split("<tr><td>").skip(1).collect();
+    assert_eq!(shown.len(), 10);
+    for (at, row) in shown.iter().take(3).enumerate() {
+        let device = format!("device</td><td>device{}<", 14 - at);
+        assert!(row.starts_with(&device), "{device} {row}");
+    }
+}

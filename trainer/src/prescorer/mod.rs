@@ -8,6 +8,7 @@ use features::Schema;
 use lightgbm3::{Booster, Dataset};
 use models::{
     ctr::CtrModel,
+    metrics::log_loss,
     prescorer::{PreScorer, PreScorerInfo, Trees},
 };
 use registry::{Digest, Kind};
@@ -98,6 +99,8 @@ impl Default for DistillationConfig {
 struct Report {
     #[serde(flatten)]
     test: Evaluation,
+    valid_log_loss: f64,
+    valid_auc: Option<f64>,
     /// How far the scores are from the teacher's: mean difference of probabilities.
     #[serde(skip_serializing_if = "Option::is_none")]
     from_teacher: Option<f64>,
@@ -199,6 +202,13 @@ async fn teacher(config: &PreScorerConfig, job: &Job) -> anyhow::Result<Option<T
     Ok(Some(Teacher { digest, model }))
 }
 
+/// Takes a share of each label from what the teacher says.
+fn blend(labels: &mut [f32], scores: &[f32], share: f32) {
+    for (label, score) in labels.iter_mut().zip(scores) {
+        *label += share * (score - *label);
+    }
+}
+
 fn check(config: &PreScorerConfig, schema: &Schema) -> anyhow::Result<()> {
     for (feature, way) in &config.monotone {
         let known = schema.dense.iter().any(|field| field.name == *feature);
@@ -238,6 +248,7 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
     let mut job = Job::start(common, Kind::Prescorer, source).await?;
     let parts = &job.parts;
     let mut learnt = [parts.train.load()?, parts.valid.load()?];
+    let valid_clicks = learnt[1].clicks.clone();
     let test = parts.test.load()?;
     let schema = &job.schema;
     check(config, schema)?;
@@ -246,9 +257,7 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
         let share = config.distillation.share;
         for rows in &mut learnt {
             let scores = score_all(&teacher.model, rows, false)?;
-            for (label, score) in rows.clicks.iter_mut().zip(scores) {
-                *label += share * (score - *label);
-            }
+            blend(&mut rows.clicks, &scores, share);
         }
     }
     let [train, valid] = &learnt;
@@ -263,7 +272,20 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
     let text = fit(config, &info.dense, train, valid).context("training trees with LightGBM")?;
     let dir = job.model_dir();
     PreScorer::save(&dir, &info, &text)?;
+    let trees = Trees::parse(&text)?;
+    for (tree, scores) in (1..).zip(trees.staged(&valid.features.dense)) {
+        let scores: Vec<f32> = scores.iter().map(|score| *score as f32).collect();
+        let log_loss = log_loss(&scores, &valid_clicks, &valid.weights);
+        job.run.scalars(tree, &[("valid/log_loss", log_loss)])?;
+        let line = json!({"step": tree, "valid": {"log_loss": log_loss}});
+        job.run.log(&line)?;
+    }
     let scorer = PreScorer::load(&dir)?;
+    let of_valid = evaluate(
+        &scorer.score(&valid.features)?,
+        &valid_clicks,
+        &valid.weights,
+    );
     let scores = scorer.score(&test.features)?;
     let evaluation = evaluate(&scores, &test.clicks, &test.weights);
     let from_teacher = match &teacher {
@@ -277,8 +299,6 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
             Some(sum / scores.len().max(1) as f64)
         }
     };
-    let trees = Trees::parse(&text)?.num_trees();
-
     let auc = evaluation.auc.map(|auc| ("auc", auc));
     let metrics = [("log_loss", evaluation.log_loss)].into_iter().chain(auc);
     let mut parents = job.features().await?;
@@ -286,8 +306,10 @@ pub async fn run_train(common: &CommonArgs, loaded: Loaded<PreScorerConfig>) -> 
     let artifact = job.publish(parents, metrics).await?;
     let report = Report {
         test: evaluation,
+        valid_log_loss: of_valid.log_loss,
+        valid_auc: of_valid.auc,
         from_teacher,
-        trees,
+        trees: trees.num_trees(),
         table_version: job.table_version,
         artifact: artifact.digest,
     };
@@ -367,6 +389,11 @@ mod tests {
         assert!(trees.num_trees() > 20, "{}", trees.num_trees());
         let found = trees.predict(&test.features.dense);
         assert_eq!(found, expected);
+        assert_eq!(trees.staged(&test.features.dense).last(), Some(expected));
+        assert_eq!(
+            trees.staged(&test.features.dense).count(),
+            trees.num_trees()
+        );
         let scores: Vec<f32> = found.iter().map(|score| *score as f32).collect();
         assert!(evaluate(&scores, &test.clicks, &test.weights).auc.unwrap() > 0.85);
     }
@@ -424,6 +451,15 @@ mod tests {
             .map(|(one, other)| (one - f64::from(*other)).abs());
         let mean = differences.sum::<f64>() / found.len() as f64;
         assert!(mean < 0.02, "{mean}");
+    }
+
+    #[test]
+    fn a_share_of_a_label_is_the_teacher_s() {
+        let mut labels = [0.0, 1.0];
+        blend(&mut labels, &[0.2, 0.6], 0.25);
+        assert_eq!(labels, [0.05, 0.9]);
+        blend(&mut labels, &[0.2, 0.6], 1.0);
+        assert_eq!(labels, [0.2, 0.6]);
     }
 
     #[test]

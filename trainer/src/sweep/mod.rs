@@ -109,7 +109,11 @@ pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
         anyhow::Error::from(error).context(Usage(text))
     })?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let digest = Digest::of(loaded.resolved.as_bytes());
+    // Another base is another sweep; a new version of the table is not, and its trials are told apart by
+    // the runs that they are.
+    let base = std::fs::read_to_string(&config.base)
+        .with_context(|| format!("reading `base`, {}", config.base.display()))?;
+    let digest = Digest::of(format!("{}\n{base}", loaded.resolved).as_bytes());
     let dir = Layout::new(common)
         .root
         .join("sweeps")
@@ -118,7 +122,8 @@ pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
     cli::write_text(&dir.join("sweep.toml"), &loaded.resolved)?;
 
     let runner = Runner::open(config, common, &dir)?;
-    let mut last: Vec<(Assignment, Outcome)> = Vec::new();
+    // By round, each the best first.
+    let mut done: Vec<Vec<(Assignment, Outcome)>> = Vec::new();
     let mut all: Vec<(Assignment, Outcome)> = Vec::new();
     runner.until_stopped(|| {
         let mut candidates = rounds.first.clone();
@@ -126,7 +131,7 @@ pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
             let assigned = candidates
                 .iter()
                 .map(|candidate| candidate.with(round.as_ref()));
-            last = runner.run(assigned.collect())?;
+            let mut last = runner.run(assigned.collect())?;
             all.extend(last.iter().cloned());
             let mut ranked: Vec<usize> = (0..last.len()).collect();
             ranked.sort_by(|one, other| config.order(&last[*one].1, &last[*other].1));
@@ -135,26 +140,29 @@ pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
                 .into_iter()
                 .map(|at| candidates[at].clone())
                 .collect();
+            last.sort_by(|one, other| config.order(&one.1, &other.1));
+            done.push(last);
         }
         Ok(())
     })?;
-    last.sort_by(|one, other| config.order(&one.1, &other.1));
+    // Those that got most first.
+    let ranked: Vec<(Assignment, Outcome)> = done.into_iter().rev().flatten().collect();
     let path = dir.join("sweep.svg");
     cli::write_text(&path, &plot(config, &all))?;
     if common.json {
-        out!("{}", report::as_json(&dir, &all, last.first()));
+        out!("{}", report::as_json(&dir, &all, ranked.first()));
     } else {
-        out!("{}", table(config, &all));
+        out!("{}", table(config, &ranked));
         out!("plot in {}", path.display());
     }
-    match last.first() {
+    match ranked.first() {
         Some((assignment, Outcome::Done { value, .. })) => {
             if !common.json {
                 out!("best {} {value:.6}: {assignment}", config.metric);
             }
             Ok(())
         }
-        _ => anyhow::bail!("every trial failed; their logs are in {}", dir.display()),
+        _ => anyhow::bail!("every trial failed; what each said is in {}", dir.display()),
     }
 }
 

@@ -10,13 +10,11 @@ use crate::plot::Lines;
 
 type Trials = [(Assignment, Outcome)];
 
-/// All trials, the best first.
+/// All trials in their order.
 pub fn table(config: &SweepConfig, trials: &Trials) -> Table {
-    let mut ranked: Vec<&(Assignment, Outcome)> = trials.iter().collect();
-    ranked.sort_by(|one, other| config.order(&one.1, &other.1));
     let mut table = Table::new();
     let mut header = vec![config.metric.clone()];
-    let longest = ranked
+    let longest = trials
         .iter()
         .map(|(trial, _)| trial)
         .max_by_key(|trial| trial.0.len());
@@ -28,7 +26,7 @@ pub fn table(config: &SweepConfig, trials: &Trials) -> Table {
     table
         .load_style(presets::UTF8_BORDERS_ONLY)
         .set_header(header);
-    for (trial, outcome) in ranked {
+    for (trial, outcome) in trials {
         let result = match outcome {
             Outcome::Done { value, .. } => format!("{value:.6}"),
             Outcome::Failed { why } => format!("failed: {why}"),

@@ -46,6 +46,12 @@ pub enum SpaceError {
         /// The key.
         key: String,
     },
+    /// No run at a time, or none of its threads.
+    #[error("`{key}` is 0, wanted at least 1")]
+    NoBudget {
+        /// The key.
+        key: &'static str,
+    },
     /// A number that cannot be.
     #[error("strategy.{key} is {found}, wanted {wanted}")]
     Number {
@@ -133,6 +139,11 @@ pub fn rounds(config: &SweepConfig) -> Result<Rounds, SpaceError> {
 fn check(config: &SweepConfig) -> Result<(), SpaceError> {
     if config.parameters.is_empty() {
         return Err(SpaceError::NoParameters);
+    }
+    for (key, value) in [("parallel", config.parallel), ("threads", config.threads)] {
+        if value == 0 {
+            return Err(SpaceError::NoBudget { key });
+        }
     }
     for (key, range) in &config.parameters {
         let wrong = |wanted| SpaceError::Range {

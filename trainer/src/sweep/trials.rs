@@ -164,7 +164,7 @@ impl<'a> Runner<'a> {
             }
         };
         let mut found = thread::scope(|scope| {
-            let workers = (0..self.config.parallel.max(1)).map(|_| scope.spawn(work));
+            let workers = (0..self.config.parallel).map(|_| scope.spawn(work));
             let workers: Vec<_> = workers.collect();
             let mut all = Vec::new();
             for worker in workers {

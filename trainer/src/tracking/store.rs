@@ -168,12 +168,21 @@ fn numbers_of(line: &serde_json::Value) -> Vec<(String, f64)> {
         Some(valid) => ("valid", valid),
         None => ("train", line),
     };
-    let values = values.as_object().into_iter().flatten();
-    let values = values.filter(|(key, _)| !["step", "samples", "rows"].contains(&key.as_str()));
-    let number = |(key, value): (&String, &serde_json::Value)| {
-        Some((format!("{part}/{key}"), value.as_f64()?))
-    };
-    values.filter_map(number).collect()
+    let mut found = Vec::new();
+    collect_numbers(part, values, &mut found);
+    found
+}
+
+/// `part/a/b` to the numbers of a tree.
+fn collect_numbers(part: &str, values: &serde_json::Value, found: &mut Vec<(String, f64)>) {
+    for (key, value) in values.as_object().into_iter().flatten() {
+        let name = format!("{part}/{key}");
+        match value.as_f64() {
+            _ if ["step", "samples", "rows"].contains(&key.as_str()) => {}
+            Some(value) => found.push((name, value)),
+            None => collect_numbers(&name, value, found),
+        }
+    }
 }
 
 /// `a.b.c` to the values of a tree.

@@ -41,6 +41,8 @@ struct Report {
     test_pairs: usize,
     #[serde(flatten)]
     test: Retrieval,
+    /// Of the validation rows; none without clicks among them.
+    valid_recall_at_10: Option<f64>,
     /// Of a random order: 10 over the number of candidates.
     recall_at_10_random: f64,
     /// Of the nearest average colours.
@@ -86,8 +88,9 @@ pub async fn run_train(
     let (mut job, mut checkpoints) =
         Job::start_resumable(common, Kind::Visual, source, saving).await?;
     let gallery = Gallery::load(&registry.fetch(&catalogue.digest).await?)?;
-    let (train, test) = (
+    let (train, valid, test) = (
         gallery.pairs(&job.parts.train.load()?),
+        gallery.pairs(&job.parts.valid.load()?),
         gallery.pairs(&job.parts.test.load()?),
     );
     if train.scenes.len() < config.batch_size || test.scenes.is_empty() {
@@ -163,6 +166,8 @@ pub async fn run_train(
         recall_at_10_pixel_average: recall_at_10(&pixel_average_vectors(&gallery)),
         recall_at_10_frozen: frozen,
         test: found,
+        valid_recall_at_10: (!valid.scenes.is_empty())
+            .then(|| recall_at_k(&ranks(&gallery, &valid, &fitted.vectors), 10)),
         loss: fitted.loss,
         samples_per_second,
         artifact: artifact.digest,

@@ -41,7 +41,7 @@ fn ranking(steps: &Steps) -> Option<String> {
     if let Some(auc) = prescorer.and_then(|prescorer| prescorer.auc) {
         rows.push(bar("pre-scorer (trees)", auc, "base"));
     }
-    rows.push(bar("click model (DCN V2)", judge.auc, "model"));
+    rows.push(bar("click model", judge.auc, "model"));
     rows.push(bar("true probabilities", judge.auc_best, "best"));
     let most = above(judge.auc.max(judge.auc_best));
     let lead = format!(

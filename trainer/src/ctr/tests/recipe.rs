@@ -254,4 +254,12 @@ fn numbers_outside_of_their_range_are_refused_by_their_key() {
         refused(&|config| config.training.optimizer.beta2 = 1.0),
         "optimizer.beta2"
     );
+    assert_eq!(
+        refused(&|config| config.training.learning_rate = f64::NAN),
+        "learning_rate"
+    );
+    assert_eq!(
+        refused(&|config| config.training.schedule.floor = -0.1),
+        "schedule.floor"
+    );
 }
