@@ -13,6 +13,7 @@ mod config;
 mod html;
 mod layout;
 mod output;
+mod process;
 mod run;
 
 /// Every program allocates and frees many small values on several threads.
@@ -24,4 +25,5 @@ pub use config::{ConfigError, Loaded, load_config, parse_config};
 pub use html::escape;
 pub use layout::Layout;
 pub use output::{init_logging, print_line, progress, write_json, write_text};
+pub use process::end_with_us;
 pub use run::{GateRefused, Preempted, Usage, exit, exit_code, main};

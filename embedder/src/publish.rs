@@ -65,12 +65,11 @@ async fn choose(registry: &Registry, channel: &str) -> anyhow::Result<Choice> {
     for kind in MEMBERS {
         let newest = registry.newest(kind).await?;
         let word = registry.judgement(&newest.digest).await?;
-        if let Some(word) = word.filter(|word| !word.refused.is_empty()) {
+        if let Some(reason) = word.and_then(|word| word.refusal()) {
             let digest = &newest.digest;
             bail!(GateRefused {
                 reason: format!(
-                    "{kind} {digest}: {}; train another, or judge it again by `marquee gate --model {digest} --promote`",
-                    word.refused.join("; ")
+                    "{kind} {digest}: {reason}; train another, or judge it again by `marquee gate --model {digest} --promote`"
                 ),
             });
         }

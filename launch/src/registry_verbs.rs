@@ -184,9 +184,9 @@ fn show(registry: &Registry, digest: &str, as_json: bool) -> anyhow::Result<()> 
     out!("published {}, stage {}", time(artifact.published_us), stage);
     if let Some(word) = judgement {
         let when = time(word.judged_us);
-        match word.refused.is_empty() {
-            true => out!("the gate let it pass {when}"),
-            false => out!("the gate refused it {when}: {}", word.refused.join("; ")),
+        match word.refusal() {
+            None => out!("the gate let it pass {when}"),
+            Some(reason) => out!("the gate refused it {when}: {reason}"),
         }
     }
     let mut files = new_table(&["file", "size", "sha-256"]);

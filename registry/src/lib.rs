@@ -21,10 +21,12 @@ mod artifact;
 mod channel;
 mod collect;
 mod error;
+mod stage;
 mod store;
 
-pub use artifact::{Artifact, Digest, Draft, FileEntry, Judgement, Kind, Stage};
+pub use artifact::{Artifact, Digest, Draft, FileEntry, Kind};
 pub use channel::{Channel, Target};
 pub use collect::{Collected, Keep, Reason};
 pub use error::RegistryError;
+pub use stage::{Judgement, Stage};
 pub use store::{Registry, block_on, now_us};

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    Artifact, Channel, Digest, Draft, FileEntry, Judgement, Kind, RegistryError, Stage, Target,
+    Artifact, Channel, Digest, Draft, FileEntry, Kind, RegistryError, Target,
     artifact::content_digest,
     channel::{check_name, check_shares},
 };
@@ -241,64 +241,6 @@ impl Registry {
         })
     }
 
-    /// An artifact's stage; `candidate` until one is set.
-    ///
-    /// # Errors
-    /// [`RegistryError::Record`]; [`RegistryError::Store`].
-    pub async fn stage(&self, digest: &Digest) -> Result<Stage, RegistryError> {
-        let last = self.last(&format!("stages/{digest}")).await?;
-        Ok(last.unwrap_or_default())
-    }
-
-    /// Sets an artifact's stage.
-    ///
-    /// # Errors
-    /// [`RegistryError::NotFound`]; [`RegistryError::Stages`] if it may not come after the one
-    /// before; [`RegistryError::NotJudged`] and [`RegistryError::Refused`] if it leads towards
-    /// traffic, and the gate has not let the artifact pass; else as [`Self::stage`].
-    pub async fn set_stage(&self, digest: &Digest, stage: Stage) -> Result<(), RegistryError> {
-        let kind = self.get(digest).await?.kind;
-        let from = self.stage(digest).await?;
-        if !from.may_become(stage) {
-            return Err(RegistryError::Stages {
-                digest: digest.clone(),
-                from,
-                to: stage,
-            });
-        }
-        if kind.is_judged() && stage != Stage::Retired {
-            let digest = || digest.clone();
-            match self.judgement(&digest()).await? {
-                None => return Err(RegistryError::NotJudged { digest: digest() }),
-                Some(it) if !it.refused.is_empty() => {
-                    return Err(RegistryError::Refused {
-                        digest: digest(),
-                        reason: it.refused.join("; "),
-                    });
-                }
-                Some(_) => {}
-            }
-        }
-        self.append(&format!("stages/{digest}"), &stage).await
-    }
-
-    /// The gate's last word on an artifact, or `None` before its first.
-    ///
-    /// # Errors
-    /// As [`Self::stage`].
-    pub async fn judgement(&self, digest: &Digest) -> Result<Option<Judgement>, RegistryError> {
-        self.last(&format!("judgements/{digest}")).await
-    }
-
-    /// Puts the gate's word on record.
-    ///
-    /// # Errors
-    /// [`RegistryError::NotFound`]; else as [`Self::stage`].
-    pub async fn judge(&self, digest: &Digest, word: &Judgement) -> Result<(), RegistryError> {
-        self.get(digest).await?;
-        self.append(&format!("judgements/{digest}"), word).await
-    }
-
     /// A channel as it stands, or `None` before its first move.
     ///
     /// # Errors
@@ -397,7 +339,11 @@ impl Registry {
     }
 
     /// Writes a record under the next free number of a folder.
-    async fn append(&self, folder: &str, value: &impl Serialize) -> Result<(), RegistryError> {
+    pub(crate) async fn append(
+        &self,
+        folder: &str,
+        value: &impl Serialize,
+    ) -> Result<(), RegistryError> {
         loop {
             let last = self
                 .keys(folder)
@@ -450,7 +396,10 @@ impl Registry {
     }
 
     /// The newest record of a folder, or `None` if it is empty.
-    async fn last<T: DeserializeOwned>(&self, folder: &str) -> Result<Option<T>, RegistryError> {
+    pub(crate) async fn last<T: DeserializeOwned>(
+        &self,
+        folder: &str,
+    ) -> Result<Option<T>, RegistryError> {
         match self.keys(folder).await?.last() {
             Some(key) => self.read(key).await,
             None => Ok(None),
@@ -755,71 +704,6 @@ mod tests {
             block_on(registry.channel("../x")),
             Err(RegistryError::BadName { .. })
         ));
-    }
-
-    #[test]
-    fn stages_start_as_candidate_and_keep_the_last_word() {
-        let (_root, registry) = registry();
-        let files = folder(&[("model.json", b"{}")]);
-        let artifact = block_on(registry.publish(draft(Kind::Ctr, files.path()))).unwrap();
-        assert_eq!(
-            block_on(registry.stage(&artifact.digest)).unwrap(),
-            Stage::Candidate
-        );
-        let early = block_on(registry.set_stage(&artifact.digest, Stage::Live));
-        assert!(matches!(early, Err(RegistryError::Stages { .. })));
-        let pass = Judgement {
-            refused: vec![],
-            against: None,
-            table_version: 3,
-            judged_us: 5,
-        };
-        block_on(registry.judge(&artifact.digest, &pass)).unwrap();
-        for stage in [Stage::Shadow, Stage::Canary, Stage::Live] {
-            block_on(registry.set_stage(&artifact.digest, stage)).unwrap();
-        }
-        block_on(registry.set_stage(&artifact.digest, Stage::Retired)).unwrap();
-        assert_eq!(
-            block_on(registry.stage(&artifact.digest)).unwrap(),
-            Stage::Retired
-        );
-    }
-
-    #[test]
-    fn a_click_model_goes_towards_traffic_only_by_the_last_word_of_the_gate() {
-        let (_root, registry) = registry();
-        let files = folder(&[("model.json", b"{}")]);
-        let digest = block_on(registry.publish(draft(Kind::Ctr, files.path())))
-            .unwrap()
-            .digest;
-        let set = |stage| block_on(registry.set_stage(&digest, stage));
-        let judge = |refused: &[&str]| {
-            let word = Judgement {
-                refused: refused.iter().map(|&reason| reason.to_owned()).collect(),
-                against: None,
-                table_version: 3,
-                judged_us: 5,
-            };
-            block_on(registry.judge(&digest, &word)).unwrap();
-            assert_eq!(block_on(registry.judgement(&digest)).unwrap(), Some(word));
-        };
-        let unknown = set(Stage::Shadow);
-        assert!(
-            matches!(unknown, Err(RegistryError::NotJudged { .. })),
-            "{unknown:?}"
-        );
-        judge(&[]);
-        set(Stage::Shadow).unwrap();
-        judge(&["too low", "too high"]);
-        let refused = set(Stage::Canary).unwrap_err().to_string();
-        assert!(refused.contains("too low; too high"), "{refused}");
-        set(Stage::Retired).unwrap();
-        assert!(set(Stage::Shadow).is_err());
-        judge(&[]);
-        set(Stage::Shadow).unwrap();
-        // What no gate judges needs none.
-        let index = block_on(registry.publish(draft(Kind::Index, files.path()))).unwrap();
-        block_on(registry.set_stage(&index.digest, Stage::Shadow)).unwrap();
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::unix::process::ExitStatusExt,
     process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread::{self, JoinHandle},
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context;
 use cli::exit;
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{POLL, Place, Target, say};
 
@@ -195,11 +195,7 @@ fn command(target: &Target, place: &Place<'_>, local_rank: usize, first: bool) -
         true => Stdio::inherit(),
         false => Stdio::piped(),
     });
-    // SAFETY: between fork and exec only one system call is made, which allocates nothing.
-    unsafe {
-        // Ranks do not outlive a supervisor that was killed.
-        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
-    }
+    cli::end_with_us(&mut command);
     command
 }
 

@@ -109,8 +109,7 @@ pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
         anyhow::Error::from(error).context(Usage(text))
     })?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    // Another base is another sweep; a new version of the table is not, and its trials are told apart by
-    // the runs that they are.
+    // Another base is another sweep; a new version of the table is not: what is done stands as it was.
     let base = std::fs::read_to_string(&config.base)
         .with_context(|| format!("reading `base`, {}", config.base.display()))?;
     let digest = Digest::of(format!("{}\n{base}", loaded.resolved).as_bytes());
@@ -122,17 +121,13 @@ pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
     cli::write_text(&dir.join("sweep.toml"), &loaded.resolved)?;
 
     let runner = Runner::open(config, common, &dir)?;
-    // By round, each the best first.
-    let mut done: Vec<Vec<(Assignment, Outcome)>> = Vec::new();
-    let mut all: Vec<(Assignment, Outcome)> = Vec::new();
-    runner.until_stopped(|| {
-        let mut candidates = rounds.first.clone();
+    let done = runner.until_stopped(|| {
+        let (mut done, mut candidates) = (Vec::new(), rounds.first.clone());
         for round in &rounds.resources {
             let assigned = candidates
                 .iter()
                 .map(|candidate| candidate.with(round.as_ref()));
-            let mut last = runner.run(assigned.collect())?;
-            all.extend(last.iter().cloned());
+            let last = runner.run(assigned.collect())?;
             let mut ranked: Vec<usize> = (0..last.len()).collect();
             ranked.sort_by(|one, other| config.order(&last[*one].1, &last[*other].1));
             ranked.truncate(rounds.kept(ranked.len()));
@@ -140,13 +135,17 @@ pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
                 .into_iter()
                 .map(|at| candidates[at].clone())
                 .collect();
-            last.sort_by(|one, other| config.order(&one.1, &other.1));
             done.push(last);
         }
-        Ok(())
+        Ok(done)
     })?;
-    // Those that got most first.
-    let ranked: Vec<(Assignment, Outcome)> = done.into_iter().rev().flatten().collect();
+    let all: Vec<(Assignment, Outcome)> = done.concat();
+    // Those that got most first, of them the best.
+    let best_first = |mut round: Vec<(Assignment, Outcome)>| {
+        round.sort_by(|one, other| config.order(&one.1, &other.1));
+        round
+    };
+    let ranked: Vec<_> = done.into_iter().rev().flat_map(best_first).collect();
     let path = dir.join("sweep.svg");
     cli::write_text(&path, &plot(config, &all))?;
     if common.json {

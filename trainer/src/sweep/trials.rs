@@ -5,7 +5,6 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::Write,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{
@@ -18,7 +17,7 @@ use std::{
 use anyhow::Context;
 use cli::{CommonArgs, Preempted};
 use indicatif::ProgressBar;
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -128,11 +127,9 @@ impl<'a> Runner<'a> {
     pub fn until_stopped<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("watching for signals")?;
         thread::scope(|scope| {
-            let watch = Watch(signals.handle());
+            let _until_done = Watch(signals.handle());
             scope.spawn(move || signals.forever().for_each(|_| self.stop()));
-            let found = work();
-            drop(watch);
-            found
+            work()
         })
     }
 
@@ -242,11 +239,7 @@ impl<'a> Runner<'a> {
 
     /// Runs a process to its end.
     fn finished(&self, mut command: Command) -> anyhow::Result<Output> {
-        // SAFETY: between fork and exec only one system call is made, which allocates nothing.
-        unsafe {
-            // Trials do not outlive a sweep that was killed.
-            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
-        }
+        cli::end_with_us(&mut command);
         let saved = || Preempted {
             saved: self.dir.display().to_string(),
         };
