@@ -135,6 +135,7 @@ impl Shape {
                 .collect(),
             observed: Vec::new(),
             weights: vec![1.0; self.batch],
+            shown: None,
             places: (0..self.batch as u64).collect(),
         });
         batches.collect()

@@ -858,7 +858,7 @@ impl Column {
             return self.default as f32;
         };
         let mut value = match self.transform {
-            Transform::Identity => value,
+            Transform::Identity | Transform::MinMax => value,
             Transform::Log1p => value.ln_1p(),
         };
         if !(value as f32).is_finite() {
@@ -870,6 +870,9 @@ impl Column {
         {
             counts.clamped += 1;
             value = value.clamp(low, high);
+        }
+        if let (Transform::MinMax, Some([low, high])) = (self.transform, self.range) {
+            value = (value - low) / (high - low);
         }
         value as f32
     }

@@ -249,7 +249,7 @@ pub fn exceeded(
     let limits = feature.skew_limits();
     let [offline, online] = compared.missing;
     let most = limits.differing.unwrap_or(0.0);
-    let allowed = feature.range.unwrap_or([f64::MIN, f64::MAX]);
+    let allowed = feature.allowed();
     let within = |value: f32| {
         let slack = RELATIVE_TOLERANCE * f64::from(value).abs();
         value.is_finite() && (allowed[0] - slack..=allowed[1] + slack).contains(&f64::from(value))

@@ -137,8 +137,13 @@ pub enum Problem {
         /// Whether the feature is stored.
         stored: bool,
     },
+    /// A scale without ends.
+    #[error("a transform `min_max` needs `range`, whose ends become 0 and 1")]
+    MinMax,
     /// A range that is empty, or a default outside it.
-    #[error("range [{low}, {high}] must rise and hold the default {default}")]
+    #[error(
+        "range [{low}, {high}] must rise and {} {default}", if *scaled { "the default be 0 to 1, as its values are with `min_max`, not" } else { "hold the default" }
+    )]
     Range {
         /// Lower end.
         low: f64,
@@ -146,6 +151,8 @@ pub enum Problem {
         high: f64,
         /// The default.
         default: f64,
+        /// Whether its ends become 0 and 1.
+        scaled: bool,
     },
 }
 
@@ -233,6 +240,9 @@ pub enum Transform {
     Identity,
     /// `ln(1 + x)`, for counts.
     Log1p,
+    /// `(x − low) / (high − low)` of the feature's range: 0 to 1.
+    #[serde(rename = "min_max")]
+    MinMax,
 }
 
 #[derive(Debug, Deserialize)]
@@ -280,7 +290,8 @@ pub struct Feature {
     /// Stands in for a missing value.
     #[serde(default)]
     pub default: f64,
-    /// Values outside are clamped and counted.
+    /// Values outside are clamped and counted: transformed ones, and with [`Transform::MinMax`] those
+    /// that it is given.
     pub range: Option<[f64; 2]>,
     /// Which path keeps it up to date.
     pub freshness: Freshness,
@@ -475,14 +486,18 @@ impl FeatureSpec {
         {
             return Err(Problem::Limit { name, found });
         }
-        if let Some([low, high]) = feature.range
-            && !(low < high && (low..=high).contains(&feature.default))
-        {
-            return Err(Problem::Range {
-                low,
-                high,
-                default: feature.default,
-            });
+        if let Some([low, high]) = feature.range {
+            let [least, most] = feature.allowed();
+            if !(low < high && (least..=most).contains(&feature.default)) {
+                return Err(Problem::Range {
+                    low,
+                    high,
+                    default: feature.default,
+                    scaled: feature.transform == Transform::MinMax,
+                });
+            }
+        } else if feature.transform == Transform::MinMax {
+            return Err(Problem::MinMax);
         }
         Ok(())
     }
@@ -587,7 +602,7 @@ impl Problem {
             Self::Kind { .. } => "kind",
             Self::ChildSafe => "child_safe",
             Self::Limit { .. } => "skew",
-            Self::Range { .. } => "range",
+            Self::MinMax | Self::Range { .. } => "range",
         }
     }
 }
@@ -635,6 +650,15 @@ impl Feature {
     /// The parsed expression; the spec was checked, so it parses.
     pub fn parsed(&self) -> Option<Expression> {
         self.expression.as_deref().and_then(|text| parse(text).ok())
+    }
+
+    /// What its values can be.
+    pub fn allowed(&self) -> [f64; 2] {
+        match (self.transform, self.range) {
+            (Transform::MinMax, _) => [0.0, 1.0],
+            (_, Some(range)) => range,
+            (_, None) => [f64::MIN, f64::MAX],
+        }
     }
 
     /// The facts that it is made of; one may stand there twice.
@@ -755,6 +779,13 @@ version = 1
             "range",
             expected,
         );
+        let scaled = GOOD.replace("log1p", "min_max") + "range = [1.0, 2.0]\n";
+        FeatureSpec::parse(&scaled, "f.toml").unwrap();
+        let error = FeatureSpec::parse(&(scaled + "default = 1.5\n"), "f.toml").unwrap_err();
+        let expected = "range [1, 2] must rise and the default be 0 to 1, as its values are with `min_max`, not 1.5";
+        assert!(error.to_string().ends_with(expected), "{error}");
+        let expected = "a transform `min_max` needs `range`, whose ends become 0 and 1";
+        check("log1p", "min_max", 2, "range", expected);
         let expected = "limit `psi` is -1, wanted a number from 0";
         check(
             "version = 1",

@@ -6,7 +6,7 @@ use std::{
 };
 
 use burn::prelude::Backend;
-use burn_store::{ModuleSnapshot, SafetensorsStore};
+use burn_store::{ApplyError, ModuleSnapshot, SafetensorsStore};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Why a model's file could not be written or read.
@@ -112,11 +112,29 @@ pub(crate) fn load_weights<B: Backend>(
     network: &mut impl ModuleSnapshot<B>,
     path: &Path,
 ) -> Result<(), ModelFileError> {
+    // What does not fit is told below, in fewer lines.
+    let mut store = SafetensorsStore::from_file(path)
+        .allow_partial(true)
+        .validate(false);
     let loaded = network
-        .load_from(&mut SafetensorsStore::from_file(path))
+        .load_from(&mut store)
         .map_err(|error| ModelFileError::content(path, error))?;
-    if !(loaded.errors.is_empty() && loaded.missing.is_empty() && loaded.unused.is_empty()) {
-        let what = format!("the weights do not fit the model: {loaded:?}");
+    let misshapen = loaded.errors.iter().map(ApplyError::to_string);
+    let missing = loaded
+        .missing
+        .iter()
+        .map(|(name, _)| format!("`{name}` is missing"));
+    let unused = loaded
+        .unused
+        .iter()
+        .map(|name| format!("`{name}` is of no use"));
+    let misfits: Vec<String> = misshapen.chain(missing).chain(unused).collect();
+    if let Some(first) = misfits.first() {
+        let more = match misfits.len() - 1 {
+            0 => String::new(),
+            more => format!(", and {more} more"),
+        };
+        let what = format!("the weights do not fit the model: {first}{more}");
         return Err(ModelFileError::content(path, what));
     }
     for weight in network.collect(None, None, false) {

@@ -175,6 +175,34 @@ freshness = "request"
 child_safe = true
 owner = "test"
 version = 1
+
+[[feature]]
+name = "worth_scaled"
+kind = "dense"
+entity = "ad"
+expression = "weight * bid"
+transform = "min_max"
+range = [-1.5, 4.0]
+default = 0.25
+freshness = "request"
+child_safe = true
+owner = "test"
+version = 1
+
+[[feature]]
+name = "dwell_scaled_6h"
+kind = "dense"
+entity = "context"
+aggregation = "mean"
+source = "activity"
+window = "6h"
+key = ["genre"]
+transform = "min_max"
+range = [0.5, 20.0]
+freshness = "nearline"
+child_safe = true
+owner = "test"
+version = 1
 "#;
 
 fn set() -> FeatureSet {

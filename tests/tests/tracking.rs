@@ -438,6 +438,56 @@ fn rows_of_csv_are_imported_and_learnt_from() {
 }
 
 #[test]
+fn a_model_of_a_new_spec_is_compared_with_one_of_the_old_by_the_same_impressions() {
+    let bench = Bench::with_table();
+    let shipped = std::fs::read_to_string(checkout().join("configs/features.toml")).unwrap();
+    let spec = bench.root.path().join("features.toml");
+    std::fs::write(&spec, shipped.replace("log1p(bid)", "bid")).unwrap();
+    let features = format!("features={}", spec.display());
+    let process = [
+        "events",
+        "process",
+        "--flush",
+        "--set",
+        "table=second",
+        "--set",
+        &features,
+    ];
+    bench.run(&process).ok();
+    let train = |table: &str| {
+        let table = format!("table={table}");
+        let train = [&TRAIN[..], &["--set", &table]].concat();
+        bench.run(&train).ok().json()
+    };
+    let (old, new) = (train("impressions"), train("second"));
+    let digest = |report: &Value| report["artifact"].as_str().unwrap().to_owned();
+    let (first, second) = (digest(&old), digest(&new));
+    let gate = |against_table: &str| {
+        let keys = [
+            "table=second".to_owned(),
+            format!("against_table={against_table}"),
+            "rules={calibration=0.9,slice_calibration=0.9,max_auc_loss=0.5,max_entropy_rise=0.5}"
+                .to_owned(),
+        ];
+        let sets = keys.iter().flat_map(|key| ["--set", key]);
+        let gate = ["gate", "--json", "--model", &second, "--against", &first];
+        bench.run(&gate.into_iter().chain(sets).collect::<Vec<_>>())
+    };
+    gate("\"\"").refused(1, &["as `against_table`", &first[..12]]);
+    gate("second").refused(1, &["against_table second holds the features of spec"]);
+    let passed = gate("impressions").ok().json();
+    assert_eq!(passed["left_out"], 0);
+    // Each is as good as on the rows of its own table.
+    for (measures, report) in [("measures", new), ("against_measures", old)] {
+        let found = passed[measures]["auc"]["value"].as_f64().unwrap();
+        assert!(
+            (found - report["auc"].as_f64().unwrap()).abs() < 1e-9,
+            "{passed} {report}"
+        );
+    }
+}
+
+#[test]
 fn a_model_is_gated_promoted_and_what_nothing_needs_is_collected() {
     let bench = Bench::with_table();
     let train = |seed: &str| {

@@ -10,9 +10,10 @@ pub struct ScheduleConfig {
     pub warm_up_steps: u64,
     /// How it falls after that.
     pub decay: Decay,
-    /// Steps until the decay is over, warm-up included; for `step`, steps between two falls; for
-    /// `plateau`, measures in a row without a better one before a fall.
+    /// Steps until the decay is over, warm-up included; for `step`, steps between two falls.
     pub decay_steps: u64,
+    /// For `plateau`: measures in a row without a better one before a fall.
+    pub patience: u64,
     /// Where the decay ends; for `step` and `plateau`, what each fall leaves of the factor.
     pub floor: f64,
 }
@@ -39,6 +40,7 @@ impl Default for ScheduleConfig {
             warm_up_steps: 0,
             decay: Decay::Constant,
             decay_steps: 10_000,
+            patience: 2,
             floor: 0.1,
         }
     }
@@ -68,7 +70,7 @@ impl ScheduleConfig {
 
     /// Whether the rate of `plateau` falls after so many measures without a better one.
     pub fn falls(&self, since_best: u64) -> bool {
-        let due = since_best > 0 && since_best.is_multiple_of(self.decay_steps.max(1));
+        let due = since_best > 0 && since_best.is_multiple_of(self.patience.max(1));
         self.decay == Decay::Plateau && due
     }
 }
@@ -83,6 +85,7 @@ mod tests {
             decay,
             decay_steps: 110,
             floor: 0.1,
+            ..ScheduleConfig::default()
         };
         steps.map(|step| (schedule.rate(step) * 1e6).round() / 1e6)
     }
@@ -111,7 +114,6 @@ mod tests {
     fn a_plateau_is_left_by_a_fall() {
         let schedule = ScheduleConfig {
             decay: Decay::Plateau,
-            decay_steps: 2,
             ..ScheduleConfig::default()
         };
         let falls: Vec<bool> = (0..5).map(|since| schedule.falls(since)).collect();

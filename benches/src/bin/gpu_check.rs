@@ -534,10 +534,12 @@ fn visual_losses<B: StepBackend>() -> anyhow::Result<Vec<f32>> {
         epochs: STEPS,
         ..VisualTrainConfig::default()
     };
+    let none = Pairs::default();
     let task = Task {
         config: &config,
         gallery: &gallery,
         pairs: &pairs,
+        valid: &none,
         frozen: None,
     };
     let mut checkpoints = Checkpoints::new(

@@ -152,6 +152,7 @@ fn main() -> anyhow::Result<()> {
             decay: Decay::Cosine,
             decay_steps: 600,
             floor: 0.0,
+            ..ScheduleConfig::default()
         },
         ..VisualTrainConfig::default()
     };
@@ -169,6 +170,7 @@ fn main() -> anyhow::Result<()> {
             config: &config,
             gallery: &gallery,
             pairs: &train,
+            valid: &Pairs::default(),
             frozen: frozen.as_ref(),
         };
         let report = |told: &Progress| match told {

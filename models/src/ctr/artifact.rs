@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     calibration::Calibration,
+    delay::ConversionDelay,
     embedding::{EmbeddingTable, KnownIds, Pooling},
-    network::{InputLayout, Mode, Network, NetworkConfig},
+    network::{InputLayout, Mode, Network, NetworkConfig, TowerVectors},
 };
 use crate::{
     Cpu,
@@ -96,6 +97,8 @@ struct ModelFile {
     schema: Schema,
     normalisation: Normalisation,
     calibration: Calibration,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    delay: Option<ConversionDelay>,
     tables: Vec<TableShape>,
 }
 
@@ -119,6 +122,7 @@ impl ModelFile {
             ));
         }
         self.calibration.check()?;
+        self.delay.as_ref().map_or(Ok(()), ConversionDelay::check)?;
         let fits = self.network.check(&self.layout(&self.table_of()?));
         fits.map_err(|error| error.to_string())
     }
@@ -192,6 +196,8 @@ pub struct CtrModel<B: Backend = Cpu> {
     normalisation: Normalisation,
     /// Correction of the logits of clicks.
     pub calibration: Calibration,
+    /// Of two tasks: how late conversions came in the training rows, for who measures the model.
+    pub delay: Option<ConversionDelay>,
     tables: Vec<EmbeddingTable>,
     /// Which of them each sparse feature reads.
     table_of: Vec<usize>,
@@ -219,6 +225,7 @@ impl<B: FusedOps> CtrModel<B> {
             schema,
             normalisation,
             calibration,
+            delay: None,
             table_of: table_of.expect("a table for every sparse feature"),
             tables,
             network,
@@ -279,12 +286,44 @@ impl<B: FusedOps> CtrModel<B> {
         Ok(probabilities.collect())
     }
 
+    /// Vectors of who asks and of the ad, of a model with a tower for each.
+    ///
+    /// # Errors
+    /// As [`Self::score`].
+    pub fn vectors(&self, batch: &FeatureBatch) -> Result<Option<TowerVectors>, CtrModelError> {
+        let Some(towers) = self.network.two_tower() else {
+            return Ok(None);
+        };
+        Ok(Some(towers.vectors(&self.input(batch)?)))
+    }
+
+    /// Which of the sparse features are of the ad, of a model with a tower for it.
+    pub fn item_fields(&self) -> Option<Vec<usize>> {
+        let fields = self.config.item_fields(&self.layout());
+        fields.expect("a network that was made for the features")
+    }
+
+    /// Columns of the network's input.
+    fn layout(&self) -> InputLayout {
+        let dims = self.table_of.iter().map(|table| self.tables[*table].dim);
+        let fields = self.schema.sparse.iter().map(|field| field.name.clone());
+        InputLayout::new(self.schema.dense.len(), fields.zip(dims))
+    }
+
     /// Logits `[rows, tasks]`.
     fn forward(&self, batch: &FeatureBatch) -> Result<Vec<f32>, CtrModelError> {
-        self.check(batch)?;
         if batch.num_rows == 0 {
+            self.check(batch)?;
             return Ok(Vec::new());
         }
+        let logits = self.network.forward(self.input(batch)?, Mode::Inference);
+        let logits = logits.into_data().convert::<f32>();
+        Ok(logits.to_vec().expect("the data were converted to f32"))
+    }
+
+    /// The network's input: standardised dense features, and pooled rows.
+    fn input(&self, batch: &FeatureBatch) -> Result<Tensor<B, 2>, CtrModelError> {
+        self.check(batch)?;
         let tables = self.table_of.iter().map(|table| &self.tables[*table]);
         let dims: usize = tables.clone().map(|table| table.dim).sum();
         let width = batch.num_dense + dims;
@@ -295,13 +334,8 @@ impl<B: FusedOps> CtrModel<B> {
             table.pool(bags, 0, &mut input, width, column);
             column += table.dim;
         }
-        let input = Tensor::from_data(
-            TensorData::new(input, [batch.num_rows, width]),
-            &self.device,
-        );
-        let logits = self.network.forward(input, Mode::Inference);
-        let logits = logits.into_data().convert::<f32>();
-        Ok(logits.to_vec().expect("the data were converted to f32"))
+        let input = TensorData::new(input, [batch.num_rows, width]);
+        Ok(Tensor::from_data(input, &self.device))
     }
 
     fn check(&self, batch: &FeatureBatch) -> Result<(), CtrModelError> {
@@ -353,6 +387,7 @@ impl<B: FusedOps> CtrModel<B> {
             schema: self.schema.clone(),
             normalisation: self.normalisation.clone(),
             calibration: self.calibration.clone(),
+            delay: self.delay,
             tables: self.tables.iter().map(shape).collect(),
         };
         files::write_json(&dir.join(MODEL_FILE), &file)?;
@@ -405,6 +440,7 @@ impl<B: FusedOps> CtrModel<B> {
             schema,
             normalisation,
             calibration,
+            delay,
             ..
         } = file;
         Ok(Self {
@@ -412,6 +448,7 @@ impl<B: FusedOps> CtrModel<B> {
             schema,
             normalisation,
             calibration,
+            delay,
             tables,
             table_of,
             network,

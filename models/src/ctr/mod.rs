@@ -6,11 +6,13 @@
 
 pub mod artifact;
 mod calibration;
+mod delay;
 pub mod embedding;
 pub mod loss;
 pub mod network;
 
 pub use artifact::{CtrModel, CtrModelError, Normalisation};
 pub use calibration::Calibration;
+pub use delay::ConversionDelay;
 pub use embedding::{EmbeddingTable, KnownIds, Pooling};
 pub use network::{InputLayout, Mode, Network, NetworkConfig, NetworkError};

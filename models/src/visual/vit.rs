@@ -82,29 +82,6 @@ impl Default for VitConfig {
 }
 
 impl VitConfig {
-    /// ViT-S with patches of 14 or 16 pixels, on pictures of 224: 22 million weights.
-    pub fn small(patch_size: usize) -> Self {
-        Self {
-            image_size: 224,
-            patch_size,
-            dim: 384,
-            depth: 12,
-            num_heads: 6,
-            mlp_ratio: 4,
-            pooling: Pooling::Cls,
-            ..Self::default()
-        }
-    }
-
-    /// ViT-B: twice as wide, 86 million weights.
-    pub fn base(patch_size: usize) -> Self {
-        Self {
-            dim: 768,
-            num_heads: 12,
-            ..Self::small(patch_size)
-        }
-    }
-
     /// Patches of a picture.
     pub fn num_patches(&self) -> usize {
         (self.image_size / self.patch_size).pow(2)

@@ -259,7 +259,7 @@ impl Translation<'_> {
     /// A dense value in its last form: transformed, within its range, the default where there is none.
     pub fn finished(&mut self, value: Sql, feature: &Feature) -> Sql {
         let value = match feature.transform {
-            Transform::Identity => value,
+            Transform::Identity | Transform::MinMax => value,
             Transform::Log1p => {
                 let value = self.columns.name(value);
                 let text = self.guarded(Function::Log1p, std::slice::from_ref(&value));
@@ -271,10 +271,15 @@ impl Translation<'_> {
         let inside = match feature.range {
             None => x.clone(),
             Some([low, high]) => {
+                let width = engine.double(high - low);
                 let (low, high) = (engine.double(low), engine.double(high));
-                format!(
+                let inside = format!(
                     "CASE WHEN {x} < {low} THEN {low} WHEN {x} > {high} THEN {high} ELSE {x} END"
-                )
+                );
+                match feature.transform {
+                    Transform::MinMax => format!("({inside} - {low}) / {width}"),
+                    Transform::Identity | Transform::Log1p => inside,
+                }
             }
         };
         // Beyond it a 32-bit number is not finite.

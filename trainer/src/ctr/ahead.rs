@@ -1,12 +1,16 @@
 //! What is done before a step needs it: its rows are read, and its ids find their way.
 
 use std::{
-    sync::mpsc::{self, Receiver, Sender},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender},
+    },
     thread::Scope,
 };
 
 use super::{
     delay::Delay,
+    retrieval::ItemFrequencies,
     step::{RoutedBatch, StepBatch},
     train::TrainError,
 };
@@ -34,6 +38,8 @@ pub(super) struct Steps {
     pub prefetch_steps: usize,
     /// Of conversions, where they are learnt.
     pub delay: Option<Delay>,
+    /// Of ads, where they are told apart.
+    pub frequencies: Option<Arc<ItemFrequencies>>,
 }
 
 /// Two threads: one reads rows, some steps ahead; the other routes the next step's ids while this
@@ -58,6 +64,7 @@ impl Ahead {
             micro_batches,
             prefetch_steps,
             delay,
+            frequencies,
         } = steps;
         let (read, to_route) = mpsc::sync_channel(prefetch_steps.max(1));
         scope.spawn(move || {
@@ -77,9 +84,13 @@ impl Ahead {
             for () in asked {
                 // It has as many steps as are asked for, unless it failed, which ended this too.
                 let step = to_route.recv().expect("the reading thread");
+                let batch = |part: Examples| StepBatch {
+                    shown: frequencies.as_ref().map(|known| known.of(&part.features)),
+                    ..StepBatch::of(part, delay.as_ref())
+                };
                 let next = step
                     .map_err(TrainError::from)
-                    .and_then(|parts| route(parts, delay.as_ref(), &router, ids));
+                    .and_then(|parts| route(parts, batch, &router, ids));
                 let failed = next.is_err();
                 if give.send(next).is_err() || failed {
                     return;
@@ -104,15 +115,13 @@ impl Ahead {
 
 fn route(
     parts: Vec<Examples>,
-    delay: Option<&Delay>,
+    batch: impl Fn(Examples) -> StepBatch,
     router: &Router,
     ids: &mut impl ProcessGroup,
 ) -> Result<Next, TrainError> {
     let first_row = parts.iter().find_map(|part| part.impression_ids.first());
     let first_row = first_row.cloned();
-    let routed = parts
-        .into_iter()
-        .map(|part| StepBatch::of(part, delay).route(router, ids));
+    let routed = parts.into_iter().map(|part| batch(part).route(router, ids));
     Ok(Next {
         micro_batches: routed.collect::<Result<_, _>>()?,
         first_row,

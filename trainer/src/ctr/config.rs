@@ -275,6 +275,19 @@ impl TablesConfig {
     }
 }
 
+/// What training makes small.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// The cross-entropy of every row's click, and of its conversion where that is learnt.
+    #[default]
+    CrossEntropy,
+    /// Of two towers: that of finding a click's ad among the ads of the batch, which are those of all
+    /// ranks, each corrected by how often it is shown. Source: Yi et al., "Sampling-Bias-Corrected Neural
+    /// Modeling for Large Corpus Item Recommendations", RecSys 2019.
+    BatchSoftmax,
+}
+
 /// The loop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -285,9 +298,11 @@ pub struct TrainingConfig {
     pub micro_batches: usize,
     /// Passes over the training rows.
     pub epochs: usize,
+    /// What is made small.
+    pub objective: Objective,
     /// Steps between two measures on the validation rows, besides the end of each epoch. 0: none.
-    /// The model that is best by log loss at a measure is kept, that of clicks and, with two tasks, of
-    /// conversions.
+    /// The model that is best at a measure is kept: by log loss, that of clicks and, with two tasks, of
+    /// conversions; or by the loss of retrieval, where `objective` is that.
     pub evaluate_every_steps: u64,
     /// Measures in a row without a better one that end the run. 0: none do.
     pub early_stopping: u64,
@@ -339,6 +354,7 @@ impl Default for TrainingConfig {
             batch_size: 1024,
             micro_batches: 1,
             epochs: 2,
+            objective: Objective::default(),
             evaluate_every_steps: 0,
             early_stopping: 0,
             calibration: CalibrationMethod::default(),

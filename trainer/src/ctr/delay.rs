@@ -1,5 +1,6 @@
 //! How long conversions let one wait, and so how much is known of a row's conversions.
 
+use models::ctr::ConversionDelay;
 use serde::{Deserialize, Serialize};
 
 use super::{step::StepBatch, train::TrainError};
@@ -16,8 +17,7 @@ const RATES: [f64; 2] = [1e-6, 3600.0];
 /// Halvings of the interval of the rate's logarithm: enough for an f64.
 const HALVINGS: usize = 60;
 
-/// The time from a click to its conversion, exponential up to the conversion window. Source: Chapelle,
-/// "Modeling Delayed Feedback in Display Advertising", KDD 2014, section 4, with one rate for all rows.
+/// [`ConversionDelay`] as a checkpoint keeps it, to the bit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Delay {
@@ -91,9 +91,8 @@ impl Delay {
             return 1.0;
         }
         let since_us = outcome.click_us.unwrap_or(outcome.view_us);
-        let within = |hours: f64| -(-self.rate * hours).exp_m1();
-        let share = within(watched(outcome, since_us)) / within(self.window);
-        share.min(1.0) as f32
+        let known = ConversionDelay::from(*self);
+        known.arrived(watched(outcome, since_us)) as f32
     }
 
     /// Labels of rows, `[rows, 2]`: whether clicked, and the credit for a conversion after the click;
@@ -110,6 +109,24 @@ impl Delay {
     }
 }
 
+impl From<Delay> for ConversionDelay {
+    fn from(Delay { rate, window }: Delay) -> Self {
+        Self {
+            rate,
+            window: window.is_finite().then_some(window),
+        }
+    }
+}
+
+impl From<ConversionDelay> for Delay {
+    fn from(ConversionDelay { rate, window }: ConversionDelay) -> Self {
+        Self {
+            rate,
+            window: window.unwrap_or(f64::INFINITY),
+        }
+    }
+}
+
 impl StepBatch {
     /// Rows to learn clicks from, or clicks and conversions, which are late.
     pub(super) fn of(rows: Examples, delay: Option<&Delay>) -> Self {
@@ -121,6 +138,7 @@ impl StepBatch {
             observed,
             weights: rows.weights,
             places: rows.places,
+            shown: None,
         }
     }
 }

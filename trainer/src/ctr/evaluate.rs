@@ -9,6 +9,7 @@ use models::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::config::Objective;
 use crate::table::Examples;
 
 /// Rows that are scored at once.
@@ -37,13 +38,42 @@ pub struct Evaluation {
     /// Of a model of two tasks, its conversions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversions: Option<ConversionEvaluation>,
+    /// Of a model with two towers, how its vectors find what was clicked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retrieval: Option<RetrievalEvaluation>,
 }
 
 impl Evaluation {
-    /// What training makes small, and the best model has least of: the log losses of all tasks, nats.
-    pub fn loss(&self) -> f64 {
-        self.log_loss + self.conversions.as_ref().map_or(0.0, |it| it.log_loss)
+    /// What training makes small, and the best model has least of, nats: the log losses of all tasks, or
+    /// the loss of retrieval.
+    pub fn loss(&self, objective: Objective) -> f64 {
+        match (objective, &self.retrieval) {
+            (Objective::BatchSoftmax, Some(retrieval)) => retrieval.loss,
+            // Without a click there is nothing to find.
+            (Objective::BatchSoftmax, None) => f64::INFINITY,
+            (Objective::CrossEntropy, _) => {
+                self.log_loss + self.conversions.as_ref().map_or(0.0, |it| it.log_loss)
+            }
+        }
     }
+}
+
+/// How well two towers find clicked ads among all distinct ads of some rows, by nothing but the cosine of
+/// their vectors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RetrievalEvaluation {
+    /// Clicks that were looked at.
+    pub queries: usize,
+    /// Ads among which each was sought; equal where all their features are.
+    pub items: usize,
+    /// Mean cross-entropy of a softmax over all ads, nats.
+    pub loss: f64,
+    /// Share of clicks whose ad is the nearest.
+    pub recall_at_1: f64,
+    /// Share of clicks whose ad is among the ten nearest.
+    pub recall_at_10: f64,
+    /// Share of clicks whose ad is among the hundred nearest.
+    pub recall_at_100: f64,
 }
 
 /// How good a model is at conversions after clicks, on rows of which not all may be known: what is
@@ -101,6 +131,7 @@ pub fn evaluate(scores: &[f32], clicks: &[f32], weights: &[f32]) -> Evaluation {
         ece: expected_calibration_error(&reliability),
         reliability,
         conversions: None,
+        retrieval: None,
     }
 }
 

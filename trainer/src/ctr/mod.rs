@@ -1,7 +1,9 @@
 //! Training of click models.
 //!
 //! [`step`] is one optimisation step, the part that benchmarks measure; [`train`] is the loop
-//! around it; [`delay`] says how much is known of conversions; [`evaluate`] measures a model; [`verb`] is `marquee train` and `marquee eval`.
+//! around it; [`delay`] says how much is known of conversions;
+//! [`retrieval`] has two towers tell ads apart; [`evaluate`] measures a model; [`verb`] is `marquee train`
+//! and `marquee eval`.
 
 mod ahead;
 mod calibrate;
@@ -9,6 +11,7 @@ mod config;
 mod delay;
 mod evaluate;
 mod moments;
+mod retrieval;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -16,11 +19,13 @@ mod train;
 mod verb;
 
 pub use calibrate::CalibrationMethod;
-pub use config::{CtrConfig, GuardConfig, TablesConfig, TablesError, TrainingConfig};
+pub use config::{CtrConfig, GuardConfig, Objective, TablesConfig, TablesError, TrainingConfig};
 pub use delay::Delay;
 pub use evaluate::{
-    ConversionEvaluation, Evaluation, evaluate, evaluate_conversions, score_all, score_conversions,
+    ConversionEvaluation, Evaluation, RetrievalEvaluation, evaluate, evaluate_conversions,
+    score_all, score_conversions,
 };
+pub use retrieval::ShownItems;
 pub use step::{Groups, Learner, RoutedBatch, StepBatch, StepLimits, StepOutcome};
 pub use train::{Progress, Task, TrainError, Trained, train};
 pub use verb::{EvalArgs, run_eval, run_train};

@@ -16,12 +16,16 @@ use models::{
         EmbeddingTable, Mode, Network, NetworkConfig, Normalisation,
         artifact::write_dense,
         loss::{entire_space, weighted_bce},
+        network::TowerVectors,
     },
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::config::TrainingConfig;
+use super::{
+    config::TrainingConfig,
+    retrieval::{Candidates, ItemKeys, ShownItems},
+};
 use crate::{
     backend::StepBackend,
     checkpoint::{CheckpointError, Restored, Snapshot},
@@ -43,15 +47,19 @@ pub struct StepBatch {
     pub weights: Vec<f32>,
     /// `[rows]`, their places in the order of all ranks' rows.
     pub places: Vec<u64>,
+    /// Their ads, where a batch softmax is to tell them apart.
+    pub shown: Option<ShownItems>,
 }
 
 /// A batch whose ids have found their way.
 #[derive(Debug, Clone)]
 pub struct RoutedBatch {
-    batch: StepBatch,
+    pub(super) batch: StepBatch,
     routed: Routed,
-    /// Weight of this rank's rows.
-    weight: f64,
+    /// The ads of all ranks, where these are told apart.
+    candidates: Option<Candidates>,
+    /// Weight of this rank's rows, or of its clicks where ads are told apart.
+    pub(super) weight: f64,
     /// Weight of all ranks' rows.
     total_weight: f64,
 }
@@ -72,9 +80,17 @@ impl StepBatch {
             rows: self.features.num_rows,
         };
         let routed = router.route(bags, group)?;
-        let mine: f64 = self.weights.iter().map(|weight| f64::from(*weight)).sum();
+        let weights = self.weights.iter().zip(&self.labels);
+        let mine: f64 = match &self.shown {
+            None => self.weights.iter().map(|weight| f64::from(*weight)).sum(),
+            Some(_) => weights
+                .map(|(weight, label)| f64::from(weight * label))
+                .sum(),
+        };
+        let candidates = self.shown.as_ref().map(|shown| shown.gather(group));
         let total_weight = group.all_gather_v(&[mine])?.concat().iter().sum();
         Ok(RoutedBatch {
+            candidates: candidates.transpose()?,
             batch: self,
             routed,
             weight: mine,
@@ -154,17 +170,17 @@ impl Default for StepLimits {
 /// A model in training: network, tables and their optimizers.
 pub struct Learner<B: StepBackend> {
     model: NetworkConfig,
-    network: Network<B>,
+    pub(super) network: Network<B>,
     /// The network's weights and their optimizer.
-    dense: B::Dense,
+    pub(super) dense: B::Dense,
     rule: Rule,
     num_weights: usize,
     tables: B::Tables,
     normalisation: Normalisation,
-    training: TrainingConfig,
+    pub(super) training: TrainingConfig,
     seed: u64,
     step: u64,
-    device: B::Device,
+    pub(super) device: B::Device,
 }
 
 /// A network that scores.
@@ -172,7 +188,7 @@ pub struct Scoring<B: StepBackend>(Network<Inner<B>>);
 
 /// Gradients of a micro-batch's tables that have reached their owners.
 type Given<'a, B> = <<B as StepBackend>::Tables as Tables<Inner<B>>>::Given<'a>;
-type Inner<B> = <B as AutodiffBackend>::InnerBackend;
+pub(super) type Inner<B> = <B as AutodiffBackend>::InnerBackend;
 
 impl<B: StepBackend> Learner<B> {
     /// A fresh network over tables; `seed` fixes its weights and dropout.
@@ -256,7 +272,10 @@ impl<B: StepBackend> Learner<B> {
         let mut gradients = Vec::new();
         for batch in micro_batches {
             let pooled = self.lookup(batch, rows)?;
-            gradients.push(self.forward_backward(batch, pooled, total_weight));
+            gradients.push(match &batch.candidates {
+                None => self.forward_backward(batch, pooled, total_weight),
+                Some(ads) => self.contrast(batch, ads, pooled, total_weight, rows)?,
+            });
         }
         let given = self.exchange(micro_batches, gradients, limits.stop, rows, dense)?;
         let total = self.dense.total();
@@ -290,7 +309,7 @@ impl<B: StepBackend> Learner<B> {
     }
 
     /// The network's input: standardised dense features, and pooled rows.
-    fn lookup(
+    pub(super) fn lookup(
         &self,
         batch: &RoutedBatch,
         rows: &mut impl ProcessGroup,
@@ -352,11 +371,7 @@ impl<B: StepBackend> Learner<B> {
             Tensor::<B, 2>::from_data(values, &self.device)
         };
         let input = Tensor::<B, 2>::from_inner(pooled).require_grad();
-        // What a row drops depends on nothing but the step and its place.
-        let chain = |hash, number: &u64| chain_integer(hash, *number as i64);
-        let of_step = [self.seed, self.step].iter().fold(SEED, chain);
-        let places = &batch.batch.places;
-        let numbers: Vec<u64> = places.iter().map(|place| chain(of_step, place)).collect();
+        let numbers = self.dropout_numbers(&batch.batch.places);
         let logits = self.network.forward(
             dense::cast(input.clone(), self.training.precision),
             Mode::Training { rows: &numbers },
@@ -377,6 +392,13 @@ impl<B: StepBackend> Learner<B> {
         self.dense.add(&self.network, gradients, loss.inner());
         // The network sees its input, and so gives it a gradient.
         of_input.expect("a gradient of the input")
+    }
+
+    /// What a row drops depends on nothing but the step and its place.
+    pub(super) fn dropout_numbers(&self, places: &[u64]) -> Vec<u64> {
+        let chain = |hash, number: &u64| chain_integer(hash, *number as i64);
+        let of_step = [self.seed, self.step].iter().fold(SEED, chain);
+        places.iter().map(|place| chain(of_step, place)).collect()
     }
 
     /// The network as it scores: with the mean of its weights, where that is kept.
@@ -402,6 +424,31 @@ impl<B: StepBackend> Learner<B> {
         }
         let input = dense::cast(input, self.training.precision);
         Ok(dense::to_vec(scoring.0.forward(input, Mode::Inference)))
+    }
+
+    /// Vectors of this rank's rows, of a network of two towers; else none.
+    ///
+    /// # Errors
+    /// [`ExchangeError`].
+    pub(super) fn vectors(
+        &self,
+        scoring: &Scoring<B>,
+        batch: &RoutedBatch,
+        rows: &mut impl ProcessGroup,
+    ) -> Result<Option<TowerVectors>, ExchangeError> {
+        let Some(towers) = scoring.0.two_tower() else {
+            return Ok(None);
+        };
+        let input = self.lookup(batch, rows)?;
+        let input = dense::cast(input, self.training.precision);
+        Ok((batch.batch.features.num_rows > 0).then(|| towers.vectors(&input)))
+    }
+
+    /// How the ads of rows are told apart, by a network of two towers; else none.
+    pub(super) fn item_keys(&self) -> Option<ItemKeys> {
+        let fields = self.model.item_fields(&self.router().plan().layout());
+        let fields = fields.expect("a network that was made for the layout");
+        fields.map(|fields| ItemKeys { fields })
     }
 
     /// The parts of a model that scores: network and whole tables as they stand, on the CPU.

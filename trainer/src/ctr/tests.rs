@@ -3,6 +3,7 @@
 mod conversions;
 mod recipe;
 mod shared;
+mod towers;
 
 use std::{
     path::Path,

@@ -10,15 +10,19 @@ use std::{
 };
 
 use features::Schema;
-use models::ctr::{Calibration, CtrModel, CtrModelError, NetworkError, Normalisation};
+use models::ctr::{
+    Calibration, ConversionDelay, CtrModel, CtrModelError, NetworkConfig, NetworkError,
+    Normalisation,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
     ahead::{Ahead, Steps},
-    config::{CtrConfig, TablesError, TrainingConfig},
+    config::{CtrConfig, Objective, TablesError, TrainingConfig},
     delay::Delay,
     evaluate::{Evaluation, SCORE_BATCH, evaluate, evaluate_conversions},
     moments::fit_normalisation,
+    retrieval::{ItemFrequencies, Vectors},
     step::{Groups, Learner, StepBatch, StepLimits, StepOutcome},
 };
 use crate::{
@@ -125,6 +129,11 @@ pub enum TrainError {
         /// What it may be.
         wanted: &'static str,
     },
+    /// Nothing to tell apart.
+    #[error(
+        "training.objective is batch_softmax, which wants vectors of ads: model.architecture = \"two_tower\", or the objective cross_entropy"
+    )]
+    NoTowers,
     /// Steps in a row that could not be taken.
     #[error(
         "{count} steps in a row up to step {step} were skipped, the last with loss {loss}: lower training.learning_rate, or look for huge values in the rows named in metrics.jsonl"
@@ -229,9 +238,9 @@ struct State {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Best {
-    /// Of all tasks ([`Evaluation::loss`]).
+    /// Its [`Evaluation::loss`].
     #[serde(with = "bits")]
-    log_loss: f64,
+    loss: f64,
     /// The checkpoint's step.
     step: u64,
     updates: u64,
@@ -242,7 +251,7 @@ struct Best {
 /// Trains a model, from the newest checkpoint if there is one; `report` hears of steps and epochs
 /// as they happen, and `stop` is looked at in every step.
 ///
-/// What has the lowest log loss (of all tasks) on the validation rows is kept, and its calibration fitted there. The same seed gives the same bits with the same number of ranks, however often the run
+/// What has the lowest loss ([`Evaluation::loss`]) on the validation rows is kept, and its calibration fitted there. The same seed gives the same bits with the same number of ranks, however often the run
 /// was interrupted, and the same losses to rounding with any number.
 ///
 /// # Errors
@@ -279,6 +288,14 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
         tracing::info!(mean_hours = delay.mean_hours(), "delay of conversions");
         state.delay = Some(delay);
     }
+    let frequencies = match task.config.training.objective {
+        Objective::CrossEntropy => None,
+        Objective::BatchSoftmax => {
+            let keys = learner.item_keys().ok_or(TrainError::NoTowers)?;
+            let counted = ItemFrequencies::fit(keys, task.train, &mut groups.rows)?;
+            Some(Arc::new(counted))
+        }
+    };
     while !state.is_over(&task.config.training) {
         if task.config.tables.reinitialise_each_epoch && state.epoch > 0 && state.batch == 0 {
             learner.reinitialise_tables()?;
@@ -287,6 +304,7 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
             task,
             learner: &mut learner,
             state: &mut state,
+            frequencies: frequencies.clone(),
             checkpoints,
             stop,
             report: &mut report,
@@ -319,7 +337,10 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
         learner.restore(&restored, best.updates)?;
     }
     // Whole tables go through host memory.
-    finished(task, &learner, best.calibration, &mut groups.ids)
+    let mut model = finished(task, &learner, &mut groups.ids)?;
+    model.calibration = best.calibration;
+    model.delay = state.delay.map(ConversionDelay::from);
+    Ok(Trained::Done(Box::new(model)))
 }
 
 impl State {
@@ -330,10 +351,11 @@ impl State {
         measured: &Evaluation,
         training: &TrainingConfig,
     ) -> bool {
-        let better = |best: &Best| measured.loss() < best.log_loss;
+        let loss = measured.loss(training.objective);
+        let better = |best: &Best| loss < best.loss;
         if self.best.as_ref().is_none_or(better) {
             self.best = Some(Best {
-                log_loss: measured.loss(),
+                loss,
                 step: self.step,
                 updates: self.updates,
                 calibration,
@@ -410,7 +432,25 @@ fn check_ranges(training: &TrainingConfig) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn learner<B: StepBackend>(
+/// What a batch softmax has no use for, or cannot do.
+fn check_batch_softmax(config: &CtrConfig) -> Result<(), TrainError> {
+    let training = &config.training;
+    if !matches!(config.model, NetworkConfig::TwoTower(_)) {
+        return Err(TrainError::NoTowers);
+    }
+    let range = |key, value, wanted| Err(TrainError::Range { key, value, wanted });
+    if training.micro_batches > 1 {
+        let wanted = "1 with the objective batch_softmax, whose negatives are those of the batch";
+        return range("micro_batches", training.micro_batches as f64, wanted);
+    }
+    if training.label_smoothing > 0.0 {
+        let wanted = "0 with the objective batch_softmax, which learns from clicks alone";
+        return range("label_smoothing", training.label_smoothing.into(), wanted);
+    }
+    Ok(())
+}
+
+pub(super) fn learner<B: StepBackend>(
     task: Task<'_>,
     groups: &Groups<impl ProcessGroup, impl ProcessGroup>,
     device: &B::Device,
@@ -426,6 +466,9 @@ fn learner<B: StepBackend>(
         }
     }
     check_ranges(&config.training)?;
+    if config.training.objective == Objective::BatchSoftmax {
+        check_batch_softmax(config)?;
+    }
     let tables = config.tables.tables(schema, &config.model)?;
     let world_size = groups.rows.world_size();
     if config.reader.streams < world_size {
@@ -488,6 +531,8 @@ struct Epoch<'a, 'b, B: StepBackend, G> {
     task: Task<'a>,
     learner: &'b mut Learner<B>,
     state: &'b mut State,
+    /// Of the ads, where they are told apart.
+    frequencies: Option<Arc<ItemFrequencies>>,
     checkpoints: &'b mut Checkpoints<G>,
     stop: &'b AtomicBool,
     report: &'b mut dyn FnMut(&Progress),
@@ -514,6 +559,7 @@ impl<B: StepBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
             micro_batches: config.training.micro_batches,
             prefetch_steps: config.reader.prefetch_steps,
             delay: self.state.delay,
+            frequencies: self.frequencies.clone(),
         };
         thread::scope(|scope| {
             let mut ahead = Ahead::start(scope, batches, steps, router, ids);
@@ -681,6 +727,7 @@ fn measure<B: StepBackend>(
     let scoring = learner.scoring();
     let mut read = batches(task.valid, task, Order::Stored, 0, rows);
     let mut mine: [Vec<f32>; 4] = Default::default();
+    let (keys, mut vectors) = (learner.item_keys(), Vectors::default());
     for size in sizes(task.valid.len(), SCORE_BATCH * rows.world_size()) {
         let batch = StepBatch::of(read.take(size)?, delay.as_ref());
         let [logits, labels, observed, weights] = &mut mine;
@@ -689,6 +736,16 @@ fn measure<B: StepBackend>(
         weights.extend_from_slice(&batch.weights);
         let routed = batch.route(learner.router(), rows)?;
         logits.extend(learner.logits(&scoring, &routed, rows)?);
+        let of_towers = learner.vectors(&scoring, &routed, rows)?;
+        if let Some((keys, of_towers)) = keys.as_ref().zip(of_towers) {
+            let StepBatch {
+                features,
+                labels,
+                places,
+                ..
+            } = &routed.batch;
+            vectors.add(labels, places, &keys.of(features), &of_towers);
+        }
     }
     let mut all = |mine: &[f32]| Ok::<_, CollectiveError>(rows.all_gather_v(mine)?.concat());
     let [logits, labels, observed, weights] = &mine;
@@ -702,6 +759,9 @@ fn measure<B: StepBackend>(
     let scores = click_logits.iter();
     let scores: Vec<f32> = scores.map(|it| calibration.probability(*it)).collect();
     let mut evaluation = evaluate(&scores, &clicks, &weights);
+    if keys.is_some() {
+        evaluation.retrieval = vectors.measure(rows)?;
+    }
     if num_tasks > 1 {
         let after = logits.iter().skip(1).step_by(num_tasks);
         let after = after.map(|logit| Calibration::default().probability(*logit));
@@ -718,20 +778,17 @@ fn measure<B: StepBackend>(
 fn finished<B: StepBackend>(
     task: Task<'_>,
     learner: &Learner<B>,
-    calibration: Calibration,
     group: &mut impl ProcessGroup,
-) -> Result<Trained, TrainError> {
+) -> Result<CtrModel, TrainError> {
     let (network, tables) = learner.parts(group)?;
-    let mut model = CtrModel::new(
+    Ok(CtrModel::new(
         task.config.model.clone(),
         task.schema.clone(),
         learner.normalisation().clone(),
         tables,
         network,
         Default::default(),
-    );
-    model.calibration = calibration;
-    Ok(Trained::Done(Box::new(model)))
+    ))
 }
 
 #[cfg(test)]
@@ -746,7 +803,7 @@ mod tests {
             let state = State {
                 curve_sum: sum,
                 mean_loss: mean,
-                best: Some(Best { log_loss: loss, step: 3, updates: 2,
+                best: Some(Best { loss, step: 3, updates: 2,
                     calibration: Calibration::Platt { scale, offset: -scale }, }),
                 ..State::default()
             };

@@ -10,15 +10,16 @@ use cli::{CommonArgs, Layout, Loaded, out, write_text};
 use indicatif::ProgressBar;
 use models::{Cpu, ctr::CtrModel};
 use registry::{Digest, Kind, Registry};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    config::CtrConfig,
+    config::{CtrConfig, Objective},
     delay::Delay,
     evaluate::{
-        ConversionEvaluation, Evaluation, evaluate, evaluate_conversions, score_all,
-        score_conversions,
+        ConversionEvaluation, Evaluation, RetrievalEvaluation, evaluate, evaluate_conversions,
+        score_all, score_conversions,
     },
+    retrieval::find_clicked,
     step::Groups,
     train::{Progress, Task, Trained, train},
 };
@@ -39,6 +40,9 @@ struct Report {
     #[serde(flatten)]
     test: Evaluation,
     valid_log_loss: f64,
+    /// Of two towers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    valid_recall_at_10: Option<f64>,
     samples_per_second: f64,
     train_rows: usize,
     table_version: u64,
@@ -171,7 +175,10 @@ fn show(told: &Progress, bar: &ProgressBar) {
 fn held_out(what: &str, number: u64, valid: &Evaluation) -> String {
     let auc = valid.auc.unwrap_or(f64::NAN);
     let log_loss = valid.log_loss;
-    let clicks = format!("{what} {number}: valid AUC {auc:.4}, log loss {log_loss:.4}");
+    let mut clicks = format!("{what} {number}: valid AUC {auc:.4}, log loss {log_loss:.4}");
+    if let Some(retrieval) = &valid.retrieval {
+        clicks += &format!(", recall@10 {:.4}", retrieval.recall_at_10);
+    }
     match &valid.conversions {
         None => clicks,
         Some(conversions) => {
@@ -228,6 +235,12 @@ fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
                 let scalars = scalars.iter().map(|(tag, value)| (&**tag, *value));
                 run.scalars(*step, &scalars.collect::<Vec<_>>())?;
             }
+            if let Some(retrieval) = &valid.retrieval {
+                let scalars = retrieval_metrics(retrieval);
+                let scalars = scalars.map(|(name, value)| (format!("valid/{name}"), value));
+                let scalars = scalars.each_ref().map(|(tag, value)| (&**tag, *value));
+                run.scalars(*step, &scalars)?;
+            }
             for table in tables {
                 let name = |what: &str| format!("tables/{}/{what}", table.table);
                 let counts = table.counts;
@@ -281,13 +294,20 @@ async fn finish(
     ];
     let of_conversions = evaluation.conversions.iter().flat_map(conversion_metrics);
     let of_conversions: Vec<_> = of_conversions.collect();
+    let of_retrieval = evaluation.retrieval.iter().flat_map(retrieval_metrics);
+    let of_retrieval: Vec<_> = of_retrieval.collect();
     let metrics = metrics.into_iter().chain(auc).chain(of_conversions);
+    let metrics = metrics.chain(of_retrieval);
     let artifact = job.publish(job.features().await?, metrics).await?;
     let what = format!("test of ctr {}", artifact.digest.short());
     let line = format!("{}; {speed:.0} samples/s", told(&evaluation, &what));
+    let best = best(&lines, config.training.objective);
     let report = Report {
         test: evaluation,
-        valid_log_loss: best_log_loss(&lines),
+        valid_log_loss: best.as_ref().map_or(f64::INFINITY, |valid| valid.log_loss),
+        valid_recall_at_10: best
+            .and_then(|valid| valid.retrieval)
+            .map(|it| it.recall_at_10),
         samples_per_second: speed,
         train_rows: job.parts.train.len(),
         table_version: job.table_version,
@@ -310,17 +330,12 @@ fn curve(lines: &[serde_json::Value]) -> Vec<CurvePoint> {
     lines.iter().filter_map(point).collect()
 }
 
-/// Of clicks, at the measure with the least loss of all tasks.
-fn best_log_loss(lines: &[serde_json::Value]) -> f64 {
-    let of = |line: &serde_json::Value| {
-        let valid = &line["valid"];
-        let clicks = valid["log_loss"].as_f64()?;
-        let conversions = valid["conversions"]["log_loss"].as_f64();
-        Some((clicks + conversions.unwrap_or(0.0), clicks))
-    };
-    let measures = lines.iter().filter_map(of);
-    let best = measures.min_by(|(one, _), (other, _)| one.total_cmp(other));
-    best.map_or(f64::INFINITY, |(_, clicks)| clicks)
+/// The measure with the least loss.
+fn best(lines: &[serde_json::Value], objective: Objective) -> Option<Evaluation> {
+    let measures = lines
+        .iter()
+        .filter_map(|line| Evaluation::deserialize(&line["valid"]).ok());
+    measures.min_by(|one, other| one.loss(objective).total_cmp(&other.loss(objective)))
 }
 
 /// What a model says of test rows.
@@ -346,16 +361,21 @@ impl Tested {
         if model.num_tasks() == 1 {
             let rows = parts.test.load()?;
             let scores = score_all(model, &rows, false)?;
+            let mut evaluation = evaluate(&scores, &rows.clicks, &rows.weights);
+            evaluation.retrieval = find_clicked(model, &rows)?;
             return Ok(Self {
-                evaluation: evaluate(&scores, &rows.clicks, &rows.weights),
+                evaluation,
                 rows,
                 scores,
                 conversions: Vec::new(),
             });
         }
         let rows = parts.test.load_with_outcomes()?;
-        // As in training, of the same rows.
-        let delay = Delay::fit(&parts.train, &mut TcpGroup::alone())?;
+        // As in training; of a model that does not say it, as the training rows do.
+        let delay = match model.delay {
+            Some(shipped) => Delay::from(shipped),
+            None => Delay::fit(&parts.train, &mut TcpGroup::alone())?,
+        };
         let both = score_conversions(model, &rows)?;
         let scores: Vec<f32> = both.iter().map(|[click, _]| *click).collect();
         let (labels, observed) = delay.labels(&rows);
@@ -392,6 +412,16 @@ fn conversion_metrics(
     ];
     let known = |(name, value): (&'static str, Option<f64>)| value.map(|value| (name, value));
     metrics.into_iter().filter_map(known)
+}
+
+/// Measures of retrieval, by name.
+fn retrieval_metrics(measured: &RetrievalEvaluation) -> [(&'static str, f64); 4] {
+    [
+        ("retrieval_loss", measured.loss),
+        ("recall_at_1", measured.recall_at_1),
+        ("recall_at_10", measured.recall_at_10),
+        ("recall_at_100", measured.recall_at_100),
+    ]
 }
 
 /// The loop on whatever backend.
@@ -474,7 +504,7 @@ fn reliability_svg(evaluation: &Evaluation) -> String {
 }
 
 fn told(evaluation: &Evaluation, what: &str) -> String {
-    let clicks = format!(
+    let mut clicks = format!(
         "{what}: AUC {:.4}, log loss {:.4}, normalised entropy {:.4}, calibration ratio {:.3}, ECE {:.4}, {} rows",
         evaluation.auc.unwrap_or(f64::NAN),
         evaluation.log_loss,
@@ -483,6 +513,16 @@ fn told(evaluation: &Evaluation, what: &str) -> String {
         evaluation.ece,
         evaluation.rows,
     );
+    if let Some(retrieval) = &evaluation.retrieval {
+        clicks += &format!(
+            "\nits vectors: recall@1 {:.4}, @10 {:.4}, @100 {:.4} of {} clicks among {} ads",
+            retrieval.recall_at_1,
+            retrieval.recall_at_10,
+            retrieval.recall_at_100,
+            retrieval.queries,
+            retrieval.items,
+        );
+    }
     let Some(conversions) = &evaluation.conversions else {
         return clicks;
     };

@@ -149,6 +149,7 @@ pub fn measure(
         against: None,
         table_version: 0,
         rows: rows.len(),
+        left_out: 0,
         clicks: clicks(&all),
         users: num_people,
         measures: ours(0),

@@ -11,6 +11,8 @@ mod revenue;
 mod rules;
 mod slices;
 
+use std::collections::HashMap;
+
 use anyhow::bail;
 use cli::{CommonArgs, GateRefused, Layout, out, write_json, write_text};
 use models::ctr::CtrModel;
@@ -46,6 +48,9 @@ pub struct GateConfig {
     /// What a model is compared with: the click model of the bundle that most of this channel's
     /// traffic sees; nothing, if there is no such channel.
     pub channel: String,
+    /// Name of the table with the features of the model that it is compared with, where these are of
+    /// another spec; empty: there is none.
+    pub against_table: String,
     /// Times that rows are drawn again for an interval.
     pub replicates: usize,
     /// How certain an interval is.
@@ -64,6 +69,7 @@ impl Default for GateConfig {
             table: "impressions".to_owned(),
             split: SplitConfig::default(),
             channel: "live".to_owned(),
+            against_table: String::new(),
             replicates: 200,
             confidence: 0.95,
             reserve_cpc_micros: 0,
@@ -101,6 +107,9 @@ pub struct Verdict {
     pub table_version: u64,
     /// Rows, clicks and people that both were measured on.
     pub rows: usize,
+    /// Test rows that were not, since the other's table does not have them.
+    #[serde(default)]
+    pub left_out: usize,
     /// Clicks among them.
     pub clicks: usize,
     /// People among them.
@@ -152,12 +161,23 @@ pub async fn run_gate(args: &GateArgs, config: &GateConfig) -> anyhow::Result<()
     let table = TrainingTable::open(&layout.table(&config.table)).await?;
     let parts = config.split.parts(&table.rows()?)?;
     let known = parts.train.read(Projection::Creatives)?.creative_ids;
-    let rows = parts.test.load_with_auctions()?;
-    let model = candidate(&registry, &digest, &table, &rows).await?;
+    let mut rows = parts.test.load_with_auctions()?;
+    let num_rows = rows.len();
+    let model = CtrModel::load(&registry.fetch(&digest).await?)?;
+    if model.schema().digest != table.schema().digest {
+        bail!(
+            "model {} takes the features of spec {}, and the table holds those of {}: measure it on the table that it was trained on",
+            digest.short(),
+            model.schema().digest,
+            table.schema().digest
+        );
+    }
     let other = match &against {
-        Some(other) => Some(candidate(&registry, other, &table, &rows).await?),
+        Some(other) => Some(scored_by(&registry, other, &layout, config, &mut rows).await?),
         None => None,
     };
+    let scores = score_all(&model, &rows, false)?;
+    let model = Candidate { scores };
     let slices = Slices::of(&rows, &known.into_iter().collect());
     let mut verdict = measure::measure(config, &rows, &slices, &model, other.as_ref());
     if !can_judge(&config.rules, &verdict) {
@@ -166,6 +186,7 @@ pub async fn run_gate(args: &GateArgs, config: &GateConfig) -> anyhow::Result<()
             rows: rows.len(),
         });
     }
+    verdict.left_out = num_rows - rows.len();
     verdict.model = digest.to_string();
     verdict.against = against.as_ref().map(Digest::to_string);
     verdict.table_version = table.version();
@@ -238,24 +259,69 @@ async fn live(registry: &Registry, channel: &str) -> anyhow::Result<Option<Diges
     Ok(None)
 }
 
-async fn candidate(
+/// What the model that is compared with says of the rows. One of other features sees them in the table of
+/// its own; of the rows those are left that stand there too.
+async fn scored_by(
     registry: &Registry,
     digest: &Digest,
-    table: &TrainingTable,
-    rows: &Examples,
+    layout: &Layout,
+    config: &GateConfig,
+    rows: &mut Examples,
 ) -> anyhow::Result<Candidate> {
     let model = CtrModel::load(&registry.fetch(digest).await?)?;
-    if model.schema().digest != table.schema().digest {
+    let spec = &model.schema().digest;
+    let table = TrainingTable::open(&layout.table(&config.table)).await?;
+    if table.schema().digest == *spec {
+        let scores = score_all(&model, rows, false)?;
+        return Ok(Candidate { scores });
+    }
+    let Some((first, last)) = ends(&rows.event_time_us) else {
+        return Ok(Candidate { scores: Vec::new() });
+    };
+    if config.against_table.is_empty() {
         bail!(
-            "model {} takes the features of spec {}, and the table holds those of {}: measure it on the table that it was trained on",
+            "model {}, which it is compared with, takes the features of spec {spec}, and table {} holds those of {}: name a table of the former with the same impressions as `against_table`",
             digest.short(),
-            model.schema().digest,
+            config.table,
             table.schema().digest
         );
     }
-    Ok(Candidate {
-        scores: score_all(&model, rows, false)?,
-    })
+    let theirs = TrainingTable::open(&layout.table(&config.against_table)).await?;
+    if theirs.schema().digest != *spec {
+        bail!(
+            "against_table {} holds the features of spec {}, and model {} takes those of {spec}",
+            config.against_table,
+            theirs.schema().digest,
+            digest.short()
+        );
+    }
+    let theirs = theirs.rows()?.between(first..last + 1)?.load()?;
+    let [mine, same] = common(rows, &theirs);
+    if mine.is_empty() {
+        bail!(
+            "none of the {} test rows of {} is in against_table {}: it is of other impressions",
+            rows.len(),
+            config.table,
+            config.against_table
+        );
+    }
+    *rows = rows.gather(&mine);
+    let scores = score_all(&model, &theirs.gather(&same), false)?;
+    Ok(Candidate { scores })
+}
+
+fn ends(times: &[i64]) -> Option<(i64, i64)> {
+    times.iter().min().copied().zip(times.iter().max().copied())
+}
+
+/// Places of the impressions that stand in both, in the order of the first.
+fn common(rows: &Examples, others: &Examples) -> [Vec<usize>; 2] {
+    let others = others.impression_ids.iter().enumerate();
+    let places: HashMap<&String, usize> = others.map(|(at, id)| (id, at)).collect();
+    let mine = rows.impression_ids.iter().enumerate();
+    let both = mine.filter_map(|(at, id)| Some((at, *places.get(id)?)));
+    let (mine, same) = both.unzip();
+    [mine, same]
 }
 
 #[cfg(test)]

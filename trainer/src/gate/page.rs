@@ -55,6 +55,14 @@ pub fn page(
         config.confidence * 100.0,
         config.replicates
     );
+    if verdict.left_out > 0 {
+        let _ = write!(
+            html,
+            "<p>{} test rows are left out, which table {} has not.</p>",
+            verdict.left_out,
+            escape(&config.against_table)
+        );
+    }
     html += &measures(verdict);
     html += &revenue(verdict.revenue.as_ref());
     let mut worst: Vec<&SliceMeasures> = verdict

@@ -172,6 +172,12 @@ pub fn told(verdict: &Verdict) -> String {
         verdict.users,
         verdict.clicks
     )];
+    if verdict.left_out > 0 {
+        let left_out = verdict.left_out;
+        lines.push(format!(
+            "  {left_out} rows left out, which against_table has not"
+        ));
+    }
     let differences = verdict.differences.map(|it| it.named());
     for (at, (name, value)) in verdict.measures.named().iter().enumerate() {
         let mut line = format!("  {name:26} {}", text(value));

@@ -71,6 +71,17 @@ fn judged_by(
 }
 
 #[test]
+fn impressions_of_two_tables_are_joined_by_their_ids() {
+    let named = |ids: &[&str]| {
+        let mut rows = testing::rows(&vec![0; ids.len()]);
+        rows.impression_ids = ids.iter().map(|id| (*id).to_owned()).collect();
+        rows
+    };
+    let [mine, theirs] = common(&named(&["a", "b", "c", "d"]), &named(&["d", "x", "b", "a"]));
+    assert_eq!((mine, theirs), (vec![0, 1, 3], vec![3, 2, 0]));
+}
+
+#[test]
 fn a_model_that_is_better_in_all_passes() {
     let (_, truth) = rows();
     let model = moved(&truth, |_, logit| logit);

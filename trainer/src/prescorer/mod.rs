@@ -221,8 +221,13 @@ fn check(config: &PreScorerConfig, schema: &Schema) -> anyhow::Result<()> {
             bail!(Usage(text));
         }
     }
-    let share = config.distillation.share;
-    if !(0.0..=1.0).contains(&share) {
+    let DistillationConfig { teacher, share } = &config.distillation;
+    if teacher.is_empty() && *share != DistillationConfig::default().share {
+        bail!(Usage(format!(
+            "distillation.share is {share}, and there is no distillation.teacher to learn from: name one, or leave the share out"
+        )));
+    }
+    if !(0.0..=1.0).contains(share) {
         bail!(Usage(format!(
             "distillation.share is {share}, wanted 0 to 1"
         )));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use models::visual::ContrastBatch;
-use rand::{Rng, seq::SliceRandom};
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::{
@@ -11,15 +11,17 @@ use super::{
     pairs::{Gallery, Pairs},
 };
 
-/// What is known of the training rows, for the choice of negatives.
+/// What is known of the training rows, and how negatives are drawn from it.
 #[derive(Debug)]
 pub(super) struct History<'a> {
     gallery: &'a Gallery,
     pairs: &'a Pairs,
+    config: &'a NegativesConfig,
     /// Scenes and creatives that were clicked there.
     clicked: HashSet<(usize, usize)>,
-    /// `[num_creatives]`: logarithm of how often each stands in a pair, which sampled negatives are
-    /// corrected by. Source: Yi et al., "Sampling-Bias-Corrected Neural Modeling", RecSys 2019.
+    /// `[num_creatives]`: logarithm of how often each is expected to stand in a batch for each of its pairs,
+    /// as a pair's own creative or as a negative that a pair brings along. Source: Yi et al.,
+    /// "Sampling-Bias-Corrected Neural Modeling", RecSys 2019.
     log_frequency: Vec<f32>,
 }
 
@@ -38,24 +40,51 @@ pub(super) struct Batch {
 }
 
 impl<'a> History<'a> {
-    pub(super) fn new(gallery: &'a Gallery, pairs: &'a Pairs) -> Self {
-        let mut seen = vec![0u32; gallery.creative_pictures.len()];
-        pairs
-            .creatives
-            .iter()
-            .for_each(|creative| seen[*creative] += 1);
-        let share = |seen: u32| seen.max(1) as f32 / pairs.creatives.len().max(1) as f32;
-        Self {
+    pub(super) fn new(gallery: &'a Gallery, pairs: &'a Pairs, config: &'a NegativesConfig) -> Self {
+        let scenes = pairs.scenes.iter().copied();
+        let mut history = Self {
             gallery,
             pairs,
-            clicked: pairs
-                .scenes
-                .iter()
-                .copied()
-                .zip(pairs.creatives.iter().copied())
-                .collect(),
-            log_frequency: seen.into_iter().map(|seen| share(seen).ln()).collect(),
+            config,
+            clicked: scenes.zip(pairs.creatives.iter().copied()).collect(),
+            log_frequency: Vec::new(),
+        };
+        let mut expected = vec![0.0; gallery.creative_pictures.len()];
+        for pair in 0..pairs.creatives.len() {
+            expected[pairs.creatives[pair]] += 1.0;
+            for (from, count) in history.negatives_of(pair) {
+                // Each as likely as the others.
+                let share = (count as f64 / from.len() as f64).min(1.0);
+                from.iter()
+                    .for_each(|creative| expected[*creative] += share);
+            }
         }
+        // What stands in no batch needs no number.
+        let of_pair = |expected: f64| match expected > 0.0 {
+            true => (expected / pairs.creatives.len() as f64).ln() as f32,
+            false => 0.0,
+        };
+        history.log_frequency = expected.into_iter().map(of_pair).collect();
+        history
+    }
+
+    /// What a pair's further negatives are drawn from, and how many: creatives that were seen in its scene,
+    /// and others of its campaign, none of them clicked there.
+    fn negatives_of(&self, pair: usize) -> impl Iterator<Item = (Vec<usize>, usize)> {
+        let (scene, creative) = (self.pairs.scenes[pair], self.pairs.creatives[pair]);
+        let unclicked = |other: &usize| !self.clicked.contains(&(scene, *other));
+        let shown = (self.config.not_clicked > 0).then(|| {
+            let shown = self.pairs.shown_in(scene).iter().copied();
+            (shown.filter(unclicked).collect(), self.config.not_clicked)
+        });
+        let related = (self.config.same_campaign > 0).then(|| {
+            let related = self.gallery.same_campaign(creative);
+            (
+                related.filter(unclicked).collect(),
+                self.config.same_campaign,
+            )
+        });
+        shown.into_iter().chain(related)
     }
 
     /// The pairs of an epoch, in an order of its own.
@@ -66,12 +95,7 @@ impl<'a> History<'a> {
     }
 
     /// The batch of some pairs.
-    pub(super) fn batch(
-        &self,
-        chosen: &[usize],
-        config: &NegativesConfig,
-        random: &mut ChaCha8Rng,
-    ) -> Batch {
+    pub(super) fn batch(&self, chosen: &[usize], random: &mut ChaCha8Rng) -> Batch {
         let (mut scenes, mut creatives) = (Numbers::default(), Numbers::default());
         let mut batch = Batch::default();
         for pair in chosen {
@@ -81,17 +105,12 @@ impl<'a> History<'a> {
                 .push(creatives.of(self.pairs.creatives[*pair]));
         }
         for pair in chosen {
-            let (scene, creative) = (self.pairs.scenes[*pair], self.pairs.creatives[*pair]);
-            let unclicked = |other: &usize| !self.clicked.contains(&(scene, *other));
-            let shown = self.pairs.shown_in(scene).iter().copied().filter(unclicked);
-            let related = self.gallery.same_campaign(creative).filter(unclicked);
-            let drawn = draw(shown, config.not_clicked, random);
-            let drawn = drawn
-                .into_iter()
-                .chain(draw(related, config.same_campaign, random));
-            batch
-                .negatives
-                .extend(drawn.map(|creative| creatives.of(creative)));
+            for (from, count) in self.negatives_of(*pair) {
+                let drawn = draw(&from, count, random).into_iter();
+                batch
+                    .negatives
+                    .extend(drawn.map(|creative| creatives.of(creative)));
+            }
         }
         (batch.scenes, batch.creatives) = (scenes.all, creatives.all);
         for (row, scene) in batch.scenes.iter().enumerate() {
@@ -120,24 +139,10 @@ impl Batch {
     }
 }
 
-/// Some of these, at most so many, each once.
-fn draw(from: impl Iterator<Item = usize>, count: usize, random: &mut ChaCha8Rng) -> Vec<usize> {
-    if count == 0 {
-        return Vec::new();
-    }
-    // A reservoir: each is kept with the same chance, however many there are.
-    let mut kept = Vec::with_capacity(count);
-    for (seen, candidate) in from.enumerate() {
-        if kept.len() < count {
-            kept.push(candidate);
-        } else {
-            let place = random.random_range(0..=seen);
-            if place < count {
-                kept[place] = candidate;
-            }
-        }
-    }
-    kept
+/// Some of these, at most so many, each once and as likely as the others.
+fn draw(from: &[usize], count: usize, random: &mut ChaCha8Rng) -> Vec<usize> {
+    let chosen = rand::seq::index::sample(random, from.len(), count.min(from.len()));
+    chosen.into_iter().map(|at| from[at]).collect()
 }
 
 /// Gives numbers in order of first sight.
@@ -184,13 +189,13 @@ mod tests {
             creatives: vec![0, 1, 3],
             shown: vec![vec![0, 1, 4], vec![3]],
         };
-        let history = History::new(&gallery, &pairs);
         let config = NegativesConfig {
             not_clicked: 9,
             same_campaign: 9,
         };
+        let history = History::new(&gallery, &pairs, &config);
         let random = &mut ChaCha8Rng::seed_from_u64(1);
-        let batch = history.batch(&[0, 2], &config, random);
+        let batch = history.batch(&[0, 2], random);
         assert_eq!(
             (&batch.scenes[..], &batch.pair_scenes[..]),
             (&[0, 1][..], &[0, 1][..])
@@ -200,15 +205,51 @@ mod tests {
         assert_eq!(batch.creatives, [0, 3, 4, 2]);
         assert_eq!(batch.negatives, [2, 3, 2]);
         assert_eq!(batch.known, HashSet::from([(0, 0), (1, 1)]));
-        // Each was clicked once of three times, or counts as if it had been.
+        // Of three pairs one is of creative 0 and one of 3; all three bring 4 along, and two bring 2.
+        let expected = [1.0f32, 1.0, 3.0, 2.0, 3.0].map(|count| (count / 3.0).ln());
+        let apart = batch.correction.iter().zip(expected);
         assert!(
-            batch
-                .correction
-                .iter()
-                .all(|value| (value + 3f32.ln()).abs() < 1e-6)
+            apart
+                .map(|(found, wanted)| (found - wanted).abs())
+                .fold(0.0, f32::max)
+                < 1e-6
         );
-        let none = history.batch(&[0, 2], &NegativesConfig::default(), random);
+        let config = NegativesConfig::default();
+        let none = History::new(&gallery, &pairs, &config).batch(&[0, 2], random);
         assert!(none.negatives.is_empty());
+    }
+
+    #[test]
+    fn the_correction_is_how_often_a_creative_stands_in_a_batch() {
+        let gallery = gallery();
+        // Creative 0 is clicked most, 4 never, but shown.
+        let pairs = Pairs {
+            scenes: vec![0, 0, 0, 0, 1, 1, 1],
+            creatives: vec![0, 0, 0, 1, 3, 2, 0],
+            shown: vec![vec![0, 1, 3, 4], vec![0, 1, 2, 3, 4, 5]],
+        };
+        for (not_clicked, same_campaign) in [(0, 0), (1, 0), (0, 1), (2, 1)] {
+            let config = NegativesConfig {
+                not_clicked,
+                same_campaign,
+            };
+            let history = History::new(&gallery, &pairs, &config);
+            let random = &mut ChaCha8Rng::seed_from_u64(3);
+            let (mut counts, epochs) = ([0.0; 6], 2000);
+            for _ in 0..epochs {
+                let order = history.order(random);
+                for chosen in order.chunks(2) {
+                    let batch = history.batch(chosen, random);
+                    let columns = batch.pair_creatives.iter().chain(&batch.negatives);
+                    columns.for_each(|column| counts[batch.creatives[*column]] += 1.0);
+                }
+            }
+            for (count, log_frequency) in counts.iter().zip(&history.log_frequency) {
+                let (found, expected) = (count / (7 * epochs) as f32, log_frequency.exp());
+                let close = (found - expected).abs() < 0.03 * expected;
+                assert!(close || *count == 0.0, "{found} {expected}");
+            }
+        }
     }
 
     #[test]
@@ -216,7 +257,7 @@ mod tests {
         let random = &mut ChaCha8Rng::seed_from_u64(1);
         let mut counts = [0; 10];
         for _ in 0..10_000 {
-            draw(0..10, 3, random)
+            draw(&(0..10).collect::<Vec<_>>(), 3, random)
                 .into_iter()
                 .for_each(|at| counts[at] += 1);
         }

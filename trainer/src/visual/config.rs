@@ -40,6 +40,9 @@ pub struct VisualTrainConfig {
     pub augment: AugmentConfig,
     /// Passes over the pairs.
     pub epochs: usize,
+    /// Epochs between two measures on the validation pairs: the tower then sees all pictures once, beside the
+    /// measures in the end. 0: none.
+    pub evaluate_every_epochs: usize,
     /// Step size.
     pub learning_rate: f64,
     /// How the step size goes over the steps.
@@ -80,6 +83,7 @@ impl Default for VisualTrainConfig {
             negatives: NegativesConfig::default(),
             augment: AugmentConfig::default(),
             epochs: 5,
+            evaluate_every_epochs: 1,
             learning_rate: 1e-3,
             schedule: ScheduleConfig::default(),
             optimizer: DenseOptimizerConfig {
@@ -118,7 +122,7 @@ impl VisualTrainConfig {
             return refuse("epochs", "0".to_owned(), "at least 1");
         }
         if self.schedule.decay == Decay::Plateau {
-            let wanted = "another: nothing is measured before the end";
+            let wanted = "another: no measure chooses among epochs";
             return refuse("schedule.decay", "plateau".to_owned(), wanted);
         }
         let augment = &self.augment;
@@ -149,6 +153,12 @@ impl VisualTrainConfig {
             );
         }
         Ok(())
+    }
+
+    /// Whether the validation pairs are to be looked at after so many epochs.
+    pub(super) fn is_measured_after(&self, epochs: u64) -> bool {
+        let every = self.evaluate_every_epochs as u64;
+        every > 0 && epochs.is_multiple_of(every)
     }
 
     /// Whether it begins with published weights.

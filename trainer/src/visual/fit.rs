@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::bail;
-use models::visual::VisualModel;
+use models::{metrics::recall_at_k, visual::VisualModel};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -12,6 +12,7 @@ use super::{
     batch::History,
     config::VisualTrainConfig,
     learner::{Learner, Side, StepOptions},
+    measure::ranks,
     pairs::{Gallery, Pairs},
 };
 use crate::{
@@ -79,6 +80,8 @@ pub struct Task<'a> {
     pub gallery: &'a Gallery,
     /// Pairs to learn from.
     pub pairs: &'a Pairs,
+    /// Pairs to measure by.
+    pub valid: &'a Pairs,
     /// What the published backbone says of the pictures, if that was computed before.
     pub frozen: Option<&'a Features>,
 }
@@ -97,6 +100,9 @@ pub enum Progress {
         step: u64,
         /// Mean loss of its steps, nats.
         loss: f64,
+        /// Share of the validation pairs whose creative is among the ten nearest, where that was due.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        valid_recall_at_10: Option<f64>,
     },
 }
 
@@ -167,7 +173,7 @@ pub fn fit<B: StepBackend, G: ProcessGroup + 'static>(
         tracing::info!(checkpoint = restored.name, step = state.step, "going on");
         report(&state.resumed(task));
     }
-    let history = History::new(task.gallery, pairs);
+    let history = History::new(task.gallery, pairs, &config.negatives);
     while state.epoch < config.epochs as u64 {
         let order = history.order(&mut seeded([config.seed, state.epoch, ORDER, 0]));
         // A last batch of one pair has no negatives and says nothing.
@@ -175,7 +181,7 @@ pub fn fit<B: StepBackend, G: ProcessGroup + 'static>(
         let batches: Vec<&[usize]> = batches.filter(|chosen| chosen.len() > 1).collect();
         while let Some(chosen) = batches.get(state.batch) {
             let random = &mut seeded([config.seed, state.step, NEGATIVES, 0]);
-            let batch = history.batch(chosen, &config.negatives, random);
+            let batch = history.batch(chosen, random);
             let options = state.options(config, stop.load(Ordering::Relaxed));
             let total = learner.step(&batch, options, group)?;
             let (loss, epoch) = (f64::from(total.loss), state.epoch + 1);
@@ -200,10 +206,14 @@ pub fn fit<B: StepBackend, G: ProcessGroup + 'static>(
             loss: state.loss_sum / batches.len().max(1) as f64,
             ..State::default()
         };
+        let due = config.is_measured_after(state.epoch) && !task.valid.scenes.is_empty();
+        let measured = due.then(|| learner.all_vectors(group)).transpose()?;
+        let recall = |vectors| recall_at_k(&ranks(task.gallery, task.valid, &vectors), 10);
         report(&Progress::Epoch {
             epoch: state.epoch,
             step: state.step,
             loss: state.loss,
+            valid_recall_at_10: measured.map(recall),
         });
         checkpoints.save_now(learner.save(state.step, state.json()), None)?;
     }

@@ -266,13 +266,11 @@ impl<'a, B: StepBackend> Learner<'a, B> {
         Ok(())
     }
 
-    /// The tower as it stands, on the CPU; its vectors of all pictures; those before any training.
-    pub fn finish(
-        self,
-        group: &mut impl ProcessGroup,
-    ) -> anyhow::Result<(VisualModel, Features, Option<Features>)> {
-        let (config, gallery, tower) = (self.config, self.gallery, self.tower);
-        let model = VisualModel::new(tower.clone(), self.network.valid(), self.device);
+    /// What the tower as it stands says of all pictures, each rank computing its share.
+    pub fn all_vectors(&self, group: &mut impl ProcessGroup) -> anyhow::Result<Features> {
+        let (config, gallery) = (self.config, self.gallery);
+        let network = self.network.valid();
+        let model = VisualModel::new(self.tower.clone(), network, self.device.clone());
         let of_share = |side, share: Range<usize>| {
             let vectors = match (&self.frozen, side) {
                 // The backbone has seen them all.
@@ -289,12 +287,20 @@ impl<'a, B: StepBackend> Learner<'a, B> {
             };
             Ok(vectors.as_flattened().to_vec())
         };
-        let vectors = of_all(gallery, EMBEDDING_DIM, group, of_share)?;
+        of_all(gallery, EMBEDDING_DIM, group, of_share)
+    }
+
+    /// The tower as it stands, on the CPU; its vectors of all pictures; those before any training.
+    pub fn finish(
+        self,
+        group: &mut impl ProcessGroup,
+    ) -> anyhow::Result<(VisualModel, Features, Option<Features>)> {
+        let vectors = self.all_vectors(group)?;
         let device = Default::default();
-        let (_, network) = fresh::<Autodiff<Cpu>>(config, &device)?;
+        let (_, network) = fresh::<Autodiff<Cpu>>(self.config, &device)?;
         let weights = self.dense.save().weights;
         let network = dense::load_weights(network, &weights, Precision::F32, &device);
-        let model = VisualModel::new(tower, network.valid(), device);
+        let model = VisualModel::new(self.tower, network.valid(), device);
         Ok((model, vectors, self.frozen))
     }
 

@@ -124,6 +124,7 @@ pub async fn run_train(
         config,
         gallery: &gallery,
         pairs: &train,
+        valid: &valid,
         frozen: None,
     };
     let training = OnBackend {
@@ -236,10 +237,20 @@ impl<R: FnMut(&Progress)> Training for OnBackend<'_, R> {
 fn show(told: &Progress, bar: &ProgressBar, pairs: usize) {
     match told {
         Progress::Resumed(resumed) => resumed.show(bar),
-        Progress::Epoch { epoch, step, loss } => {
+        Progress::Epoch {
+            epoch,
+            step,
+            loss,
+            valid_recall_at_10,
+        } => {
             tracing::info!(step, loss, "trained");
             bar.set_position(epoch * pairs as u64);
             bar.set_message(format!("loss {loss:.4}"));
+            if let Some(recall) = valid_recall_at_10 {
+                bar.println(format!(
+                    "epoch {epoch}: loss {loss:.4}, valid recall@10 {recall:.4}"
+                ));
+            }
         }
     }
 }
@@ -247,8 +258,15 @@ fn show(told: &Progress, bar: &ProgressBar, pairs: usize) {
 fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
     match told {
         Progress::Resumed(resumed) => run.rewind(resumed.step, resumed.epoch),
-        Progress::Epoch { step, loss, .. } => {
-            run.scalars(*step, &[("train/loss", *loss)])?;
+        Progress::Epoch {
+            step,
+            loss,
+            valid_recall_at_10,
+            ..
+        } => {
+            let recall = valid_recall_at_10.map(|recall| ("valid/recall_at_10", recall));
+            let scalars = [("train/loss", *loss)].into_iter().chain(recall);
+            run.scalars(*step, &scalars.collect::<Vec<_>>())?;
             run.log(told)
         }
     }

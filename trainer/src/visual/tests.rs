@@ -86,6 +86,7 @@ fn task<'a>(config: &'a VisualTrainConfig, gallery: &'a Gallery, pairs: &'a Pair
         config,
         gallery,
         pairs,
+        valid: pairs,
         frozen: None,
     }
 }
@@ -224,6 +225,65 @@ fn a_rule_that_pixels_do_not_tell_is_learnt() {
 }
 
 #[test]
+fn validation_pairs_are_measured_when_it_is_due() {
+    // Twelve more creatives, so that ten of them are not all.
+    let (mut gallery, pairs) = toy();
+    let more: Vec<Picture> = gallery
+        .creative_pictures
+        .iter()
+        .cycle()
+        .take(16)
+        .cloned()
+        .collect();
+    gallery.creative_pictures = more;
+    gallery.creative_formats = vec!["billboard".into(); 16];
+    gallery.creative_campaigns = vec!["c1".into(); 16];
+    let mut config = config();
+    config.evaluate_every_epochs = 5;
+    let measures = |valid: &Pairs, world_size| {
+        let mut ranks = meet(world_size, &CollectiveConfig::default(), |met| {
+            let mut group = TcpGroup::connect(&met, "visual").unwrap();
+            let saving = TcpGroup::connect(&met, "checkpoints").unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let folder = Folder::local(dir.path()).unwrap();
+            let mut checkpoints =
+                Checkpoints::new(folder, config.checkpoint.clone(), "run".into(), saving);
+            let task = Task {
+                valid,
+                ..task(&config, &gallery, &pairs)
+            };
+            let (mut measures, device) = (Vec::new(), Default::default());
+            let report = |told: &Progress| {
+                if let Progress::Epoch {
+                    epoch,
+                    valid_recall_at_10: Some(recall),
+                    ..
+                } = told
+                {
+                    measures.push((*epoch, *recall));
+                }
+            };
+            let never = AtomicBool::new(false);
+            fit::<Autodiff<Cpu>, _>(task, &device, &mut group, &mut checkpoints, &never, report)
+                .unwrap();
+            measures
+        });
+        ranks.swap_remove(0)
+    };
+    // The rule is learnt; its copies, which look the same, are never nearer than it but tie.
+    assert_eq!(measures(&pairs, 1), [(5, 1.0), (10, 1.0)]);
+    assert_eq!(measures(&pairs, 2), [(5, 1.0), (10, 1.0)]);
+    // What goes against the rule is found last.
+    let wrong = Pairs {
+        creatives: pairs.scenes.iter().map(|scene| (scene + 3) % 4).collect(),
+        ..pairs.clone()
+    };
+    let found = measures(&wrong, 1);
+    assert!(found.len() == 2 && found[1].1 < 0.5, "{found:?}");
+    assert!(measures(&Pairs::default(), 1).is_empty());
+}
+
+#[test]
 fn a_seed_fixes_the_tower_bit_for_bit() {
     let mut config = varied();
     config.epochs = 3;
@@ -259,7 +319,7 @@ fn gradients_across_ranks_are_those_of_one_process() {
             let mut learner = learner.unwrap();
             let chosen: Vec<usize> = (0..10).collect();
             let random = &mut ChaCha8Rng::seed_from_u64(7);
-            let batch = History::new(&gallery, &pairs).batch(&chosen, &config.negatives, random);
+            let batch = History::new(&gallery, &pairs, &config.negatives).batch(&chosen, random);
             let options = StepOptions {
                 epoch: 0,
                 rate: 0.0,
@@ -354,6 +414,7 @@ fn all_kinds() -> Vec<VisualTrainConfig> {
             decay: Decay::Cosine,
             decay_steps: 30,
             floor: 0.1,
+            ..ScheduleConfig::default()
         };
         config.checkpoint.every_steps = 4;
     }

@@ -166,8 +166,13 @@ fn a_model_of_two_tasks_scores_clicks_as_any_other_and_conversions_beside_them()
         scale: 1.1,
         offset: -0.2,
     };
+    model.delay = Some(ConversionDelay {
+        rate: 0.125,
+        window: Some(96.0),
+    });
     model.save(dir.path()).unwrap();
     let loaded = CtrModel::load(dir.path()).unwrap();
+    assert_eq!(loaded.delay, model.delay);
     let (clicks, both) = (
         loaded.score(&batch()).unwrap(),
         loaded.score_conversions(&batch()).unwrap(),
@@ -254,6 +259,10 @@ fn parts_that_do_not_fit_each_other_are_refused() {
         let change = |file: &mut ModelFile| file.calibration = calibration.clone();
         refused(&change, "calibration");
     }
+    for (rate, window) in [(0.0, None), (-1.0, None), (1.0, Some(-2.0))] {
+        let delay = Some(ConversionDelay { rate, window });
+        refused(&|file| file.delay = delay, "delay");
+    }
     refused(&|file| file.tables.truncate(1), "`m` has no table");
     let named = |at: usize, feature: &'static str| {
         move |file: &mut ModelFile| file.tables[at].features.push(feature.into())
@@ -293,6 +302,25 @@ fn damaged_or_missing_files_are_named() {
         let error = CtrModel::<Cpu>::load(dir.path()).unwrap_err().to_string();
         assert!(error.contains(file), "{error}");
     }
+}
+
+#[test]
+fn weights_of_another_network_are_told_by_name() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    model().save(dir.path()).unwrap();
+    two_tasks().save(other.path()).unwrap();
+    fs::copy(other.path().join(DENSE_FILE), dir.path().join(DENSE_FILE)).unwrap();
+    let error = CtrModel::<Cpu>::load(dir.path()).unwrap_err();
+    let told = std::error::Error::source(&error).map_or(error.to_string(), |it| it.to_string());
+    let told = format!("{error}: {told}");
+    assert!(
+        told.contains(DENSE_FILE) && told.contains("the weights do not fit the model: `"),
+        "{told}"
+    );
+    assert!(
+        told.contains("is missing, and ") && !told.contains("ApplyResult"),
+        "{told}"
+    );
 }
 
 #[test]

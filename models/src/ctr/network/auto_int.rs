@@ -80,6 +80,12 @@ impl AutoIntConfig {
     pub(super) fn check(&self, layout: &InputLayout) -> Result<(), NetworkError> {
         super::at_least_one("num_heads", self.num_heads)?;
         super::at_least_one("attention_dim", self.attention_dim)?;
+        if self.hidden.is_empty() && self.net_dropout > 0.0 {
+            return Err(NetworkError::Unused {
+                key: "net_dropout",
+                but: "model.hidden is empty, so that there is nothing to drop",
+            });
+        }
         layout.equal_dim().map(|_| ())
     }
 

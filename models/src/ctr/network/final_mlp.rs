@@ -103,8 +103,19 @@ impl FinalMlpConfig {
                 });
             }
         }
-        layout.columns_of("gate_context", &self.gate_context_1)?;
-        layout.columns_of("gate_context", &self.gate_context_2)?;
+        let contexts = [
+            ("gate_context_1", &self.gate_context_1),
+            ("gate_context_2", &self.gate_context_2),
+        ];
+        for (key, features) in contexts {
+            layout.fields_of(key, features)?;
+            if !self.use_gates && !features.is_empty() {
+                return Err(NetworkError::Unused {
+                    key,
+                    but: "model.use_gates is false",
+                });
+            }
+        }
         Ok(())
     }
 

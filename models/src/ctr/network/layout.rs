@@ -41,27 +41,39 @@ impl InputLayout {
         self.fields.iter().map(|field| field.dim).sum()
     }
 
-    /// Columns of the fields of these features, which a key of the configuration names.
+    /// Places of the fields of these features, which a key of the configuration names.
+    pub(super) fn fields_of(
+        &self,
+        key: &'static str,
+        features: &[String],
+    ) -> Result<Vec<usize>, NetworkError> {
+        let of = |feature: &String| {
+            let mut fields = self.fields.iter();
+            let at = fields.position(|field| field.feature == *feature);
+            at.ok_or_else(|| NetworkError::UnknownFeature {
+                key,
+                feature: feature.clone(),
+                known: self.names().join(", "),
+            })
+        };
+        features.iter().map(of).collect()
+    }
+
+    /// Their columns.
     pub(super) fn columns_of(
         &self,
         key: &'static str,
         features: &[String],
     ) -> Result<Vec<Range<usize>>, NetworkError> {
-        let of = |feature: &String| {
-            let at = self
-                .fields
-                .iter()
-                .position(|field| field.feature == *feature);
-            let at = at.ok_or_else(|| NetworkError::UnknownFeature {
-                key,
-                feature: feature.clone(),
-                known: self.names().join(", "),
-            })?;
-            let before: usize = self.fields[..at].iter().map(|field| field.dim).sum();
-            let first = self.num_dense + before;
-            Ok(first..first + self.fields[at].dim)
-        };
-        features.iter().map(of).collect()
+        let fields = self.fields_of(key, features)?.into_iter();
+        Ok(fields.map(|field| self.columns(field)).collect())
+    }
+
+    /// Columns of a field.
+    pub(super) fn columns(&self, field: usize) -> Range<usize> {
+        let before: usize = self.fields[..field].iter().map(|field| field.dim).sum();
+        let first = self.num_dense + before;
+        first..first + self.fields[field].dim
     }
 
     /// The columns of every field, for a network that compares them as vectors.

@@ -31,7 +31,7 @@ pub use mmoe::{Mmoe, MmoeConfig};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-pub use two_tower::{TwoTower, TwoTowerConfig};
+pub use two_tower::{TowerVectors, TwoTower, TwoTowerConfig};
 
 use crate::ops::FusedOps;
 
@@ -115,6 +115,14 @@ pub enum NetworkError {
         /// What there is.
         known: String,
     },
+    /// A key of a part that is left out.
+    #[error("model.{key} is set, but {but}: change one of them")]
+    Unused {
+        /// The key.
+        key: &'static str,
+        /// What leaves the part out.
+        but: &'static str,
+    },
     /// All features on one side.
     #[error("model.item_features takes all features, and leaves none for the other tower")]
     OneSided,
@@ -178,6 +186,17 @@ impl NetworkConfig {
         }
     }
 
+    /// Which of the sparse features are of the ad, of two towers.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn item_fields(&self, layout: &InputLayout) -> Result<Option<Vec<usize>>, NetworkError> {
+        match self {
+            Self::TwoTower(config) => config.item_fields(layout).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Whether there can be such a network for an input.
     ///
     /// # Errors
@@ -227,6 +246,14 @@ impl NetworkConfig {
 }
 
 impl<B: FusedOps> Network<B> {
+    /// The two towers, if it is those.
+    pub fn two_tower(&self) -> Option<&TwoTower<B>> {
+        match self {
+            Self::TwoTower(network) => Some(network),
+            _ => None,
+        }
+    }
+
     /// Logits of a batch.
     ///
     /// # Shapes

@@ -471,6 +471,14 @@ fn a_network_that_cannot_be_is_refused_by_its_key() {
         &[4, 4],
         "`g`, which is not a sparse feature: f0, f1",
     );
+    let unused = json!({"architecture": "final_mlp", "use_gates": false, "gate_context_2": ["f1"]});
+    refused(
+        unused,
+        &[4, 4],
+        "model.gate_context_2 is set, but model.use_gates is false",
+    );
+    let unused = json!({"architecture": "auto_int", "hidden": [], "net_dropout": 0.1});
+    refused(unused, &[4], "model.net_dropout is set, but model.hidden");
     let one_sided = config(json!({"architecture": "two_tower", "item_features": ["f0"]}));
     let alone = InputLayout::new(0, [("f0".to_owned(), 4)]);
     assert_eq!(one_sided.check(&alone), Err(NetworkError::OneSided));

@@ -68,6 +68,19 @@ pub struct TwoTower<B: Backend> {
     bias: Param<Tensor<B, 1>>,
 }
 
+/// Vectors of the rows of a batch, of unit length.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TowerVectors {
+    /// Length of a vector.
+    pub dim: usize,
+    /// `[rows, dim]`: of who asks.
+    pub queries: Vec<f32>,
+    /// `[rows, dim]`: of the ads.
+    pub items: Vec<f32>,
+    /// What the cosine of both is multiplied with.
+    pub scale: f32,
+}
+
 /// `ln 5`: a logit of −5 to 5 to begin with.
 const INITIAL_LOG_SCALE: f32 = 1.609_438;
 
@@ -82,14 +95,21 @@ impl TwoTowerConfig {
         }
     }
 
-    fn item_columns(&self, layout: &InputLayout) -> Result<Vec<Range<usize>>, NetworkError> {
-        let Some(last) = layout.fields.last() else {
-            return Err(NetworkError::NoFields);
-        };
-        match self.item_features.is_empty() {
-            true => layout.columns_of("item_features", std::slice::from_ref(&last.feature)),
-            false => layout.columns_of("item_features", &self.item_features),
+    /// Which of the sparse features are of the ad.
+    ///
+    /// # Errors
+    /// [`NetworkError`] if there is none, or one of a name that the input does not have.
+    pub fn item_fields(&self, layout: &InputLayout) -> Result<Vec<usize>, NetworkError> {
+        match (self.item_features.is_empty(), layout.fields.len()) {
+            (_, 0) => Err(NetworkError::NoFields),
+            (true, fields) => Ok(vec![fields - 1]),
+            (false, _) => layout.fields_of("item_features", &self.item_features),
         }
+    }
+
+    fn item_columns(&self, layout: &InputLayout) -> Result<Vec<Range<usize>>, NetworkError> {
+        let fields = self.item_fields(layout)?.into_iter();
+        Ok(fields.map(|field| layout.columns(field)).collect())
     }
 
     /// A fresh network for a layout that [fits](super::NetworkConfig::check).
@@ -160,8 +180,22 @@ impl<B: FusedOps> TwoTower<B> {
     /// # Shapes
     /// - `input`: `[batch, num_dense + columns of fields]`; returns `[batch, 1]`
     pub fn forward(&self, input: Tensor<B, 2>, mode: Mode<'_>) -> Tensor<B, 2> {
-        let cosine = (self.queries(&input, mode) * self.items(&input, mode)).sum_dim(1);
-        cosine * self.log_scale.val().exp().unsqueeze() + self.bias.val().unsqueeze()
+        let queries = self.queries(&input, mode);
+        self.logits(queries, self.items(&input, mode))
+    }
+
+    /// Logits of pairs of vectors.
+    ///
+    /// # Shapes
+    /// - both: `[batch, output_dim]`; returns `[batch, 1]`
+    pub fn logits(&self, queries: Tensor<B, 2>, items: Tensor<B, 2>) -> Tensor<B, 2> {
+        let cosine = (queries * items).sum_dim(1);
+        cosine * self.scale().unsqueeze() + self.bias.val().unsqueeze()
+    }
+
+    /// What a cosine is multiplied with: the inverse temperature, `[1]`.
+    pub fn scale(&self) -> Tensor<B, 1> {
+        self.log_scale.val().exp()
     }
 
     /// Vectors of who asks, of unit length; the ad's columns are not looked at.
@@ -178,5 +212,24 @@ impl<B: FusedOps> TwoTower<B> {
     /// - as for [`Self::queries`]
     pub fn items(&self, input: &Tensor<B, 2>, mode: Mode<'_>) -> Tensor<B, 2> {
         self.item.forward(input, mode)
+    }
+
+    /// Both sides' vectors as numbers, without dropout.
+    ///
+    /// # Shapes
+    /// - `input`: as for [`Self::forward`]
+    pub fn vectors(&self, input: &Tensor<B, 2>) -> TowerVectors {
+        let numbers = |vectors: Tensor<B, 2>| {
+            let vectors = vectors.into_data().convert::<f32>();
+            vectors.to_vec().expect("the data were converted to f32")
+        };
+        let queries = self.queries(input, Mode::Inference);
+        let scale = self.scale().into_data().convert::<f32>();
+        TowerVectors {
+            dim: queries.dims()[1],
+            queries: numbers(queries),
+            items: numbers(self.items(input, Mode::Inference)),
+            scale: scale.as_slice().expect("the data were converted to f32")[0],
+        }
     }
 }

@@ -71,6 +71,10 @@ fn clicks_and_conversions_are_learnt_together() {
     assert!(last.cvr_auc.unwrap() > 0.7, "{last:?}");
     assert!(last.auc.unwrap() > 0.8, "{last:?}");
     assert!((0.5..0.9).contains(&last.observed), "{last:?}");
+    // What the training rows say of the delay goes with the model.
+    let (_dir, rows) = table(3000, 1);
+    let fitted = crate::ctr::Delay::fit(&rows, &mut TcpGroup::alone()).unwrap();
+    assert_eq!(model.delay, Some(fitted.into()));
 }
 
 #[test]

@@ -145,7 +145,7 @@ fn rates_fall_when_measures_stop_getting_better() {
     let (_, before) = fit(&config, 1);
     config.training.schedule = ScheduleConfig {
         decay: Decay::Plateau,
-        decay_steps: 2,
+        patience: 2,
         floor: 0.0,
         ..ScheduleConfig::default()
     };
