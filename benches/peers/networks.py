@@ -290,8 +290,10 @@ class Side(nn.Module):
 
 
 class TwoTower(nn.Module):
-    def __init__(self, layout, item_features, hidden, output_dim):
+    def __init__(self, layout, item_features, hidden, output_dim, query_features=()):
         super().__init__()
+        if query_features:
+            raise SystemExit("model.query_features: the peer follows it only where it is empty")
         of = [layout.columns(name) for name in item_features or layout.names[-1:]]
         item = [at for columns in of for at in range(columns.start, columns.stop)]
         query = [at for at in range(layout.width) if at not in item]

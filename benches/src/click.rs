@@ -98,7 +98,7 @@ impl Shape {
             std: vec![1.0; self.num_dense],
         };
         let tables = ShardedTables::new(
-            Arc::new(plan.with_first_column(self.num_dense)),
+            Arc::new(plan.with_dense((0..self.num_dense).map(|at| format!("d{at}")))),
             rank,
             SparseOptimizerConfig::default(),
             Storage::F32,

@@ -5,7 +5,7 @@ use std::fs;
 use marquee_tests::{Bench, checkout};
 
 /// Each shipped configuration and the verb that reads it.
-const CONFIGS: [(&[&str], &str); 17] = [
+const CONFIGS: [(&[&str], &str); 18] = [
     (&["world", "generate"], "configs/world.toml"),
     (&["world", "generate"], "configs/world-small.toml"),
     (&["world", "generate"], "configs/world-procedural.toml"),
@@ -17,6 +17,7 @@ const CONFIGS: [(&[&str], &str); 17] = [
     (&["train"], "configs/movielens/ctr-final_mlp.toml"),
     (&["train"], "configs/ctr.toml"),
     (&["train"], "configs/cvr.toml"),
+    (&["train"], "configs/two-tower.toml"),
     (&["train"], "configs/prescorer.toml"),
     (&["train"], "configs/visual.toml"),
     (&["gate"], "configs/gate.toml"),

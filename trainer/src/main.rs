@@ -64,7 +64,7 @@ fn run() -> anyhow::Result<()> {
             ..
         } => {
             cli::init_logging(common.verbose);
-            run_sweep(&common, &path)
+            runtime.block_on(run_sweep(&common, &path))
         }
         Verb::Train { common, args, .. } => {
             cli::init_logging(common.verbose);

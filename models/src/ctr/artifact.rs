@@ -90,6 +90,10 @@ fn tables_of<'a>(
     schema.sparse.iter().map(table_of).collect()
 }
 
+fn dense_names(schema: &Schema) -> impl Iterator<Item = String> {
+    schema.dense.iter().map(|field| field.name.clone())
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ModelFile {
@@ -135,7 +139,7 @@ impl ModelFile {
     fn layout(&self, table_of: &[usize]) -> InputLayout {
         let fields = self.schema.sparse.iter().zip(table_of);
         let fields = fields.map(|(field, table)| (field.name.clone(), self.tables[*table].dim));
-        InputLayout::new(self.schema.dense.len(), fields)
+        InputLayout::new(dense_names(&self.schema), fields)
     }
 }
 
@@ -307,7 +311,7 @@ impl<B: FusedOps> CtrModel<B> {
     fn layout(&self) -> InputLayout {
         let dims = self.table_of.iter().map(|table| self.tables[*table].dim);
         let fields = self.schema.sparse.iter().map(|field| field.name.clone());
-        InputLayout::new(self.schema.dense.len(), fields.zip(dims))
+        InputLayout::new(dense_names(&self.schema), fields.zip(dims))
     }
 
     /// Logits `[rows, tasks]`.

@@ -451,7 +451,7 @@ fn ranker(schema: &Schema, version: u64) -> CtrModel {
         })
         .collect();
     let fields = tables.iter().map(|table| (table.name.clone(), dim));
-    let layout = InputLayout::new(schema.dense.len(), fields);
+    let layout = InputLayout::new(schema.dense.iter().map(|field| field.name.clone()), fields);
     let network = config.init(&layout, &mut random, &Default::default());
     let normalisation = Normalisation {
         mean: vec![0.0; schema.dense.len()],

@@ -493,6 +493,7 @@ mod tests {
                 hidden: vec![6],
                 output_dim: 4,
                 net_dropout: 0.3,
+                ..TwoTowerConfig::default()
             }),
             ..CtrConfig::default()
         };

@@ -205,7 +205,7 @@ impl<B: StepBackend> Learner<B> {
     ) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         assert_eq!(
-            tables.router().plan().first_column,
+            tables.router().plan().first_column(),
             normalisation.mean.len(),
             "room for the dense features"
         );

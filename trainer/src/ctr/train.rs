@@ -490,7 +490,9 @@ pub(super) fn learner<B: StepBackend>(
         tracing::info!("sharding plan\n{}", planned.describe());
     }
     let features = schema.sparse.iter().map(|field| field.name.clone());
-    let plan = planned.plan.with_first_column(schema.dense.len());
+    let plan = planned
+        .plan
+        .with_dense(schema.dense.iter().map(|field| field.name.clone()));
     let plan = plan.with_features(features);
     config.model.check(&plan.layout())?;
     let tables = ShardedTables::new(

@@ -514,7 +514,7 @@ impl<R: GpuRuntime> Tables<Gpu<R>> for DeviceTables<R> {
     ) -> Result<Tensor<Gpu<R>, 2>, ExchangeError> {
         let (rows, width) = (routed.rows, self.layout.width);
         let block = self.device.room(rows * width);
-        let first_column = self.host.router.plan().first_column;
+        let first_column = self.host.router.plan().first_column();
         if first_column > 0 {
             let mut values = vec![0.0; rows * first_column];
             dense(&mut values, first_column);

@@ -105,9 +105,9 @@ impl RowSlice {
 pub struct Plan {
     /// Number of ranks.
     pub world_size: usize,
-    /// Columns of the pooled block before those of the tables: room for dense features, so that
-    /// the block is a network's whole input.
-    pub first_column: usize,
+    /// The dense features: each has a column of the pooled block before those of the tables, so that the
+    /// block is a network's whole input.
+    pub dense: Vec<String>,
     /// The sparse features, in the order of their columns.
     pub features: Vec<String>,
     /// One per table.
@@ -155,7 +155,7 @@ impl Plan {
         let features = tables.iter().flat_map(|(table, _)| table.features.clone());
         Self {
             world_size,
-            first_column: 0,
+            dense: Vec::new(),
             features: features.collect(),
             tables,
         }
@@ -179,12 +179,17 @@ impl Plan {
         Self { features, ..self }
     }
 
-    /// With room before the tables' columns.
-    pub fn with_first_column(self, first_column: usize) -> Self {
+    /// With room for dense features before the tables' columns.
+    pub fn with_dense(self, dense: impl IntoIterator<Item = String>) -> Self {
         Self {
-            first_column,
+            dense: dense.into_iter().collect(),
             ..self
         }
+    }
+
+    /// The first column of the tables.
+    pub fn first_column(&self) -> usize {
+        self.dense.len()
     }
 
     /// What stands in which column of the pooled block.
@@ -193,7 +198,7 @@ impl Plan {
         let dims = tables.flat_map(|(table, _)| table.features.iter().map(|it| (it, table.dim)));
         let dims: BTreeMap<&String, usize> = dims.collect();
         let fields = self.features.iter().map(|it| (it.clone(), dims[it]));
-        InputLayout::new(self.first_column, fields)
+        InputLayout::new(self.dense.iter().cloned(), fields)
     }
 
     /// All tables in this process.
@@ -269,7 +274,7 @@ impl Plan {
     /// Where the features of each table stand, by rising column.
     pub(super) fn places(&self) -> Vec<Vec<Place>> {
         let mut places = vec![Vec::new(); self.tables.len()];
-        let mut column = self.first_column;
+        let mut column = self.first_column();
         for (feature, field) in self.layout().fields.iter().enumerate() {
             let mut tables = self.tables.iter();
             let table = tables.position(|(table, _)| table.features.contains(&field.feature));

@@ -24,6 +24,7 @@ use self::{
     space::Assignment,
     trials::{Outcome, Runner},
 };
+use crate::{ctr::CtrConfig, table::TrainingTable};
 
 /// `configs/sweeps/*.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,12 +92,26 @@ pub enum Strategy {
     },
 }
 
+/// The rows that a configuration learns from.
+#[derive(Deserialize)]
+struct OfTable {
+    #[serde(default = "OfTable::usual")]
+    table: String,
+}
+
+impl OfTable {
+    /// That of all trainers, where a file names none.
+    fn usual() -> String {
+        CtrConfig::default().table
+    }
+}
+
 /// Runs a sweep to its end, and tells of it.
 ///
 /// # Errors
 /// A configuration that cannot be, a folder that cannot be written, or trials that all failed;
 /// [`cli::Preempted`] if it was stopped.
-pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
+pub async fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
     let mut own = common.clone();
     own.config = Some(path.to_owned());
     let loaded = load_config::<SweepConfig>(&own, None)?;
@@ -109,11 +124,16 @@ pub fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
         anyhow::Error::from(error).context(Usage(text))
     })?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    // Another base is another sweep; a new version of the table is not: what is done stands as it was.
-    let base = std::fs::read_to_string(&config.base)
-        .with_context(|| format!("reading `base`, {}", config.base.display()))?;
-    let digest = Digest::of(format!("{}\n{base}", loaded.resolved).as_bytes());
-    let dir = Layout::new(common)
+    // Another base is another sweep, and so are other rows.
+    let reading = || format!("reading `base`, {}", config.base.display());
+    let base = std::fs::read_to_string(&config.base).with_context(reading)?;
+    let rows: OfTable = toml::from_str(&base).with_context(reading)?;
+    let layout = Layout::new(common);
+    let version = TrainingTable::open(&layout.table(&rows.table))
+        .await?
+        .version();
+    let digest = Digest::of(format!("{}\n{base}\n{version}", loaded.resolved).as_bytes());
+    let dir = layout
         .root
         .join("sweeps")
         .join(format!("{name}-{}", digest.short()));

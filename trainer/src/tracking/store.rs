@@ -106,9 +106,9 @@ impl Recorded {
             let reading = || format!("reading {}", report.display());
             let text = fs::read_to_string(&report).with_context(reading)?;
             let value: serde_json::Value = serde_json::from_str(&text).with_context(reading)?;
-            let numbers = value.as_object().into_iter().flatten();
-            let numbers = numbers.filter_map(|(key, value)| Some((key.clone(), value.as_f64()?)));
-            results.extend(numbers);
+            let mut found = Vec::new();
+            collect_numbers("", &value, &mut found);
+            results.extend(found);
             artifact = value["artifact"].as_str().map(str::to_owned);
             let written = fs::metadata(&report).and_then(|file| file.modified());
             let since = written
@@ -162,26 +162,40 @@ impl Recorded {
     }
 }
 
-/// A line's numbers: those of a measure on held-out rows, or those of the steps.
+/// What says where in a run a line is, and is nothing to draw.
+const PLACES: [&str; 4] = ["step", "epoch", "samples", "rows"];
+
+/// A line's numbers: of the steps, and of a measure on held-out rows.
 fn numbers_of(line: &serde_json::Value) -> Vec<(String, f64)> {
-    let (part, values) = match line.get("valid") {
-        Some(valid) => ("valid", valid),
-        None => ("train", line),
-    };
     let mut found = Vec::new();
-    collect_numbers(part, values, &mut found);
+    for (key, value) in line.as_object().into_iter().flatten() {
+        match key.as_str() {
+            "valid" => collect_numbers("valid", value, &mut found),
+            _ => collect_numbers(&format!("train/{key}"), value, &mut found),
+        }
+    }
+    found.retain(|(name, _)| {
+        !PLACES
+            .iter()
+            .any(|place| name.ends_with(&format!("/{place}")))
+    });
     found
 }
 
-/// `part/a/b` to the numbers of a tree.
-fn collect_numbers(part: &str, values: &serde_json::Value, found: &mut Vec<(String, f64)>) {
-    for (key, value) in values.as_object().into_iter().flatten() {
-        let name = format!("{part}/{key}");
-        match value.as_f64() {
-            _ if ["step", "samples", "rows"].contains(&key.as_str()) => {}
-            Some(value) => found.push((name, value)),
-            None => collect_numbers(&name, value, found),
+/// `name/a/b` to the numbers of a tree.
+fn collect_numbers(name: &str, value: &serde_json::Value, found: &mut Vec<(String, f64)>) {
+    match (value, value.as_f64()) {
+        (_, Some(value)) => found.push((name.to_owned(), value)),
+        (serde_json::Value::Object(values), _) => {
+            for (key, value) in values {
+                let name = match name {
+                    "" => key.clone(),
+                    name => format!("{name}/{key}"),
+                };
+                collect_numbers(&name, value, found);
+            }
         }
+        _ => {}
     }
 }
 

@@ -86,6 +86,13 @@ pub struct Task<'a> {
     pub frozen: Option<&'a Features>,
 }
 
+/// What is measured while a tower learns.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Measured {
+    /// Share of pairs whose creative is among the ten nearest.
+    pub recall_at_10: f64,
+}
+
 /// One line of a run's metrics.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -100,9 +107,9 @@ pub enum Progress {
         step: u64,
         /// Mean loss of its steps, nats.
         loss: f64,
-        /// Share of the validation pairs whose creative is among the ten nearest, where that was due.
+        /// On the validation pairs, where that was due.
         #[serde(skip_serializing_if = "Option::is_none")]
-        valid_recall_at_10: Option<f64>,
+        valid: Option<Measured>,
     },
 }
 
@@ -207,13 +214,15 @@ pub fn fit<B: StepBackend, G: ProcessGroup + 'static>(
             ..State::default()
         };
         let due = config.is_measured_after(state.epoch) && !task.valid.scenes.is_empty();
-        let measured = due.then(|| learner.all_vectors(group)).transpose()?;
-        let recall = |vectors| recall_at_k(&ranks(task.gallery, task.valid, &vectors), 10);
+        let vectors = due.then(|| learner.all_vectors(group)).transpose()?;
+        let measured = |vectors| Measured {
+            recall_at_10: recall_at_k(&ranks(task.gallery, task.valid, &vectors), 10),
+        };
         report(&Progress::Epoch {
             epoch: state.epoch,
             step: state.step,
             loss: state.loss,
-            valid_recall_at_10: measured.map(recall),
+            valid: vectors.map(measured),
         });
         checkpoints.save_now(learner.save(state.step, state.json()), None)?;
     }

@@ -22,7 +22,7 @@ use serde::Serialize;
 
 pub use augment::AugmentConfig;
 pub use config::{NegativesConfig, VisualTrainConfig, VisualTrainConfigError};
-pub use fit::{Features, Fitted, Progress, Task, Trained, fit};
+pub use fit::{Features, Fitted, Measured, Progress, Task, Trained, fit};
 pub use measure::{Retrieval, centred, pixel_average_vectors, ranks};
 pub use pairs::{Gallery, Pairs, PairsError};
 
@@ -241,12 +241,13 @@ fn show(told: &Progress, bar: &ProgressBar, pairs: usize) {
             epoch,
             step,
             loss,
-            valid_recall_at_10,
+            valid,
         } => {
             tracing::info!(step, loss, "trained");
             bar.set_position(epoch * pairs as u64);
             bar.set_message(format!("loss {loss:.4}"));
-            if let Some(recall) = valid_recall_at_10 {
+            if let Some(valid) = valid {
+                let recall = valid.recall_at_10;
                 bar.println(format!(
                     "epoch {epoch}: loss {loss:.4}, valid recall@10 {recall:.4}"
                 ));
@@ -259,12 +260,9 @@ fn note(told: &Progress, run: &mut Run) -> anyhow::Result<()> {
     match told {
         Progress::Resumed(resumed) => run.rewind(resumed.step, resumed.epoch),
         Progress::Epoch {
-            step,
-            loss,
-            valid_recall_at_10,
-            ..
+            step, loss, valid, ..
         } => {
-            let recall = valid_recall_at_10.map(|recall| ("valid/recall_at_10", recall));
+            let recall = valid.map(|valid| ("valid/recall_at_10", valid.recall_at_10));
             let scalars = [("train/loss", *loss)].into_iter().chain(recall);
             run.scalars(*step, &scalars.collect::<Vec<_>>())?;
             run.log(told)

@@ -256,11 +256,11 @@ fn validation_pairs_are_measured_when_it_is_due() {
             let report = |told: &Progress| {
                 if let Progress::Epoch {
                     epoch,
-                    valid_recall_at_10: Some(recall),
+                    valid: Some(valid),
                     ..
                 } = told
                 {
-                    measures.push((*epoch, *recall));
+                    measures.push((*epoch, valid.recall_at_10));
                 }
             };
             let never = AtomicBool::new(false);

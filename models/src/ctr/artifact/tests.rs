@@ -54,7 +54,7 @@ fn model_of(config: NetworkConfig) -> CtrModel {
         u64::MAX,
     ]));
     let fields = tables.iter().map(|table| (table.name.clone(), table.dim));
-    let layout = InputLayout::new(2, fields);
+    let layout = InputLayout::new(["a", "b"].map(str::to_owned), fields);
     let network = config.init(&layout, &mut random, &Default::default());
     let normalisation = Normalisation {
         mean: vec![0.5, 1.0],

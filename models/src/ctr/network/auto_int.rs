@@ -99,7 +99,7 @@ impl AutoIntConfig {
         let columns = Columns::new(layout);
         let dim = columns.dim;
         let (num_heads, outputs) = (self.num_heads, self.num_heads * self.attention_dim);
-        let dense_vectors = DenseVectors::new(layout.num_dense, dim, random, device);
+        let dense_vectors = DenseVectors::new(layout.num_dense(), dim, random, device);
         let mut width = dim;
         let attention = (0..self.num_layers).map(|_| {
             let inputs = std::mem::replace(&mut width, outputs);
@@ -113,7 +113,7 @@ impl AutoIntConfig {
             }
         });
         let attention = attention.collect();
-        let vectors = layout.num_dense + layout.fields.len();
+        let vectors = layout.num_dense() + layout.fields.len();
         let output = linear(vectors * width, 1, true, random, device);
         let deep = (!self.hidden.is_empty()).then(|| {
             let (inputs, dropout) = (layout.width(), self.net_dropout);

@@ -65,9 +65,9 @@ impl DlrmConfig {
     ) -> Dlrm<B> {
         let columns = Columns::new(layout);
         let dim = columns.dim;
-        let bottom = (layout.num_dense > 0).then(|| {
+        let bottom = (layout.num_dense() > 0).then(|| {
             let widths = [&self.bottom_hidden[..], &[dim]].concat();
-            Mlp::new(layout.num_dense, &widths, random, device)
+            Mlp::new(layout.num_dense(), &widths, random, device)
         });
         let dense = usize::from(bottom.is_some());
         let vectors = layout.fields.len() + dense;

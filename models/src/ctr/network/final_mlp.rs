@@ -108,7 +108,7 @@ impl FinalMlpConfig {
             ("gate_context_2", &self.gate_context_2),
         ];
         for (key, features) in contexts {
-            layout.fields_of(key, features)?;
+            layout.columns_of(key, features)?;
             if !self.use_gates && !features.is_empty() {
                 return Err(NetworkError::Unused {
                     key,

@@ -77,8 +77,8 @@ impl FmConfig {
     ) -> Fm<B> {
         let columns = Columns::new(layout);
         Fm {
-            first_order: FirstOrder::new(layout.num_dense, device),
-            dense_vectors: DenseVectors::new(layout.num_dense, columns.dim - 1, random, device),
+            first_order: FirstOrder::new(layout.num_dense(), device),
+            dense_vectors: DenseVectors::new(layout.num_dense(), columns.dim - 1, random, device),
             columns,
         }
     }

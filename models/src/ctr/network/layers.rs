@@ -191,7 +191,7 @@ impl Columns {
     /// Of a layout whose fields all have the same number of columns.
     pub(super) fn new(layout: &InputLayout) -> Self {
         Self {
-            num_dense: layout.num_dense,
+            num_dense: layout.num_dense(),
             num_fields: layout.fields.len(),
             dim: layout.fields.first().map_or(0, |field| field.dim),
         }

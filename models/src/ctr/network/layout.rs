@@ -16,63 +16,72 @@ pub struct Field {
 /// Columns of a network's input: standardised dense numbers, then the pooled row of each field.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InputLayout {
-    /// Columns of dense numbers.
-    pub num_dense: usize,
+    /// Names of the dense numbers, a column each.
+    pub dense: Vec<String>,
     /// In the order of their columns.
     pub fields: Vec<Field>,
 }
 
 impl InputLayout {
-    /// Dense numbers, and fields by name and number of columns.
-    pub fn new(num_dense: usize, fields: impl IntoIterator<Item = (String, usize)>) -> Self {
+    /// Dense numbers by name, and fields by name and number of columns.
+    pub fn new(
+        dense: impl IntoIterator<Item = String>,
+        fields: impl IntoIterator<Item = (String, usize)>,
+    ) -> Self {
         let field = |(feature, dim)| Field { feature, dim };
         Self {
-            num_dense,
+            dense: dense.into_iter().collect(),
             fields: fields.into_iter().map(field).collect(),
         }
     }
 
+    /// Columns of dense numbers.
+    pub fn num_dense(&self) -> usize {
+        self.dense.len()
+    }
+
     /// Columns of all.
     pub fn width(&self) -> usize {
-        self.num_dense + self.num_columns_of_fields()
+        self.num_dense() + self.num_columns_of_fields()
     }
 
     pub(super) fn num_columns_of_fields(&self) -> usize {
         self.fields.iter().map(|field| field.dim).sum()
     }
 
-    /// Places of the fields of these features, which a key of the configuration names.
-    pub(super) fn fields_of(
-        &self,
-        key: &'static str,
-        features: &[String],
-    ) -> Result<Vec<usize>, NetworkError> {
-        let of = |feature: &String| {
-            let mut fields = self.fields.iter();
-            let at = fields.position(|field| field.feature == *feature);
-            at.ok_or_else(|| NetworkError::UnknownFeature {
-                key,
-                feature: feature.clone(),
-                known: self.names().join(", "),
-            })
-        };
-        features.iter().map(of).collect()
-    }
-
-    /// Their columns.
+    /// Columns of these features, sparse or dense, which a key of the configuration names.
     pub(super) fn columns_of(
         &self,
         key: &'static str,
         features: &[String],
     ) -> Result<Vec<Range<usize>>, NetworkError> {
-        let fields = self.fields_of(key, features)?.into_iter();
-        Ok(fields.map(|field| self.columns(field)).collect())
+        let of = |feature: &String| {
+            let number = self.dense.iter().position(|dense| dense == feature);
+            let columns = self.field(feature).map(|field| self.columns(field));
+            let columns = columns.or(number.map(|column| column..column + 1));
+            let fields = self.fields.iter().map(|field| &*field.feature);
+            columns.ok_or_else(|| NetworkError::UnknownFeature {
+                key,
+                feature: feature.clone(),
+                known: fields
+                    .chain(self.dense.iter().map(|dense| &**dense))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
+        };
+        features.iter().map(of).collect()
+    }
+
+    /// Which field a sparse feature is.
+    pub(super) fn field(&self, feature: &str) -> Option<usize> {
+        let mut fields = self.fields.iter();
+        fields.position(|field| field.feature == *feature)
     }
 
     /// Columns of a field.
     pub(super) fn columns(&self, field: usize) -> Range<usize> {
         let before: usize = self.fields[..field].iter().map(|field| field.dim).sum();
-        let first = self.num_dense + before;
+        let first = self.num_dense() + before;
         first..first + self.fields[field].dim
     }
 
@@ -88,9 +97,5 @@ impl InputLayout {
                 other: other.clone(),
             }),
         }
-    }
-
-    fn names(&self) -> Vec<&str> {
-        self.fields.iter().map(|field| &*field.feature).collect()
     }
 }

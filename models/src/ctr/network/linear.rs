@@ -36,7 +36,7 @@ impl LogisticRegressionConfig {
         device: &B::Device,
     ) -> LogisticRegression<B> {
         LogisticRegression {
-            first_order: FirstOrder::new(layout.num_dense, device),
+            first_order: FirstOrder::new(layout.num_dense(), device),
             columns: Columns::new(layout),
         }
     }

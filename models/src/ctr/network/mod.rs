@@ -106,7 +106,7 @@ pub enum NetworkError {
     #[error("model.architecture wants tables.embedding_dim to be at least 1")]
     NoVector,
     /// A feature that the input does not have.
-    #[error("model.{key} names `{feature}`, which is not a sparse feature: {known}")]
+    #[error("model.{key} names `{feature}`, which is not a feature of the rows: {known}")]
     UnknownFeature {
         /// The key.
         key: &'static str,
@@ -126,6 +126,17 @@ pub enum NetworkError {
     /// All features on one side.
     #[error("model.item_features takes all features, and leaves none for the other tower")]
     OneSided,
+    /// A feature on both sides.
+    #[error(
+        "model.item_features and model.query_features both name `{feature}`: it is of the ad, or of who asks"
+    )]
+    BothSides {
+        /// The feature.
+        feature: String,
+    },
+    /// Ads without names.
+    #[error("model.item_features names no sparse feature, by which ads could be told apart")]
+    NoItem,
     /// A layer that cannot be cut into equal parts.
     #[error(
         "model.{key} ends with {width} values, wanted a multiple of model.num_heads ({num_heads})"

@@ -59,6 +59,10 @@ fn random() -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(1)
 }
 
+fn dense(count: usize) -> impl Iterator<Item = String> {
+    (0..count).map(|at| format!("d{at}"))
+}
+
 fn config(value: serde_json::Value) -> NetworkConfig {
     serde_json::from_value(value).unwrap()
 }
@@ -92,7 +96,7 @@ impl Case {
         let num_dense = case["num_dense"].as_u64().unwrap() as usize;
         Self {
             config: config(case["config"].clone()),
-            layout: InputLayout::new(num_dense, fields),
+            layout: InputLayout::new(dense(num_dense), fields),
             path,
             bytes,
         }
@@ -218,7 +222,7 @@ fn check_company<B: TrainingBackend>() {
         let config = config(json!({"architecture": architecture}));
         let dim = config.row_dim(4);
         let fields = ["one", "other"].map(|name| (name.to_owned(), dim));
-        let layout = InputLayout::new(1, fields);
+        let layout = InputLayout::new(dense(1), fields);
         let network = config.init::<B>(&layout, &mut random(), &device);
         let mut random = random();
         let drawn = (0..ROWS * layout.width()).map(|_| random.random_range(-1.0f32..1.0));
@@ -306,7 +310,10 @@ fn every_network_equals_pytorch_s_with_the_same_weights_and_so_do_its_gradients(
 
 #[test]
 fn no_gradient_is_lost_to_the_backward_pass_of_another_thread() {
-    let layout = InputLayout::new(2, ["user", "place", "ad"].map(|name| (name.to_owned(), 4)));
+    let layout = InputLayout::new(
+        dense(2),
+        ["user", "place", "ad"].map(|name| (name.to_owned(), 4)),
+    );
     let config = config(json!({"architecture": "two_tower"}));
     let of_input = || {
         let network = config.init::<Host>(&layout, &mut random(), &Default::default());
@@ -321,6 +328,38 @@ fn no_gradient_is_lost_to_the_backward_pass_of_another_thread() {
             scope.spawn(|| (0..500).for_each(|_| assert_eq!(of_input(), wanted)));
         }
     });
+}
+
+#[test]
+fn a_tower_sees_its_own_features_and_no_others() {
+    let layout = InputLayout::new(
+        dense(3),
+        ["f0", "f1", "f2"].map(|name| (name.to_owned(), 2)),
+    );
+    let config = config(json!({
+        "architecture": "two_tower", "item_features": ["d1", "f2"], "query_features": ["f0", "d0"],
+    }));
+    let network = config.init::<Host>(&layout, &mut random(), &Default::default());
+    let towers = network.two_tower().unwrap();
+    let input = Tensor::<Host, 2>::ones([4, 9], &Default::default());
+    let seen = |side: Tensor<Host, 2>, input: &Tensor<Host, 2>| {
+        // A vector's length is 1: its first number alone moves with what it sees.
+        let gradient = input.grad(&side.narrow(1, 0, 1).sum().backward()).unwrap();
+        let columns = numbers(gradient.abs().sum_dim(0));
+        columns.iter().map(|sum| *sum > 0.0).collect::<Vec<_>>()
+    };
+    // d0 d1 d2, and two columns each of f0 f1 f2.
+    let (one, other) = (input.clone().require_grad(), input.require_grad());
+    let queries = seen(towers.queries(&one, Mode::Inference), &one);
+    assert_eq!(
+        queries,
+        [true, false, false, true, true, false, false, false, false]
+    );
+    let items = seen(towers.items(&other, Mode::Inference), &other);
+    assert_eq!(
+        items,
+        [false, true, false, false, false, false, false, true, true]
+    );
 }
 
 #[test]
@@ -429,7 +468,7 @@ fn what_a_row_drops_depends_on_its_number_alone() {
 fn a_network_that_cannot_be_is_refused_by_its_key() {
     let layout = |dims: &[usize]| {
         let fields = dims.iter().enumerate();
-        InputLayout::new(2, fields.map(|(at, dim)| (format!("f{at}"), *dim)))
+        InputLayout::new(dense(2), fields.map(|(at, dim)| (format!("f{at}"), *dim)))
     };
     let refused = |value: serde_json::Value, dims: &[usize], what: &str| {
         let error = config(value).check(&layout(dims)).unwrap_err().to_string();
@@ -469,7 +508,7 @@ fn a_network_that_cannot_be_is_refused_by_its_key() {
     refused(
         unknown,
         &[4, 4],
-        "`g`, which is not a sparse feature: f0, f1",
+        "`g`, which is not a feature of the rows: f0, f1, d0, d1",
     );
     let unused = json!({"architecture": "final_mlp", "use_gates": false, "gate_context_2": ["f1"]});
     refused(
@@ -480,10 +519,14 @@ fn a_network_that_cannot_be_is_refused_by_its_key() {
     let unused = json!({"architecture": "auto_int", "hidden": [], "net_dropout": 0.1});
     refused(unused, &[4], "model.net_dropout is set, but model.hidden");
     let one_sided = config(json!({"architecture": "two_tower", "item_features": ["f0"]}));
-    let alone = InputLayout::new(0, [("f0".to_owned(), 4)]);
+    let alone = InputLayout::new(dense(0), [("f0".to_owned(), 4)]);
     assert_eq!(one_sided.check(&alone), Err(NetworkError::OneSided));
     let unknown = json!({"architecture": "two_tower", "item_features": ["g"]});
     refused(unknown, &[4], "model.item_features names `g`");
+    let both = json!({"architecture": "two_tower", "item_features": ["f0", "d0"], "query_features": ["f1", "d0"]});
+    refused(both, &[4, 4], "model.query_features both name `d0`");
+    let nameless = json!({"architecture": "two_tower", "item_features": ["d0", "d1"]});
+    refused(nameless, &[4], "names no sparse feature");
 }
 
 #[test]

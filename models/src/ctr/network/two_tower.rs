@@ -27,8 +27,12 @@ use crate::ops::{FusedOps, cat};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TwoTowerConfig {
-    /// Sparse features of the ad; all others and the dense ones are of who asks. None: the last one.
+    /// Features of the ad, sparse or dense; of the sparse ones at least one, by which ads are told apart.
+    /// None: the last sparse one.
     pub item_features: Vec<String>,
+    /// Features of who asks and where. None: all that are not of the ad. What is of both, as a cross of a
+    /// person with an ad, belongs to neither: with it, a query would know the ad that it is to find.
+    pub query_features: Vec<String>,
     /// Widths of the hidden layers of both towers.
     pub hidden: Vec<usize>,
     /// Length of a vector.
@@ -41,6 +45,7 @@ impl Default for TwoTowerConfig {
     fn default() -> Self {
         Self {
             item_features: Vec::new(),
+            query_features: Vec::new(),
             hidden: vec![256, 128],
             output_dim: 64,
             net_dropout: 0.0,
@@ -87,9 +92,13 @@ const INITIAL_LOG_SCALE: f32 = 1.609_438;
 impl TwoTowerConfig {
     pub(super) fn check(&self, layout: &InputLayout) -> Result<(), NetworkError> {
         super::at_least_one("output_dim", self.output_dim)?;
-        let items = self.item_columns(layout)?;
-        let of_items: usize = items.iter().map(ExactSizeIterator::len).sum();
-        match of_items == layout.width() {
+        self.item_fields(layout)?;
+        let both = |feature: &&String| self.query_features.contains(feature);
+        if let Some(feature) = self.item_features.iter().find(both) {
+            let feature = feature.clone();
+            return Err(NetworkError::BothSides { feature });
+        }
+        match self.query_columns(layout)?.is_empty() {
             true => Err(NetworkError::OneSided),
             false => Ok(()),
         }
@@ -100,16 +109,36 @@ impl TwoTowerConfig {
     /// # Errors
     /// [`NetworkError`] if there is none, or one of a name that the input does not have.
     pub fn item_fields(&self, layout: &InputLayout) -> Result<Vec<usize>, NetworkError> {
-        match (self.item_features.is_empty(), layout.fields.len()) {
-            (_, 0) => Err(NetworkError::NoFields),
-            (true, fields) => Ok(vec![fields - 1]),
-            (false, _) => layout.fields_of("item_features", &self.item_features),
+        if self.item_features.is_empty() {
+            let last = layout.fields.len().checked_sub(1);
+            return last.map(|last| vec![last]).ok_or(NetworkError::NoFields);
+        }
+        self.item_columns(layout)?;
+        let fields = self.item_features.iter();
+        let fields: Vec<usize> = fields.filter_map(|it| layout.field(it)).collect();
+        match fields.is_empty() {
+            true => Err(NetworkError::NoItem),
+            false => Ok(fields),
         }
     }
 
     fn item_columns(&self, layout: &InputLayout) -> Result<Vec<Range<usize>>, NetworkError> {
-        let fields = self.item_fields(layout)?.into_iter();
-        Ok(fields.map(|field| layout.columns(field)).collect())
+        match (&self.item_features[..], layout.fields.len()) {
+            ([], 0) => Err(NetworkError::NoFields),
+            ([], fields) => Ok(vec![layout.columns(fields - 1)]),
+            (features, _) => layout.columns_of("item_features", features),
+        }
+    }
+
+    fn query_columns(&self, layout: &InputLayout) -> Result<Vec<Range<usize>>, NetworkError> {
+        if !self.query_features.is_empty() {
+            return layout.columns_of("query_features", &self.query_features);
+        }
+        let items = self.item_columns(layout)?;
+        let others = (0..layout.width())
+            .filter(|at| !items.iter().any(|columns| columns.contains(at)))
+            .map(|at| at..at + 1);
+        Ok(joined(others))
     }
 
     /// A fresh network for a layout that [fits](super::NetworkConfig::check).
@@ -123,10 +152,7 @@ impl TwoTowerConfig {
         device: &B::Device,
     ) -> TwoTower<B> {
         let items = self.item_columns(layout).expect("features of the layout");
-        let others = (0..layout.width())
-            .filter(|at| !items.iter().any(|columns| columns.contains(at)))
-            .map(|at| at..at + 1);
-        let others = joined(others);
+        let others = self.query_columns(layout).expect("features of the layout");
         let mut side = |columns: Vec<Range<usize>>, first: usize| {
             let inputs = columns.iter().map(ExactSizeIterator::len).sum();
             let mlp = Mlp::new(inputs, &self.hidden, random, device);

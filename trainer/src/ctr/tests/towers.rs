@@ -13,6 +13,7 @@ fn towers() -> CtrConfig {
         hidden: vec![16],
         output_dim: 8,
         net_dropout: 0.1,
+        ..TwoTowerConfig::default()
     });
     config.training.objective = Objective::BatchSoftmax;
     config.training.learning_rate = 0.01;
