@@ -3,8 +3,8 @@
 Reads the Delta table that the pipeline or an import wrote and the resolved configuration of a run
 (`config.resolved.toml` in its folder, or `marquee train CONFIG --print-config`), so that table,
 split and hyper-parameters are the same and no default stands here. Networks (networks.py), initial
-distributions, Adam, row-wise Adagrad, the running mean of the weights and the choice of the best epoch
-follow models/src/ctr and trainer/src/ctr; random numbers differ. Calibration is Platt's, of which ours
+distributions, Adam, row-wise Adagrad, the running mean of the weights, the batch softmax of two towers and
+the choice of the best epoch follow models/src/ctr and trainer/src/ctr; random numbers differ. Calibration is Platt's, of which ours
 keeps only what chance does not explain: AUC is the same by both.
 
     python ctr_quality.py --table data/tables/impressions --config config.resolved.toml
@@ -69,6 +69,7 @@ class Batch:
 @dataclass
 class Data:
     dense: np.ndarray
+    dense_names: list[str]
     sparse: list[Bags]
     clicks: np.ndarray
     weights: np.ndarray
@@ -104,6 +105,7 @@ def load(path, tables):
     dense = [floats(f"d_{field['name']}") for field in schema["dense"]]
     data = Data(
         np.stack(dense, 1) if dense else np.zeros((len(rows), 0), np.float32),
+        [field["name"] for field in schema["dense"]],
         [bags for bags, _ in sparse],
         floats("click"),
         floats("weight"),
@@ -172,9 +174,17 @@ class Model:
         self.mean = dense.mean(0).astype(np.float32)
         self.std = np.where(variance > 1e-12, np.sqrt(variance), 1).astype(np.float32)
         self.tables = Tables(num_rows, config["tables"], config["model"])
-        layout = networks.Layout(dense.shape[1], self.tables.dims, list(num_rows))
+        layout = networks.Layout(dense.shape[1], self.tables.dims, list(num_rows), data.dense_names)
         self.network = networks.make(config["model"], layout)
         training = config["training"]
+        self.softmax = training["objective"] == "batch_softmax"
+        # Which ad each row shows, and the logarithm of its share of the training rows.
+        self.items = None
+        if config["model"]["architecture"] == "two_tower":
+            names = config["model"]["item_features"] or list(num_rows)[-1:]
+            self.items = item_numbers(data, [at for at, name in enumerate(num_rows) if name in names])
+            counts = np.bincount(self.items[train_rows], minlength=self.items.max() + 1)
+            self.log_share = np.log(counts.clip(min=1) / len(train_rows)).astype(np.float32)
         self.gradient_norm = training["max_gradient_norm"] or float("inf")
         # What scores: the network itself, or a running mean of its weights.
         self.decay, self.updates = training["ema_decay"], 0
@@ -197,14 +207,54 @@ class Model:
         dense, batches, pooled = self.input(rows)
         pooled.requires_grad_()
         labels, weights = (torch.from_numpy(v[rows]) for v in (self.data.clicks, self.data.weights))
-        logits = self.network(torch.cat([dense, pooled], 1)).squeeze(1)
-        losses = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
+        x = torch.cat([dense, pooled], 1)
+        if self.softmax:
+            loss = self.batch_softmax(x, rows, labels, weights)
+        else:
+            logits = self.network(x).squeeze(1)
+            losses = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
+            loss = losses / weights.sum()
         self.adam.zero_grad()
-        (losses / weights.sum()).backward()
+        loss.backward()
         self.tables.update(batches, pooled.grad)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_norm)
         self.adam.step()
         self.average()
+
+    def batch_softmax(self, x, rows, labels, weights):
+        """Clicked rows find their ad among those of the batch: Yi et al., RecSys 2019."""
+        clicked = torch.nonzero(labels > 0).squeeze(1)
+        items = torch.from_numpy(self.items[rows])
+        cosines = self.network.query(x[clicked]) @ self.network.item(x).T
+        logits = cosines * self.network.log_scale.exp() - torch.from_numpy(self.log_share[self.items[rows]])
+        same = items[clicked][:, None] == items[None, :]
+        same[torch.arange(len(clicked)), clicked] = False
+        losses = F.cross_entropy(logits.masked_fill(same, -1e9), clicked, reduction="none")
+        weights = (weights * labels)[clicked]
+        return (losses * weights).sum() / weights.sum()
+
+    @torch.no_grad()
+    def retrieval(self, rows):
+        """Recall of clicked ads among the distinct ones of the rows, and the loss of a softmax over those."""
+        self.scoring.eval()
+        queries, wanted, vectors = [], [], {}
+        for start in range(0, len(rows), SCORE_BATCH):
+            part = rows[start : start + SCORE_BATCH]
+            dense, _, pooled = self.input(part)
+            x = torch.cat([dense, pooled], 1)
+            clicked = np.flatnonzero(self.data.clicks[part] > 0.5)
+            queries.append(self.scoring.query(x[clicked]))
+            wanted.extend(self.items[part][clicked])
+            for item, vector in zip(self.items[part], self.scoring.item(x)):
+                vectors.setdefault(item, vector)
+        places = {item: place for place, item in enumerate(vectors)}
+        own = torch.tensor([places[item] for item in wanted])
+        cosines = torch.cat(queries) @ torch.stack(list(vectors.values())).T
+        others = cosines >= cosines.gather(1, own[:, None])
+        ranks = others.sum(1) - 1
+        found = {f"recall_at_{k}": float((ranks < k).float().mean()) for k in (1, 10, 100)}
+        loss = F.cross_entropy(cosines * self.scoring.log_scale.exp(), own)
+        return {"queries": len(own), "items": len(places), "loss": float(loss), **found}
 
     @torch.no_grad()
     def average(self):
@@ -223,6 +273,15 @@ class Model:
             dense, _, pooled = self.input(rows[start : start + SCORE_BATCH])
             scores.append(self.scoring(torch.cat([dense, pooled], 1)).squeeze(1).numpy())
         return np.concatenate(scores).astype(np.float64)
+
+
+def item_numbers(data, fields):
+    """A number for each distinct ad: rows with equal ids in all of its features."""
+    for bags in (data.sparse[field] for field in fields):
+        if (bags.lengths != 1).any():
+            sys.exit("model.item_features: this script tells ads apart by features of one id each")
+    ids = np.stack([data.sparse[field].ids for field in fields], 1)
+    return np.unique(ids, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def fit_platt(x, y, w):
@@ -271,7 +330,12 @@ def train(config, data, num_rows, seed):
         logits = model.logits(valid)
         scale, offset = fit_platt(logits, *labels)
         loss = log_loss(scale * logits + offset, *labels)
-        print(f"seed {seed}, epoch {epoch}: valid AUC {auc(logits, *labels):.4f}, log loss {loss:.4f}", file=sys.stderr)
+        told = f"valid AUC {auc(logits, *labels):.4f}, log loss {loss:.4f}"
+        if model.softmax:
+            found = model.retrieval(valid)
+            loss = found["loss"]
+            told += f", recall@10 {found['recall_at_10']:.4f}"
+        print(f"seed {seed}, epoch {epoch}: {told}", file=sys.stderr)
         if loss < best[0]:
             kept = copy.deepcopy((model.scoring.state_dict(), model.tables.weights))
             best = (loss, epoch, scale, offset, kept)
@@ -286,6 +350,7 @@ def train(config, data, num_rows, seed):
         "auc": float(auc(logits, y, w)),
         "log_loss": float(log_loss(calibrated, y, w)),
         "calibration_ratio": float((w / (1 + np.exp(-calibrated))).sum() / (w * y).sum()),
+        "retrieval": model.retrieval(test) if model.items is not None else None,
     }
 
 
@@ -303,6 +368,8 @@ def check(config):
     wrong += ["tables.optimizer.kind"] * (tables["optimizer"]["kind"] not in ("rowwise_adagrad", "sgd"))
     wrong += ["tables.optimizer.max_row_norm"] * (tables["optimizer"]["max_row_norm"] > 0)
     wrong += ["guard"] * (training["guard"]["spike_factor"] > 0)
+    softmax, towers = training["objective"] == "batch_softmax", config["model"]["architecture"] == "two_tower"
+    wrong += ["objective"] * (softmax and not towers)
     wrong += ["model.architecture"] * (config["model"]["architecture"] == "mmoe")
     if wrong:
         sys.exit(f"this script cannot do as the configuration wants: {', '.join(wrong)}")

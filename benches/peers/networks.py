@@ -32,9 +32,10 @@ class Mlp(nn.Module):
 class Layout:
     """Columns of the input: dense numbers, then each field's row."""
 
-    def __init__(self, num_dense, dims, names=None):
+    def __init__(self, num_dense, dims, names=None, dense=()):
         self.num_dense, self.dims = num_dense, dims
         self.names = names or [f"f{at}" for at in range(len(dims))]
+        self.dense = list(dense)
         self.width = num_dense + sum(dims)
 
     def split(self, x):
@@ -43,6 +44,8 @@ class Layout:
         return x[:, : self.num_dense], fields.reshape(len(x), len(self.dims), self.dims[0])
 
     def columns(self, name):
+        if name in self.dense:
+            return slice(self.dense.index(name), self.dense.index(name) + 1)
         at = self.names.index(name)
         first = self.num_dense + sum(self.dims[:at])
         return slice(first, first + self.dims[at])
@@ -292,11 +295,13 @@ class Side(nn.Module):
 class TwoTower(nn.Module):
     def __init__(self, layout, item_features, hidden, output_dim, query_features=()):
         super().__init__()
-        if query_features:
-            raise SystemExit("model.query_features: the peer follows it only where it is empty")
-        of = [layout.columns(name) for name in item_features or layout.names[-1:]]
-        item = [at for columns in of for at in range(columns.start, columns.stop)]
-        query = [at for at in range(layout.width) if at not in item]
+
+        def columns(names):
+            of = [layout.columns(name) for name in names]
+            return [at for columns in of for at in range(columns.start, columns.stop)]
+
+        item = columns(item_features or layout.names[-1:])
+        query = columns(query_features) or [at for at in range(layout.width) if at not in item]
         self.query, self.item = Side(query, hidden, output_dim), Side(item, hidden, output_dim)
         self.log_scale = nn.Parameter(torch.full((1,), 5.0).log())
         self.bias = nn.Parameter(torch.zeros(1))

@@ -234,6 +234,26 @@ fn runs_are_listed_shown_and_compared() {
     }
 }
 
+/// Of the runs of a data folder.
+fn most_at_once(bench: &Bench) -> usize {
+    let runs = bench.run(&["runs", "list", "--json"]).ok().json();
+    let span = |run: &Value| {
+        let report = Path::new(run["dir"].as_str().unwrap()).join("report.json");
+        let ended = std::fs::metadata(report).unwrap().modified().unwrap();
+        let ended = ended.duration_since(std::time::UNIX_EPOCH).unwrap();
+        let began = run["info"]["started_us"].as_u64().unwrap();
+        (began, ended.as_micros() as u64)
+    };
+    let spans: Vec<(u64, u64)> = runs.as_array().unwrap().iter().map(span).collect();
+    let at = |time: u64| {
+        spans
+            .iter()
+            .filter(move |(began, ended)| (*began..*ended).contains(&time))
+    };
+    let counts = spans.iter().map(|(began, _)| at(*began).count());
+    counts.max().unwrap()
+}
+
 #[test]
 fn a_sweep_finds_the_best_and_does_nothing_twice() {
     let bench = Bench::with_table();
@@ -266,6 +286,7 @@ fn a_sweep_finds_the_best_and_does_nothing_twice() {
     let last = trials[4..].iter().map(value).fold(f64::INFINITY, f64::min);
     assert_eq!(value(&found["best"]), last);
     assert_eq!(found["best"]["parameters"]["training.epochs"], 2);
+    assert_eq!(most_at_once(&bench), 2, "`parallel` runs at a time");
     let dir = Path::new(found["dir"].as_str().unwrap());
     let done = || std::fs::read_to_string(dir.join("trials.jsonl")).unwrap();
     let before = done();

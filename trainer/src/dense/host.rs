@@ -106,3 +106,46 @@ impl<B: TrainingBackend> DenseState<B> for HostDense<B> {
         self.sum.fill(0.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Autodiff;
+    use models::Cpu;
+
+    use super::*;
+    use crate::dense::DenseOptimizerConfig;
+
+    /// Source of the numbers: the recurrence, in f64.
+    #[test]
+    fn the_running_mean_of_the_weights_is_that_of_the_formula() {
+        let rule = Rule {
+            config: DenseOptimizerConfig::default(),
+            segments: [2].into(),
+        };
+        let saved = Saved::fresh(vec![1.0, -2.0], true);
+        let mut dense = HostDense::<Autodiff<Cpu>>::load(saved, &rule, &Default::default());
+        let by = Move {
+            rate: 0.1,
+            weight_decay: 0.0,
+            max_norm: 0.0,
+            average: 0.3,
+        };
+        let mut wanted = [1.0f64, -2.0];
+        // Of the first updates less is kept: 2/11, 3/12, and then what was asked for.
+        for kept in [2.0 / 11.0, 0.25, 0.3, 0.3] {
+            dense.sum[..2].copy_from_slice(&[0.3, -0.7]);
+            let total = dense.total();
+            dense.apply(&total, by);
+            for (mean, weight) in wanted.iter_mut().zip(&dense.weights) {
+                *mean = kept * *mean + (1.0 - kept) * f64::from(*weight);
+            }
+            let found = dense.averages.as_ref().unwrap();
+            let apart = found
+                .iter()
+                .zip(wanted)
+                .map(|(it, mean)| (f64::from(*it) - mean).abs());
+            assert!(apart.fold(0.0, f64::max) < 1e-6, "{found:?} {wanted:?}");
+        }
+        assert_ne!(dense.averages.as_ref(), Some(&dense.weights));
+    }
+}
