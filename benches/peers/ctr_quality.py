@@ -45,11 +45,13 @@ PLAIN = {
 
 @dataclass
 class Bags:
-    """Ids of one sparse feature: row i owns ids[starts[i] : starts[i] + lengths[i]]."""
+    """Rows of one sparse feature's table: row i owns ids[starts[i] : starts[i] + lengths[i]]."""
 
     starts: np.ndarray
     lengths: np.ndarray
     ids: np.ndarray
+    # Before they were taken modulo the table's rows.
+    whole_ids: np.ndarray
 
     def gather(self, rows):
         lengths = self.lengths[rows]
@@ -99,7 +101,7 @@ def load(path, tables):
         known = field.get("cardinality") or tables["rows"]
         num_rows = tables["rows_of"].get(field["name"], known)
         starts = np.cumsum(lengths) - lengths
-        return Bags(starts, lengths, (ids % np.uint64(num_rows)).astype(np.int64)), num_rows
+        return Bags(starts, lengths, (ids % np.uint64(num_rows)).astype(np.int64), ids), num_rows
 
     sparse = [bags(field) for field in schema["sparse"]]
     dense = [floats(f"d_{field['name']}") for field in schema["dense"]]
@@ -207,6 +209,8 @@ class Model:
         dense, batches, pooled = self.input(rows)
         pooled.requires_grad_()
         labels, weights = (torch.from_numpy(v[rows]) for v in (self.data.clicks, self.data.weights))
+        if self.softmax and not (labels * weights).any():
+            return
         x = torch.cat([dense, pooled], 1)
         if self.softmax:
             loss = self.batch_softmax(x, rows, labels, weights)
@@ -223,7 +227,7 @@ class Model:
 
     def batch_softmax(self, x, rows, labels, weights):
         """Clicked rows find their ad among those of the batch: Yi et al., RecSys 2019."""
-        clicked = torch.nonzero(labels > 0).squeeze(1)
+        clicked = torch.nonzero(labels * weights > 0).squeeze(1)
         items = torch.from_numpy(self.items[rows])
         cosines = self.network.query(x[clicked]) @ self.network.item(x).T
         logits = cosines * self.network.log_scale.exp() - torch.from_numpy(self.log_share[self.items[rows]])
@@ -280,7 +284,7 @@ def item_numbers(data, fields):
     for bags in (data.sparse[field] for field in fields):
         if (bags.lengths != 1).any():
             sys.exit("model.item_features: this script tells ads apart by features of one id each")
-    ids = np.stack([data.sparse[field].ids for field in fields], 1)
+    ids = np.stack([data.sparse[field].whole_ids for field in fields], 1)
     return np.unique(ids, axis=0, return_inverse=True)[1].reshape(-1)
 
 

@@ -287,7 +287,7 @@ pub struct Feature {
     /// Applied at the end.
     #[serde(default)]
     pub transform: Transform,
-    /// Stands in for a missing value.
+    /// Stands in for a missing value, in its last form.
     #[serde(default)]
     pub default: f64,
     /// Values outside are clamped and counted: transformed ones, and with [`Transform::MinMax`] those
@@ -488,12 +488,14 @@ impl FeatureSpec {
         }
         if let Some([low, high]) = feature.range {
             let [least, most] = feature.allowed();
-            if !(low < high && (least..=most).contains(&feature.default)) {
+            let scaled = feature.transform == Transform::MinMax;
+            let rises = low < high && (!scaled || (high - low).is_finite());
+            if !(rises && (least..=most).contains(&feature.default)) {
                 return Err(Problem::Range {
                     low,
                     high,
                     default: feature.default,
-                    scaled: feature.transform == Transform::MinMax,
+                    scaled,
                 });
             }
         } else if feature.transform == Transform::MinMax {
@@ -784,6 +786,8 @@ version = 1
         let error = FeatureSpec::parse(&(scaled + "default = 1.5\n"), "f.toml").unwrap_err();
         let expected = "range [1, 2] must rise and the default be 0 to 1, as its values are with `min_max`, not 1.5";
         assert!(error.to_string().ends_with(expected), "{error}");
+        let endless = GOOD.replace("log1p", "min_max") + "range = [0.0, inf]\n";
+        FeatureSpec::parse(&endless, "f.toml").unwrap_err();
         let expected = "a transform `min_max` needs `range`, whose ends become 0 and 1";
         check("log1p", "min_max", 2, "range", expected);
         let expected = "limit `psi` is -1, wanted a number from 0";

@@ -5,10 +5,14 @@ use std::{
     net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use marquee_tests::{Bench, TRAIN, checkout};
 use serde_json::{Value, json};
+
+/// A server that has not started by then never will.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// An MLflow server of our own on SQLite, on loopback: `launch/setup-engines` installs it.
 struct Mlflow {
@@ -45,9 +49,11 @@ impl Mlflow {
             address,
             _dir: dir,
         };
+        let started = Instant::now();
         while mlflow.ask("GET", "/health", None).is_none() {
             let ended = mlflow.server.try_wait().unwrap();
             assert!(ended.is_none(), "the server ended: {ended:?}");
+            assert!(started.elapsed() < PATIENCE, "the server does not answer");
             std::thread::yield_now();
         }
         mlflow

@@ -26,7 +26,10 @@ impl ConversionDelay {
         let positive = |hours: f64| hours.is_finite() && hours > 0.0;
         match positive(self.rate) && self.window.is_none_or(positive) {
             true => Ok(()),
-            false => Err(format!("delay is {self:?}, wanted numbers above 0")),
+            false => Err(format!(
+                "delay has the rate {} and the window {:?}, wanted numbers above 0",
+                self.rate, self.window
+            )),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Measures a click model on rows.
 
+use features::FeatureBatch;
 use models::{
     ctr::{CtrModel, CtrModelError},
     metrics::{
         ReliabilityBin, auc, calibration_ratio, expected_calibration_error, log_loss,
         normalised_entropy, reliability,
     },
+    ops::FusedOps,
 };
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +66,8 @@ impl Evaluation {
 pub struct RetrievalEvaluation {
     /// Clicks that were looked at.
     pub queries: usize,
-    /// Ads among which each was sought; equal where all their features are.
+    /// Ads among which each was sought; equal where all their sparse features are. Each is where its first
+    /// row has it.
     pub items: usize,
     /// Mean cross-entropy of a softmax over all ads, nats.
     pub loss: f64,
@@ -97,26 +100,46 @@ pub struct ConversionEvaluation {
     pub cvr_calibration_ratio: Option<f64>,
 }
 
+/// Does something with all rows, some at a time.
+///
+/// # Errors
+/// Its own.
+fn in_batches<T, E>(
+    rows: &Examples,
+    mut of_batch: impl FnMut(&FeatureBatch) -> Result<Vec<T>, E>,
+) -> Result<Vec<T>, E> {
+    let order: Vec<usize> = (0..rows.len()).collect();
+    let mut all = Vec::with_capacity(rows.len());
+    for chunk in order.chunks(SCORE_BATCH) {
+        all.extend(of_batch(&rows.features.gather(chunk))?);
+    }
+    Ok(all)
+}
+
 /// Scores all rows with a model.
 ///
 /// # Errors
 /// [`CtrModelError`] if the rows do not fit the model.
-pub fn score_all<B: models::ops::FusedOps>(
+pub fn score_all<B: FusedOps>(
     model: &CtrModel<B>,
     rows: &Examples,
     logits: bool,
 ) -> Result<Vec<f32>, CtrModelError> {
-    let order: Vec<usize> = (0..rows.len()).collect();
-    let mut scores = Vec::with_capacity(rows.len());
-    for chunk in order.chunks(SCORE_BATCH) {
-        let batch = rows.features.gather(chunk);
-        scores.extend(if logits {
-            model.logits(&batch)?
-        } else {
-            model.score(&batch)?
-        });
-    }
-    Ok(scores)
+    in_batches(rows, |batch| match logits {
+        true => model.logits(batch),
+        false => model.score(batch),
+    })
+}
+
+/// Scores all rows with a model of two tasks: clicks, and conversions after them.
+///
+/// # Errors
+/// [`CtrModelError`] if the rows do not fit the model, or it has one task.
+pub fn score_conversions<B: FusedOps>(
+    model: &CtrModel<B>,
+    rows: &Examples,
+) -> Result<Vec<[f32; 2]>, CtrModelError> {
+    in_batches(rows, |batch| model.score_conversions(batch))
 }
 
 /// Measures predictions against clicks; all three have one number a row.
@@ -133,22 +156,6 @@ pub fn evaluate(scores: &[f32], clicks: &[f32], weights: &[f32]) -> Evaluation {
         conversions: None,
         retrieval: None,
     }
-}
-
-/// Scores all rows with a model of two tasks: clicks, and conversions after them.
-///
-/// # Errors
-/// [`CtrModelError`] if the rows do not fit the model, or it has one task.
-pub fn score_conversions<B: models::ops::FusedOps>(
-    model: &CtrModel<B>,
-    rows: &Examples,
-) -> Result<Vec<[f32; 2]>, CtrModelError> {
-    let order: Vec<usize> = (0..rows.len()).collect();
-    let mut scores = Vec::with_capacity(rows.len());
-    for chunk in order.chunks(SCORE_BATCH) {
-        scores.extend(model.score_conversions(&rows.features.gather(chunk))?);
-    }
-    Ok(scores)
 }
 
 /// Measures predictions of clicks and of conversions after them.

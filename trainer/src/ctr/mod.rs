@@ -26,6 +26,6 @@ pub use evaluate::{
     score_all, score_conversions,
 };
 pub use retrieval::ShownItems;
-pub use step::{Groups, Learner, RoutedBatch, StepBatch, StepLimits, StepOutcome};
+pub use step::{Groups, Learner, RoutedBatch, Scored, StepBatch, StepLimits, StepOutcome};
 pub use train::{Progress, Task, TrainError, Trained, train};
 pub use verb::{EvalArgs, run_eval, run_train};

@@ -33,7 +33,7 @@ use crate::{
     table::{Examples, Projection, Slice},
 };
 
-/// Which ad a row shows: its ad's features as one number.
+/// Which ad a row shows: its ad's sparse features as one number.
 #[derive(Debug, Clone)]
 pub(super) struct ItemKeys {
     /// Places of the ad's features among the sparse ones.
@@ -41,7 +41,7 @@ pub(super) struct ItemKeys {
 }
 
 impl ItemKeys {
-    /// `[rows]`: equal where all the ad's features are.
+    /// `[rows]`: equal where all the ad's sparse features are.
     pub fn of(&self, features: &FeatureBatch) -> Vec<u64> {
         let chain = |hash, number: u64| chain_integer(hash, number as i64);
         let of_row = |row| {
@@ -75,7 +75,7 @@ pub struct ShownItems {
 
 /// The ads of all ranks' rows of a batch.
 #[derive(Debug, Clone)]
-pub(super) struct Candidates {
+pub(super) struct BatchItems {
     all: ShownItems,
     /// `[world_size]`: rows of each rank.
     rows: Vec<usize>,
@@ -94,7 +94,7 @@ impl ItemFrequencies {
         let parts: Vec<Slice> = rows.row_groups().collect();
         let mut mine: BTreeMap<u64, u64> = BTreeMap::new();
         for part in &parts[segment(parts.len(), group.world_size(), group.rank())] {
-            for key in keys.of(&part.read(Projection::Training)?.features) {
+            for key in keys.of(&part.read(Projection::Sparse)?.features) {
                 *mine.entry(key).or_default() += 1;
             }
         }
@@ -126,9 +126,9 @@ impl ShownItems {
     pub(super) fn gather(
         &self,
         group: &mut impl ProcessGroup,
-    ) -> Result<Candidates, CollectiveError> {
+    ) -> Result<BatchItems, CollectiveError> {
         let items = group.all_gather_v(&self.items)?;
-        Ok(Candidates {
+        Ok(BatchItems {
             rows: items.iter().map(Vec::len).collect(),
             all: Self {
                 items: items.concat(),
@@ -142,10 +142,10 @@ impl<B: StepBackend> Learner<B> {
     /// The dense half of a step of two towers. The ads' vectors of all ranks are gathered, so that a click
     /// has the negatives of all; each rank computes the loss of its own clicks, and every ad's gradient
     /// goes back to the rank that has its row.
-    pub(super) fn contrast(
+    pub(super) fn batch_softmax_step(
         &mut self,
         batch: &RoutedBatch,
-        candidates: &Candidates,
+        candidates: &BatchItems,
         pooled: Tensor<Inner<B>, 2>,
         total_weight: f64,
         group: &mut impl ProcessGroup,
@@ -170,7 +170,8 @@ impl<B: StepBackend> Learner<B> {
         let mut of_input = pooled.zeros_like();
         let before: usize = candidates.rows[..group.rank()].iter().sum();
         let labels = &batch.batch.labels;
-        let clicked: Vec<usize> = (0..labels.len()).filter(|row| labels[*row] > 0.0).collect();
+        let weight = |row: usize| labels[row] * batch.batch.weights[row];
+        let clicked: Vec<usize> = (0..labels.len()).filter(|row| weight(*row) > 0.0).collect();
         if !clicked.is_empty() {
             let picked: Vec<u64> = clicked.iter().map(|row| numbers[*row]).collect();
             let rows = clicked.iter().map(|row| *row as i64).collect();
@@ -184,9 +185,7 @@ impl<B: StepBackend> Learner<B> {
             let items = TensorData::new(all, [candidates.all.items.len(), dim]);
             let items = Tensor::<B, 2>::from_data(items, &self.device).require_grad();
             let own: Vec<usize> = clicked.iter().map(|row| before + row).collect();
-            let weights = clicked
-                .iter()
-                .map(|row| labels[*row] * batch.batch.weights[*row]);
+            let weights: Vec<f32> = clicked.iter().map(|row| weight(*row)).collect();
             let loss = batch_softmax(
                 dense::cast(queries, Precision::F32),
                 items.clone(),
@@ -196,7 +195,7 @@ impl<B: StepBackend> Learner<B> {
                     log_frequency: &candidates.all.log_frequency,
                     own: &own,
                 },
-                &weights.collect::<Vec<_>>(),
+                &weights,
             );
             let loss = loss * (batch.weight / total_weight) as f32;
             let mut gradients = loss.backward();
@@ -229,7 +228,7 @@ impl<B: StepBackend> Learner<B> {
 ///
 /// # Errors
 /// If the rows do not fit the model.
-pub(super) fn find_clicked<B: FusedOps>(
+pub(super) fn evaluate_retrieval<B: FusedOps>(
     model: &CtrModel<B>,
     rows: &Examples,
 ) -> anyhow::Result<Option<RetrievalEvaluation>> {
@@ -260,18 +259,18 @@ pub(super) struct Vectors {
     places: Vec<u64>,
     /// `[queries]`: the ad that was clicked.
     wanted: Vec<u64>,
-    /// `[items]`: which each is.
-    items: Vec<u64>,
+    /// `[items]`: which each is, and the place of the row that its vector is of: its first.
+    items: Vec<[u64; 2]>,
     /// `[items, dim]`.
     item_vectors: Vec<f32>,
     known: HashSet<u64>,
 }
 
-/// Products of a click with an ad, at most: some seconds of one core.
-const MOST_PRODUCTS: usize = 1 << 28;
+/// Products of a click with an ad, at most: a second or so.
+const MOST_PRODUCTS: usize = 1 << 25;
 
 impl Vectors {
-    /// Takes rows in.
+    /// Takes rows in, by rising place.
     ///
     /// # Shapes
     /// - `clicks`, `places`, `items`, and the vectors: one of each row
@@ -286,7 +285,7 @@ impl Vectors {
                 self.wanted.push(*item);
             }
             if self.known.insert(*item) {
-                self.items.push(*item);
+                self.items.push([*item, places[row]]);
                 self.item_vectors.extend(&vectors.items[of_row]);
             }
         }
@@ -301,18 +300,16 @@ impl Vectors {
         &self,
         group: &mut impl ProcessGroup,
     ) -> Result<Option<RetrievalEvaluation>, CollectiveError> {
-        let names = group.all_gather_v(&self.items)?.concat();
-        let vectors = group.all_gather_v(&self.item_vectors)?.concat();
-        let mut items: BTreeMap<u64, &[f32]> = BTreeMap::new();
-        for (name, vector) in names.iter().zip(vectors.chunks_exact(self.dim.max(1))) {
-            items.insert(*name, vector);
-        }
+        let items = Items::of(
+            &group.all_gather_v(&self.items)?.concat(),
+            &group.all_gather_v(&self.item_vectors)?.concat(),
+        );
         let mut clicks = group.all_gather_v(&self.places)?.concat();
         if clicks.is_empty() {
             return Ok(None);
         }
         clicks.sort_unstable();
-        let most = (MOST_PRODUCTS / items.len()).max(1);
+        let most = (MOST_PRODUCTS / items.names.len()).max(1);
         let chosen = clicks.iter().step_by(clicks.len().div_ceil(most));
         let chosen: HashSet<&u64> = chosen.collect();
         let queries = self.queries.par_chunks_exact(self.dim.max(1));
@@ -321,7 +318,7 @@ impl Vectors {
             .zip(wanted)
             .filter(|(_, (place, _))| chosen.contains(place));
         let found = found.map(|(query, (place, wanted))| {
-            let (rank, loss) = self.rank(query, *wanted, &items);
+            let (rank, loss) = items.rank(query, *wanted, self.scale);
             [*place, rank as u64, loss.to_bits()]
         });
         let mut all = group.all_gather_v(&found.collect::<Vec<_>>())?.concat();
@@ -331,25 +328,52 @@ impl Vectors {
         let losses = all.iter().map(|[_, _, loss]| f64::from_bits(*loss));
         Ok(Some(RetrievalEvaluation {
             queries: ranks.len(),
-            items: items.len(),
+            items: items.names.len(),
             loss: losses.sum::<f64>() / ranks.len() as f64,
             recall_at_1: recall_at_k(&ranks, 1),
             recall_at_10: recall_at_k(&ranks, 10),
             recall_at_100: recall_at_k(&ranks, 100),
         }))
     }
+}
+
+/// Distinct ads and their vectors.
+struct Items {
+    /// `[items]`, rising.
+    names: Vec<u64>,
+    /// `[items, dim]`.
+    vectors: Vec<f32>,
+}
+
+impl Items {
+    /// Of the ads of all ranks, each as its first row has it.
+    fn of(named: &[[u64; 2]], vectors: &[f32]) -> Self {
+        let mut order: Vec<usize> = (0..named.len()).collect();
+        order.sort_unstable_by_key(|at| named[*at]);
+        order.dedup_by_key(|at| named[*at][0]);
+        let dim = vectors.len() / named.len().max(1);
+        let of_item = |at: &usize| &vectors[at * dim..(at + 1) * dim];
+        Self {
+            names: order.iter().map(|at| named[*at][0]).collect(),
+            vectors: order.iter().flat_map(of_item).copied().collect(),
+        }
+    }
 
     /// How many others are at least as near, and the cross-entropy of a softmax over all.
-    fn rank(&self, query: &[f32], wanted: u64, items: &BTreeMap<u64, &[f32]>) -> (usize, f64) {
+    fn rank(&self, query: &[f32], wanted: u64, scale: f32) -> (usize, f64) {
         let dot = |vector: &[f32]| -> f32 { query.iter().zip(vector).map(|(a, b)| a * b).sum() };
-        let own = dot(items[&wanted]);
-        let (mut rank, mut sum) = (0, 0.0);
-        for (name, vector) in items {
-            let other = dot(vector);
-            rank += usize::from(other >= own && *name != wanted);
-            sum += f64::from(self.scale * (other - own)).exp();
-        }
-        (rank, sum.ln())
+        // Each click's row is among those whose ads were gathered.
+        let own = self
+            .names
+            .binary_search(&wanted)
+            .expect("an ad that was shown");
+        let cosines: Vec<f32> = self.vectors.chunks_exact(query.len()).map(dot).collect();
+        let nearer = cosines.iter().enumerate();
+        let nearer = nearer.filter(|(at, cosine)| **cosine >= cosines[own] && *at != own);
+        let terms = cosines
+            .iter()
+            .map(|it| f64::from(scale * (it - cosines[own])).exp());
+        (nearer.count(), terms.sum::<f64>().ln())
     }
 }
 
@@ -434,7 +458,9 @@ mod tests {
         let vectors = TowerVectors {
             dim: 2,
             queries: vec![1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.6, 0.8],
-            items: vec![0.8, 0.6, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0],
+            // The last is an ad of before, whose first vector counts.
+            items: vec![0.8, 0.6, 1.0, 0.0, 0.0, 1.0, -1.0, 0.0],
+            logits: Vec::new(),
             scale: 2.0,
         };
         let (clicks, places) = ([1.0, 0.0, 1.0, 0.0], [0, 1, 2, 3]);
@@ -450,6 +476,7 @@ mod tests {
             let vectors = TowerVectors {
                 queries: vectors.queries[of_rows.clone()].to_vec(),
                 items: vectors.items[of_rows].to_vec(),
+                logits: Vec::new(),
                 ..vectors
             };
             part.add(
@@ -505,27 +532,67 @@ mod tests {
             train: &table,
             valid: &table,
         };
+        let clicked = [0usize, 4, 8, 12, 16, 20];
+        let weights = clicked.map(|row| rows.weights[row]);
+        // Gradients of the input's rows, and what the dense weights add up to, of all ranks.
+        let gradients = |world_size| {
+            let ranks = meet(world_size, &CollectiveConfig::default(), |met| {
+                let mut groups = Groups::connect(&met).unwrap();
+                let device = Default::default();
+                let mut learner = learner::<Autodiff<Cpu>>(task, &groups, &device).unwrap();
+                let group = &mut groups.rows;
+                let known = ItemFrequencies::fit(keys(), &table, group).unwrap();
+                // The first has most, as after an uneven cut.
+                let cut = |rank: usize| if rank == 0 { 0 } else { 8 + 4 * rank };
+                let end = if group.rank() + 1 == world_size {
+                    24
+                } else {
+                    cut(group.rank() + 1)
+                };
+                let mine: Vec<usize> = (cut(group.rank())..end).collect();
+                let mine = rows.gather(&mine);
+                let places = (cut(group.rank())..end).map(|place| place as u64).collect();
+                let batch = StepBatch {
+                    shown: Some(known.of(&mine.features)),
+                    places,
+                    ..StepBatch::of(mine, None)
+                };
+                let routed = batch.route(learner.router(), group).unwrap();
+                let total_weight = group
+                    .all_gather_v(&[routed.weight])
+                    .unwrap()
+                    .concat()
+                    .iter()
+                    .sum();
+                let pooled = learner.lookup(&routed, group).unwrap();
+                let items = routed.batch.shown.as_ref().unwrap().gather(group).unwrap();
+                learner.dense.clear();
+                let found =
+                    learner.batch_softmax_step(&routed, &items, pooled, total_weight, group);
+                learner.dense.reduce(false, &mut groups.dense).unwrap();
+                (dense::to_vec(found.unwrap()), learner.dense.total())
+            });
+            let total = ranks[0].1;
+            (
+                ranks
+                    .into_iter()
+                    .flat_map(|(found, _)| found)
+                    .collect::<Vec<_>>(),
+                total,
+            )
+        };
+
         let mut groups = Groups::alone();
         let device = Default::default();
         let mut learner = learner::<Autodiff<Cpu>>(task, &groups, &device).unwrap();
         let group = &mut groups.rows;
-        let known = ItemFrequencies::fit(keys(), &table, group).unwrap();
-        let shown = known.of(&rows.features);
-        let batch = StepBatch {
-            shown: Some(shown.clone()),
-            ..StepBatch::of(rows.clone(), None)
-        };
-        let routed = batch.route(learner.router(), group).unwrap();
-        let clicked = [0usize, 4, 8, 12, 16, 20];
-        let weights = clicked.map(|row| rows.weights[row]);
-        assert_eq!(routed.weight, f64::from(weights.iter().sum::<f32>()));
-
+        let shown = ItemFrequencies::fit(keys(), &table, group)
+            .unwrap()
+            .of(&rows.features);
+        let routed = StepBatch::of(rows.clone(), None)
+            .route(learner.router(), group)
+            .unwrap();
         let pooled = learner.lookup(&routed, group).unwrap();
-        learner.dense.clear();
-        let candidates = shown.gather(group).unwrap();
-        let found = learner.contrast(&routed, &candidates, pooled.clone(), routed.weight, group);
-        let (found, total) = (dense::to_vec(found.unwrap()), learner.dense.total());
-
         let input = Tensor::<Autodiff<Cpu>, 2>::from_inner(pooled).require_grad();
         let numbers = learner.dropout_numbers(&rows.places);
         let mode = Mode::Training { rows: &numbers };
@@ -542,23 +609,27 @@ mod tests {
             },
             &weights,
         );
-        let mut gradients = loss.backward();
-        let wanted = dense::to_vec(input.grad_remove(&mut gradients).unwrap());
-        let gradients = GradientsParams::from_grads(gradients, &learner.network);
+        let mut of_loss = loss.backward();
+        let wanted = dense::to_vec(input.grad_remove(&mut of_loss).unwrap());
+        let of_loss = GradientsParams::from_grads(of_loss, &learner.network);
         learner.dense.clear();
-        learner.dense.add(&learner.network, gradients, loss.inner());
+        learner.dense.add(&learner.network, of_loss, loss.inner());
         let whole = learner.dense.total();
-        assert!((total.loss - whole.loss).abs() < 1e-5 * whole.loss);
-        let apart = (total.gradient_norm - whole.gradient_norm).abs();
-        assert!(apart < 1e-5 * whole.gradient_norm, "{total:?} {whole:?}");
-        let apart = found
-            .iter()
-            .zip(&wanted)
-            .map(|(found, wanted)| (found - wanted).abs());
-        assert!(apart.fold(0.0, f32::max) < 1e-6);
+        for world_size in 1..=3 {
+            let (found, total) = gradients(world_size);
+            assert!((total.loss - whole.loss).abs() < 1e-5 * whole.loss);
+            let apart = (total.gradient_norm - whole.gradient_norm).abs();
+            assert!(apart < 1e-5 * whole.gradient_norm, "{total:?} {whole:?}");
+            assert_eq!(found.len(), wanted.len());
+            let apart = found
+                .iter()
+                .zip(&wanted)
+                .map(|(found, wanted)| (found - wanted).abs());
+            assert!(apart.fold(0.0, f32::max) < 1e-6, "{world_size}");
+        }
         // Rows without a click learn as negatives.
-        let rows = found.chunks_exact(wanted.len() / 24).enumerate();
-        let mut others = rows.filter(|(row, _)| !clicked.contains(row));
+        let of_rows = wanted.chunks_exact(wanted.len() / 24).enumerate();
+        let mut others = of_rows.filter(|(row, _)| !clicked.contains(row));
         assert!(others.any(|(_, of_row)| of_row.iter().any(|value| value.abs() > 1e-6)));
     }
 }

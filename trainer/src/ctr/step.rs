@@ -24,7 +24,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{
     config::TrainingConfig,
-    retrieval::{Candidates, ItemKeys, ShownItems},
+    retrieval::{BatchItems, ItemKeys, ShownItems},
 };
 use crate::{
     backend::StepBackend,
@@ -57,10 +57,10 @@ pub struct RoutedBatch {
     pub(super) batch: StepBatch,
     routed: Routed,
     /// The ads of all ranks, where these are told apart.
-    candidates: Option<Candidates>,
+    candidates: Option<BatchItems>,
     /// Weight of this rank's rows, or of its clicks where ads are told apart.
     pub(super) weight: f64,
-    /// Weight of all ranks' rows.
+    /// The same of all ranks.
     total_weight: f64,
 }
 
@@ -136,12 +136,14 @@ impl Groups<TcpGroup> {
 /// What a step has done.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepOutcome {
-    /// Mean loss of all ranks' rows before the update.
+    /// Mean loss of all ranks' rows, or clicks, before the update.
     pub loss: f32,
     /// Length of the dense gradient before it was cut.
     pub gradient_norm: f32,
     /// Whether the weights were moved: not by a loss over the limit, nor by one that is no number.
     pub applied: bool,
+    /// There was nothing to learn from: no row of any weight, or no click where ads are told apart.
+    pub idle: bool,
     /// Whether some rank was asked to stop.
     pub stopping: bool,
 }
@@ -181,6 +183,15 @@ pub struct Learner<B: StepBackend> {
     seed: u64,
     step: u64,
     pub(super) device: B::Device,
+}
+
+/// What a network says of some rows.
+#[derive(Debug, Clone, Default)]
+pub struct Scored {
+    /// `[rows, tasks]`.
+    pub logits: Vec<f32>,
+    /// Of a network of two towers.
+    pub vectors: Option<TowerVectors>,
 }
 
 /// A network that scores.
@@ -268,19 +279,21 @@ impl<B: StepBackend> Learner<B> {
         dense: &mut impl ProcessGroup,
     ) -> Result<StepOutcome, ExchangeError> {
         let total_weight = micro_batches.iter().map(|batch| batch.total_weight).sum();
+        let idle = total_weight == 0.0;
         self.dense.clear();
         let mut gradients = Vec::new();
         for batch in micro_batches {
             let pooled = self.lookup(batch, rows)?;
             gradients.push(match &batch.candidates {
                 None => self.forward_backward(batch, pooled, total_weight),
-                Some(ads) => self.contrast(batch, ads, pooled, total_weight, rows)?,
+                Some(ads) => self.batch_softmax_step(batch, ads, pooled, total_weight, rows)?,
             });
         }
         let given = self.exchange(micro_batches, gradients, limits.stop, rows, dense)?;
         let total = self.dense.total();
         let (loss, gradient_norm) = (total.loss, total.gradient_norm);
-        let applied = gradient_norm.is_finite() && loss.is_finite() && loss <= limits.max_loss;
+        let finite = gradient_norm.is_finite() && loss.is_finite();
+        let applied = finite && !idle && loss <= limits.max_loss;
         if applied {
             let factor = limits.rate * self.training.schedule.rate(self.step);
             self.tables.apply(&given, factor as f32, rows)?;
@@ -298,6 +311,7 @@ impl<B: StepBackend> Learner<B> {
             loss,
             gradient_norm,
             applied,
+            idle,
             stopping: total.stopping,
         })
     }
@@ -408,40 +422,33 @@ impl<B: StepBackend> Learner<B> {
         Scoring(network.valid())
     }
 
-    /// Logits of this rank's rows, `[rows, tasks]`, without dropout.
+    /// What the network says of this rank's rows, without dropout.
     ///
     /// # Errors
     /// [`ExchangeError`].
-    pub fn logits(
+    pub fn score(
         &self,
         scoring: &Scoring<B>,
         batch: &RoutedBatch,
         rows: &mut impl ProcessGroup,
-    ) -> Result<Vec<f32>, ExchangeError> {
+    ) -> Result<Scored, ExchangeError> {
         let input = self.lookup(batch, rows)?;
         if batch.batch.features.num_rows == 0 {
-            return Ok(Vec::new());
+            return Ok(Scored::default());
         }
         let input = dense::cast(input, self.training.precision);
-        Ok(dense::to_vec(scoring.0.forward(input, Mode::Inference)))
-    }
-
-    /// Vectors of this rank's rows, of a network of two towers; else none.
-    ///
-    /// # Errors
-    /// [`ExchangeError`].
-    pub(super) fn vectors(
-        &self,
-        scoring: &Scoring<B>,
-        batch: &RoutedBatch,
-        rows: &mut impl ProcessGroup,
-    ) -> Result<Option<TowerVectors>, ExchangeError> {
         let Some(towers) = scoring.0.two_tower() else {
-            return Ok(None);
+            let logits = dense::to_vec(scoring.0.forward(input, Mode::Inference));
+            return Ok(Scored {
+                logits,
+                vectors: None,
+            });
         };
-        let input = self.lookup(batch, rows)?;
-        let input = dense::cast(input, self.training.precision);
-        Ok((batch.batch.features.num_rows > 0).then(|| towers.vectors(&input)))
+        let mut vectors = towers.vectors(&input);
+        Ok(Scored {
+            logits: std::mem::take(&mut vectors.logits),
+            vectors: Some(vectors),
+        })
     }
 
     /// How the ads of rows are told apart, by a network of two towers; else none.

@@ -17,6 +17,7 @@ use models::ctr::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    CalibrationMethod,
     ahead::{Ahead, Steps},
     config::{CtrConfig, Objective, TablesError, TrainingConfig},
     delay::Delay,
@@ -30,6 +31,7 @@ use crate::{
     checkpoint::{CheckpointError, Checkpoints, bits},
     collective::{CollectiveError, ExchangeError, ProcessGroup},
     job::Resumed,
+    schedule::{Decay, ScheduleConfig},
     sharding::{PlacementError, PlanError, Planner, ShardedTables, TableUse, Tables},
     table::{Batches, Order, Projection, Share, Slice, TableError},
 };
@@ -129,6 +131,16 @@ pub enum TrainError {
         /// What it may be.
         wanted: &'static str,
     },
+    /// Scores that are no probabilities.
+    #[error(
+        "training.calibration is none, and with the objective batch_softmax only a calibration makes probabilities of scores: choose platt or isotonic"
+    )]
+    Uncalibrated,
+    /// Nothing to tell ads apart by.
+    #[error(
+        "training.objective is batch_softmax, and model.item_features is empty: name the features of the ad"
+    )]
+    NoItemFeatures,
     /// Nothing to tell apart.
     #[error(
         "training.objective is batch_softmax, which wants vectors of ads: model.architecture = \"two_tower\", or the objective cross_entropy"
@@ -239,7 +251,7 @@ struct State {
 #[serde(deny_unknown_fields)]
 struct Best {
     /// Its [`Evaluation::loss`].
-    #[serde(with = "bits")]
+    #[serde(with = "bits", alias = "log_loss")]
     loss: f64,
     /// The checkpoint's step.
     step: u64,
@@ -425,6 +437,16 @@ fn check_ranges(training: &TrainingConfig) -> Result<(), TrainError> {
     if let Some(found) = shares.iter().find(|(_, share)| !(0.0..1.0).contains(share)) {
         return Err(wrong(found, "at least 0 and below 1"));
     }
+    let ScheduleConfig {
+        decay, decay_steps, ..
+    } = training.schedule;
+    if decay == Decay::Plateau && decay_steps != ScheduleConfig::default().decay_steps {
+        let found = ("schedule.decay_steps", decay_steps as f64);
+        return Err(wrong(
+            &found,
+            "left out with plateau, which counts measures: see schedule.patience",
+        ));
+    }
     let is_size = |value: f64| value.is_finite() && value >= 0.0;
     if let Some(found) = sizes.iter().find(|(_, value)| !is_size(*value)) {
         return Err(wrong(found, "a number of at least 0"));
@@ -435,8 +457,14 @@ fn check_ranges(training: &TrainingConfig) -> Result<(), TrainError> {
 /// What a batch softmax has no use for, or cannot do.
 fn check_batch_softmax(config: &CtrConfig) -> Result<(), TrainError> {
     let training = &config.training;
-    if !matches!(config.model, NetworkConfig::TwoTower(_)) {
+    let NetworkConfig::TwoTower(towers) = &config.model else {
         return Err(TrainError::NoTowers);
+    };
+    if towers.item_features.is_empty() {
+        return Err(TrainError::NoItemFeatures);
+    }
+    if training.calibration == CalibrationMethod::None {
+        return Err(TrainError::Uncalibrated);
     }
     let range = |key, value, wanted| Err(TrainError::Range { key, value, wanted });
     if training.micro_batches > 1 {
@@ -617,6 +645,9 @@ impl<B: StepBackend, G: ProcessGroup + 'static> Epoch<'_, '_, B, G> {
     fn note(&mut self, outcome: &StepOutcome, first_row: Option<String>) -> Result<(), TrainError> {
         let state = &mut *self.state;
         let loss = f64::from(outcome.loss);
+        if outcome.idle {
+            return Ok(());
+        }
         if outcome.applied {
             state.updates += 1;
             state.skipped = 0;
@@ -737,9 +768,9 @@ fn measure<B: StepBackend>(
         observed.extend_from_slice(&batch.observed);
         weights.extend_from_slice(&batch.weights);
         let routed = batch.route(learner.router(), rows)?;
-        logits.extend(learner.logits(&scoring, &routed, rows)?);
-        let of_towers = learner.vectors(&scoring, &routed, rows)?;
-        if let Some((keys, of_towers)) = keys.as_ref().zip(of_towers) {
+        let scored = learner.score(&scoring, &routed, rows)?;
+        logits.extend(scored.logits);
+        if let Some((keys, of_towers)) = keys.as_ref().zip(scored.vectors) {
             let StepBatch {
                 features,
                 labels,

@@ -10,7 +10,7 @@ use cli::{CommonArgs, Layout, Loaded, out, write_text};
 use indicatif::ProgressBar;
 use models::{Cpu, ctr::CtrModel};
 use registry::{Digest, Kind, Registry};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::{
     config::{CtrConfig, Objective},
@@ -19,7 +19,7 @@ use super::{
         ConversionEvaluation, Evaluation, RetrievalEvaluation, evaluate, evaluate_conversions,
         score_all, score_conversions,
     },
-    retrieval::find_clicked,
+    retrieval::evaluate_retrieval,
     step::Groups,
     train::{Progress, Task, Trained, train},
 };
@@ -304,10 +304,8 @@ async fn finish(
     let best = best(&lines, config.training.objective);
     let report = Report {
         test: evaluation,
-        valid_log_loss: best.as_ref().map_or(f64::INFINITY, |valid| valid.log_loss),
-        valid_recall_at_10: best
-            .and_then(|valid| valid.retrieval)
-            .map(|it| it.recall_at_10),
+        valid_log_loss: best.map_or(f64::INFINITY, |best| best.log_loss),
+        valid_recall_at_10: best.and_then(|best| best.recall_at_10),
         samples_per_second: speed,
         train_rows: job.parts.train.len(),
         table_version: job.table_version,
@@ -330,12 +328,33 @@ fn curve(lines: &[serde_json::Value]) -> Vec<CurvePoint> {
     lines.iter().filter_map(point).collect()
 }
 
-/// The measure with the least loss.
-fn best(lines: &[serde_json::Value], objective: Objective) -> Option<Evaluation> {
-    let measures = lines
-        .iter()
-        .filter_map(|line| Evaluation::deserialize(&line["valid"]).ok());
-    measures.min_by(|one, other| one.loss(objective).total_cmp(&other.loss(objective)))
+/// Of the measure with the least loss on validation rows.
+#[derive(Debug, Clone, Copy)]
+struct Best {
+    loss: f64,
+    /// Of clicks.
+    log_loss: f64,
+    recall_at_10: Option<f64>,
+}
+
+fn best(lines: &[serde_json::Value], objective: Objective) -> Option<Best> {
+    let of = |line: &serde_json::Value| {
+        let valid = &line["valid"];
+        let log_loss = valid["log_loss"].as_f64()?;
+        let loss = match objective {
+            Objective::CrossEntropy => {
+                log_loss + valid["conversions"]["log_loss"].as_f64().unwrap_or(0.0)
+            }
+            Objective::BatchSoftmax => valid["retrieval"]["loss"].as_f64()?,
+        };
+        Some(Best {
+            loss,
+            log_loss,
+            recall_at_10: valid["retrieval"]["recall_at_10"].as_f64(),
+        })
+    };
+    let measures = lines.iter().filter_map(of);
+    measures.min_by(|one, other| one.loss.total_cmp(&other.loss))
 }
 
 /// What a model says of test rows.
@@ -362,7 +381,7 @@ impl Tested {
             let rows = parts.test.load()?;
             let scores = score_all(model, &rows, false)?;
             let mut evaluation = evaluate(&scores, &rows.clicks, &rows.weights);
-            evaluation.retrieval = find_clicked(model, &rows)?;
+            evaluation.retrieval = evaluate_retrieval(model, &rows)?;
             return Ok(Self {
                 evaluation,
                 rows,

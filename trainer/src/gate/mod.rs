@@ -172,10 +172,19 @@ pub async fn run_gate(args: &GateArgs, config: &GateConfig) -> anyhow::Result<()
             table.schema().digest
         );
     }
-    let other = match &against {
-        Some(other) => Some(scored_by(&registry, other, &layout, config, &mut rows).await?),
-        None => None,
-    };
+    let mut other = None;
+    if let Some(against) = &against {
+        let live = CtrModel::load(&registry.fetch(against).await?)?;
+        let place = (&layout, config);
+        let scores = match seen_by(&live, against, place, &table, &rows).await? {
+            None => score_all(&live, &rows, false)?,
+            Some((mine, theirs)) => {
+                rows = rows.gather(&mine);
+                score_all(&live, &theirs, false)?
+            }
+        };
+        other = Some(Candidate { scores });
+    }
     let scores = score_all(&model, &rows, false)?;
     let model = Candidate { scores };
     let slices = Slices::of(&rows, &known.into_iter().collect());
@@ -259,25 +268,19 @@ async fn live(registry: &Registry, channel: &str) -> anyhow::Result<Option<Diges
     Ok(None)
 }
 
-/// What the model that is compared with says of the rows. One of other features sees them in the table of
-/// its own; of the rows those are left that stand there too.
-async fn scored_by(
-    registry: &Registry,
+/// The rows as a model of another spec sees them, in the table of its own: places of those that stand there
+/// too, and these; none if its features are those of the table.
+async fn seen_by(
+    model: &CtrModel,
     digest: &Digest,
-    layout: &Layout,
-    config: &GateConfig,
-    rows: &mut Examples,
-) -> anyhow::Result<Candidate> {
-    let model = CtrModel::load(&registry.fetch(digest).await?)?;
+    (layout, config): (&Layout, &GateConfig),
+    table: &TrainingTable,
+    rows: &Examples,
+) -> anyhow::Result<Option<(Vec<usize>, Examples)>> {
     let spec = &model.schema().digest;
-    let table = TrainingTable::open(&layout.table(&config.table)).await?;
     if table.schema().digest == *spec {
-        let scores = score_all(&model, rows, false)?;
-        return Ok(Candidate { scores });
+        return Ok(None);
     }
-    let Some((first, last)) = ends(&rows.event_time_us) else {
-        return Ok(Candidate { scores: Vec::new() });
-    };
     if config.against_table.is_empty() {
         bail!(
             "model {}, which it is compared with, takes the features of spec {spec}, and table {} holds those of {}: name a table of the former with the same impressions as `against_table`",
@@ -289,25 +292,24 @@ async fn scored_by(
     let theirs = TrainingTable::open(&layout.table(&config.against_table)).await?;
     if theirs.schema().digest != *spec {
         bail!(
-            "against_table {} holds the features of spec {}, and model {} takes those of {spec}",
+            "against_table {} holds the features of spec {}, and model {} takes those of {spec}: name a table that it could be trained on",
             config.against_table,
             theirs.schema().digest,
             digest.short()
         );
     }
+    let (first, last) = ends(&rows.event_time_us).unwrap_or_default();
     let theirs = theirs.rows()?.between(first..last + 1)?.load()?;
     let [mine, same] = common(rows, &theirs);
     if mine.is_empty() {
         bail!(
-            "none of the {} test rows of {} is in against_table {}: it is of other impressions",
+            "none of the {} test rows of {} is in against_table {}: name a table of the same impressions",
             rows.len(),
             config.table,
             config.against_table
         );
     }
-    *rows = rows.gather(&mine);
-    let scores = score_all(&model, &theirs.gather(&same), false)?;
-    Ok(Candidate { scores })
+    Ok(Some((mine, theirs.gather(&same))))
 }
 
 fn ends(times: &[i64]) -> Option<(i64, i64)> {

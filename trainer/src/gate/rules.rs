@@ -10,6 +10,9 @@ use super::{Interval, Revenue, Verdict};
 pub struct RulesConfig {
     /// Fewest rows; with fewer nothing can be said, and a model is refused.
     pub min_rows: usize,
+    /// Share of the test rows that may be missing from `against_table`; with more missing the two models are
+    /// not compared on the same window.
+    pub most_left_out: f64,
     /// How much less AUC than the model it is compared with.
     pub max_auc_loss: f64,
     /// How much more normalised entropy than the model it is compared with.
@@ -29,6 +32,7 @@ impl Default for RulesConfig {
     fn default() -> Self {
         Self {
             min_rows: 1000,
+            most_left_out: 0.01,
             max_auc_loss: 0.002,
             max_entropy_rise: 0.002,
             calibration: 0.02,
@@ -46,6 +50,15 @@ pub fn judge(rules: &RulesConfig, verdict: &Verdict) -> Vec<String> {
         refused.push(format!(
             "{} rows, wanted at least {} (rules.min_rows)",
             verdict.rows, rules.min_rows
+        ));
+    }
+    let left_out = verdict.left_out as f64 / (verdict.rows + verdict.left_out).max(1) as f64;
+    if left_out > rules.most_left_out {
+        refused.push(format!(
+            "{} of {} test rows are not in against_table, wanted at most a share of {} (rules.most_left_out)",
+            verdict.left_out,
+            verdict.rows + verdict.left_out,
+            rules.most_left_out
         ));
     }
     let calibration = &verdict.measures.calibration_ratio;

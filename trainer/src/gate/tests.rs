@@ -82,6 +82,20 @@ fn impressions_of_two_tables_are_joined_by_their_ids() {
 }
 
 #[test]
+fn too_many_rows_that_only_one_has_are_refused() {
+    let (_, truth) = rows();
+    let model = moved(&truth, |_, logit| logit);
+    let (mut verdict, _) = judged(&model, Some(&noisy(&truth)));
+    let rules = RulesConfig::default();
+    verdict.left_out = ROWS / 200;
+    assert_eq!(judge(&rules, &verdict), Vec::<String>::new());
+    assert!(rules::told(&verdict).contains("150 rows left out"));
+    verdict.left_out = ROWS / 50;
+    let refused = judge(&rules, &verdict);
+    assert!(refused[0].contains("600 of 30600 test rows"), "{refused:?}");
+}
+
+#[test]
 fn a_model_that_is_better_in_all_passes() {
     let (_, truth) = rows();
     let model = moved(&truth, |_, logit| logit);

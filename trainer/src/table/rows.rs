@@ -27,6 +27,8 @@ pub enum Projection {
     Outcomes,
     /// The dense features alone.
     Dense,
+    /// The sparse features alone.
+    Sparse,
     /// The creatives' ids alone.
     Creatives,
 }
@@ -138,7 +140,7 @@ impl Projection {
             ],
             Self::Training => &["click", "weight", "impression_id"],
             Self::TrainingWithOutcomes => &["click", "weight", "impression_id", "conversion"],
-            Self::Dense => &[],
+            Self::Dense | Self::Sparse => &[],
             Self::Outcomes => return OUTCOME.map(str::to_owned).to_vec(),
             Self::Creatives => return vec!["creative_id".to_owned()],
         };
@@ -149,7 +151,9 @@ impl Projection {
         };
         let labels = labels.iter().chain(outcome).chain(auction);
         let mut names: Vec<String> = labels.map(|name| (*name).to_owned()).collect();
-        names.extend(schema.dense.iter().map(|field| format!("d_{}", field.name)));
+        if self != Self::Sparse {
+            names.extend(schema.dense.iter().map(|field| format!("d_{}", field.name)));
+        }
         if self != Self::Dense {
             names.extend(
                 schema

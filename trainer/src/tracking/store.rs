@@ -163,7 +163,9 @@ impl Recorded {
 }
 
 /// What says where in a run a line is, and is nothing to draw.
-const PLACES: [&str; 4] = ["step", "epoch", "samples", "rows"];
+const PLACES: [&str; 7] = [
+    "step", "epoch", "batch", "samples", "rows", "queries", "items",
+];
 
 /// A line's numbers: of the steps, and of a measure on held-out rows.
 fn numbers_of(line: &serde_json::Value) -> Vec<(String, f64)> {

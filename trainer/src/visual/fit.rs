@@ -181,6 +181,8 @@ pub fn fit<B: StepBackend, G: ProcessGroup + 'static>(
         report(&state.resumed(task));
     }
     let history = History::new(task.gallery, pairs, &config.negatives);
+    // As the tower stands, where that was asked for.
+    let mut vectors = None;
     while state.epoch < config.epochs as u64 {
         let order = history.order(&mut seeded([config.seed, state.epoch, ORDER, 0]));
         // A last batch of one pair has no negatives and says nothing.
@@ -214,19 +216,19 @@ pub fn fit<B: StepBackend, G: ProcessGroup + 'static>(
             ..State::default()
         };
         let due = config.is_measured_after(state.epoch) && !task.valid.scenes.is_empty();
-        let vectors = due.then(|| learner.all_vectors(group)).transpose()?;
-        let measured = |vectors| Measured {
-            recall_at_10: recall_at_k(&ranks(task.gallery, task.valid, &vectors), 10),
+        vectors = due.then(|| learner.all_vectors(group)).transpose()?;
+        let measured = |vectors: &Features| Measured {
+            recall_at_10: recall_at_k(&ranks(task.gallery, task.valid, vectors), 10),
         };
         report(&Progress::Epoch {
             epoch: state.epoch,
             step: state.step,
             loss: state.loss,
-            valid: vectors.map(measured),
+            valid: vectors.as_ref().map(measured),
         });
         checkpoints.save_now(learner.save(state.step, state.json()), None)?;
     }
-    let (model, vectors, frozen) = learner.finish(group)?;
+    let (model, vectors, frozen) = learner.finish(vectors, group)?;
     Ok(Trained::Done(Box::new(Fitted {
         model,
         vectors,

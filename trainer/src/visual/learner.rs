@@ -291,11 +291,16 @@ impl<'a, B: StepBackend> Learner<'a, B> {
     }
 
     /// The tower as it stands, on the CPU; its vectors of all pictures; those before any training.
+    /// `known`: its vectors, where they were computed just before.
     pub fn finish(
         self,
+        known: Option<Features>,
         group: &mut impl ProcessGroup,
     ) -> anyhow::Result<(VisualModel, Features, Option<Features>)> {
-        let vectors = self.all_vectors(group)?;
+        let vectors = match known {
+            Some(known) => known,
+            None => self.all_vectors(group)?,
+        };
         let device = Default::default();
         let (_, network) = fresh::<Autodiff<Cpu>>(self.config, &device)?;
         let weights = self.dense.save().weights;

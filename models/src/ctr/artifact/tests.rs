@@ -1,6 +1,7 @@
 use std::fs;
 
 use features::Jagged;
+use proptest::prelude::*;
 use rand::Rng;
 
 use super::*;
@@ -301,6 +302,30 @@ fn damaged_or_missing_files_are_named() {
         fs::remove_file(&path).unwrap();
         let error = CtrModel::<Cpu>::load(dir.path()).unwrap_err().to_string();
         assert!(error.contains(file), "{error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_byte_that_is_changed_added_or_lost_never_panics(
+        file in prop::sample::select(vec![MODEL_FILE, DENSE_FILE, TABLES_FILE]),
+        at in any::<prop::sample::Index>(), value: u8, how in 0..3u8,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        model().save(dir.path()).unwrap();
+        let path = dir.path().join(file);
+        let mut bytes = fs::read(&path).unwrap();
+        let at = at.index(bytes.len());
+        match how {
+            0 => bytes[at] = value,
+            1 => bytes.insert(at, value),
+            _ => drop(bytes.remove(at)),
+        }
+        fs::write(&path, &bytes).unwrap();
+        match CtrModel::<Cpu>::load(dir.path()) {
+            Ok(model) => drop(model.score(&batch())),
+            Err(error) => prop_assert!(error.to_string().contains(file), "{}", error),
+        }
     }
 }
 

@@ -124,7 +124,9 @@ pub enum NetworkError {
         but: &'static str,
     },
     /// All features on one side.
-    #[error("model.item_features takes all features, and leaves none for the other tower")]
+    #[error(
+        "model.item_features takes all features, and leaves none for the other tower: leave out what is of who asks"
+    )]
     OneSided,
     /// A feature on both sides.
     #[error(
@@ -135,7 +137,9 @@ pub enum NetworkError {
         feature: String,
     },
     /// Ads without names.
-    #[error("model.item_features names no sparse feature, by which ads could be told apart")]
+    #[error(
+        "model.item_features names no sparse feature, by which ads could be told apart: add the ad's id"
+    )]
     NoItem,
     /// A layer that cannot be cut into equal parts.
     #[error(

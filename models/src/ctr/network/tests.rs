@@ -525,6 +525,8 @@ fn a_network_that_cannot_be_is_refused_by_its_key() {
     refused(unknown, &[4], "model.item_features names `g`");
     let both = json!({"architecture": "two_tower", "item_features": ["f0", "d0"], "query_features": ["f1", "d0"]});
     refused(both, &[4, 4], "model.query_features both name `d0`");
+    let both = json!({"architecture": "two_tower", "query_features": ["f0", "f1"]});
+    refused(both, &[4, 4], "model.query_features both name `f1`");
     let nameless = json!({"architecture": "two_tower", "item_features": ["d0", "d1"]});
     refused(nameless, &[4], "names no sparse feature");
 }

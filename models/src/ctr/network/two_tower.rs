@@ -82,6 +82,8 @@ pub struct TowerVectors {
     pub queries: Vec<f32>,
     /// `[rows, dim]`: of the ads.
     pub items: Vec<f32>,
+    /// `[rows]`, as [`TwoTower::forward`] gives them.
+    pub logits: Vec<f32>,
     /// What the cosine of both is multiplied with.
     pub scale: f32,
 }
@@ -93,8 +95,8 @@ impl TwoTowerConfig {
     pub(super) fn check(&self, layout: &InputLayout) -> Result<(), NetworkError> {
         super::at_least_one("output_dim", self.output_dim)?;
         self.item_fields(layout)?;
-        let both = |feature: &&String| self.query_features.contains(feature);
-        if let Some(feature) = self.item_features.iter().find(both) {
+        let items = self.of_item(layout)?;
+        if let Some(feature) = items.iter().find(|it| self.query_features.contains(it)) {
             let feature = feature.clone();
             return Err(NetworkError::BothSides { feature });
         }
@@ -104,18 +106,23 @@ impl TwoTowerConfig {
         }
     }
 
+    /// Features of the ad: those that are named, or the last sparse one.
+    fn of_item(&self, layout: &InputLayout) -> Result<Vec<String>, NetworkError> {
+        match (&self.item_features[..], layout.fields.last()) {
+            ([], None) => Err(NetworkError::NoFields),
+            ([], Some(last)) => Ok(vec![last.feature.clone()]),
+            (named, _) => Ok(named.to_vec()),
+        }
+    }
+
     /// Which of the sparse features are of the ad.
     ///
     /// # Errors
     /// [`NetworkError`] if there is none, or one of a name that the input does not have.
     pub fn item_fields(&self, layout: &InputLayout) -> Result<Vec<usize>, NetworkError> {
-        if self.item_features.is_empty() {
-            let last = layout.fields.len().checked_sub(1);
-            return last.map(|last| vec![last]).ok_or(NetworkError::NoFields);
-        }
         self.item_columns(layout)?;
-        let fields = self.item_features.iter();
-        let fields: Vec<usize> = fields.filter_map(|it| layout.field(it)).collect();
+        let items = self.of_item(layout)?;
+        let fields: Vec<usize> = items.iter().filter_map(|it| layout.field(it)).collect();
         match fields.is_empty() {
             true => Err(NetworkError::NoItem),
             false => Ok(fields),
@@ -123,11 +130,7 @@ impl TwoTowerConfig {
     }
 
     fn item_columns(&self, layout: &InputLayout) -> Result<Vec<Range<usize>>, NetworkError> {
-        match (&self.item_features[..], layout.fields.len()) {
-            ([], 0) => Err(NetworkError::NoFields),
-            ([], fields) => Ok(vec![layout.columns(fields - 1)]),
-            (features, _) => layout.columns_of("item_features", features),
-        }
+        layout.columns_of("item_features", &self.of_item(layout)?)
     }
 
     fn query_columns(&self, layout: &InputLayout) -> Result<Vec<Range<usize>>, NetworkError> {
@@ -206,15 +209,11 @@ impl<B: FusedOps> TwoTower<B> {
     /// # Shapes
     /// - `input`: `[batch, num_dense + columns of fields]`; returns `[batch, 1]`
     pub fn forward(&self, input: Tensor<B, 2>, mode: Mode<'_>) -> Tensor<B, 2> {
-        let queries = self.queries(&input, mode);
-        self.logits(queries, self.items(&input, mode))
+        self.logits(self.queries(&input, mode), self.items(&input, mode))
     }
 
-    /// Logits of pairs of vectors.
-    ///
-    /// # Shapes
-    /// - both: `[batch, output_dim]`; returns `[batch, 1]`
-    pub fn logits(&self, queries: Tensor<B, 2>, items: Tensor<B, 2>) -> Tensor<B, 2> {
+    /// Logits `[batch, 1]` of pairs of vectors `[batch, output_dim]`.
+    fn logits(&self, queries: Tensor<B, 2>, items: Tensor<B, 2>) -> Tensor<B, 2> {
         let cosine = (queries * items).sum_dim(1);
         cosine * self.scale().unsqueeze() + self.bias.val().unsqueeze()
     }
@@ -240,7 +239,7 @@ impl<B: FusedOps> TwoTower<B> {
         self.item.forward(input, mode)
     }
 
-    /// Both sides' vectors as numbers, without dropout.
+    /// Both sides' vectors, and the logits, as numbers, without dropout.
     ///
     /// # Shapes
     /// - `input`: as for [`Self::forward`]
@@ -250,12 +249,13 @@ impl<B: FusedOps> TwoTower<B> {
             vectors.to_vec().expect("the data were converted to f32")
         };
         let queries = self.queries(input, Mode::Inference);
-        let scale = self.scale().into_data().convert::<f32>();
+        let items = self.items(input, Mode::Inference);
         TowerVectors {
             dim: queries.dims()[1],
+            logits: numbers(self.logits(queries.clone(), items.clone())),
             queries: numbers(queries),
-            items: numbers(self.items(input, Mode::Inference)),
-            scale: scale.as_slice().expect("the data were converted to f32")[0],
+            items: numbers(items),
+            scale: numbers(self.scale().unsqueeze())[0],
         }
     }
 }

@@ -3,7 +3,7 @@
 use models::ctr::network::TwoTowerConfig;
 
 use super::*;
-use crate::ctr::Objective;
+use crate::ctr::{CalibrationMethod, Objective};
 
 /// Ads by `id`, of which half are clicked by everyone.
 fn towers() -> CtrConfig {
@@ -37,10 +37,10 @@ fn retrieval_losses(told: &[Progress]) -> Vec<(u64, f64)> {
 fn clicked_ads_are_found() {
     let (model, told) = fit(&towers(), 1);
     let rows = rows(2000, 3);
-    let found = crate::ctr::retrieval::find_clicked(&model, &rows).unwrap();
+    let found = crate::ctr::retrieval::evaluate_retrieval(&model, &rows).unwrap();
     let found = found.unwrap();
     // Nearly all clicks are of 50 ads of 100.
-    assert_eq!((found.items, found.recall_at_100), (100, 1.0));
+    assert_eq!(found.items, 100);
     assert!(found.loss < 4.2 && found.recall_at_10 > 0.15, "{found:?}");
     let measured = told.iter().filter_map(|told| match told {
         Progress::Epoch { valid, .. } => valid.retrieval.clone(),
@@ -102,6 +102,32 @@ fn towers_that_learn_row_by_row_are_measured_as_well() {
 }
 
 #[test]
+fn a_step_without_a_click_moves_nothing_and_is_no_loss() {
+    let mut config = towers();
+    config.training.batch_size = 1;
+    config.training.epochs = 1;
+    config.training.guard.spike_factor = 5.0;
+    let (_, told) = fit(&config, 1);
+    let skipped = told
+        .iter()
+        .filter(|told| matches!(told, Progress::Skipped { .. }));
+    assert_eq!(skipped.count(), 0);
+    // A click alone has nobody to be told from: its loss is 0, and clickless steps have none at all.
+    let steps = told.iter().filter_map(|told| match told {
+        Progress::Steps { step, samples, .. } => Some((*step, *samples)),
+        _ => None,
+    });
+    let steps: Vec<(u64, u64)> = steps.collect();
+    assert!(steps.len() > 10 && steps.iter().all(|(step, samples)| step == samples));
+    // Ten clicks a line, and more steps than that.
+    assert!(steps[0].0 > 10, "{steps:?}");
+}
+
+fn nameless() -> NetworkConfig {
+    NetworkConfig::TwoTower(TwoTowerConfig::default())
+}
+
+#[test]
 fn what_a_batch_softmax_has_no_use_for_is_refused() {
     let ended = |change: &dyn Fn(&mut CtrConfig)| {
         let mut config = towers();
@@ -115,6 +141,10 @@ fn what_a_batch_softmax_has_no_use_for_is_refused() {
         error.to_string().contains("training.micro_batches is 2"),
         "{error}"
     );
+    let error = ended(&|config| config.training.calibration = CalibrationMethod::None);
+    assert!(matches!(error, TrainError::Uncalibrated), "{error}");
+    let error = ended(&|config| config.model = nameless());
+    assert!(matches!(error, TrainError::NoItemFeatures), "{error}");
     let error = ended(&|config| config.training.label_smoothing = 0.1);
     assert!(
         error.to_string().contains("training.label_smoothing"),
