@@ -425,7 +425,7 @@ impl Examples {
             self.features.num_rows += columns.batch.num_rows();
             return Ok(());
         }
-        if projection != Projection::Dense {
+        if !matches!(projection, Projection::Dense | Projection::Sparse) {
             self.clicks.extend(columns.floats("click")?);
             self.weights.extend(columns.floats("weight")?);
             self.impression_ids.extend(columns.texts("impression_id")?);
@@ -449,8 +449,11 @@ impl Examples {
             self.formats.extend(columns.texts("format")?);
         }
         let rows = columns.batch.num_rows();
-        let dense = schema
-            .dense
+        let dense = match projection {
+            Projection::Sparse => &[],
+            _ => &schema.dense[..],
+        };
+        let dense = dense
             .iter()
             .map(|field| columns.floats(&format!("d_{}", field.name)));
         let dense: Vec<&[f32]> = dense.collect::<Result<_, _>>()?;
