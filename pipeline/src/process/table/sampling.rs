@@ -132,6 +132,46 @@ mod tests {
         assert!((weight - after as f64 * 20.0).abs() < 1e-3);
     }
 
+    /// What a probability of each row costs, and how many clicks it leads one to expect, summed as training and
+    /// measures do: over many samples both are those of all rows, as exactly as their variance allows.
+    #[test]
+    fn weighted_sums_keep_their_expectation() {
+        let (rate, seeds) = (0.1, 200);
+        let truth = |row: usize| 0.02 + 0.3 * (row % 13) as f64 / 13.0;
+        let loss = |row: usize| -(1.0 - truth(row)).ln();
+        for of_row in [&truth as &dyn Fn(usize) -> f64, &loss] {
+            let negative = |row: &usize| !row.is_multiple_of(10) && row % 100 != 1;
+            let dropped = |row: &usize| negative(row) && !row.is_multiple_of(7);
+            let wanted: f64 = (0..ROWS).filter(negative).map(of_row).sum();
+            let squares: f64 = (0..ROWS)
+                .filter(dropped)
+                .map(|row| of_row(row).powi(2))
+                .sum();
+            let deviation = (squares * (1.0 / rate - 1.0) / f64::from(seeds)).sqrt();
+            let sum = |seed| {
+                let sampling = SamplingConfig {
+                    negative_rate: rate,
+                    seed,
+                };
+                let sampled = sample(rows(), &sampling).unwrap();
+                let ids = sampled["impression_id"].as_string::<i32>().iter().flatten();
+                let weights = sampled["weight"].as_primitive::<Float32Type>().values();
+                let terms = ids.zip(weights).map(|(id, weight)| {
+                    let row: usize = id[1..].parse().unwrap();
+                    f64::from(*weight) * if negative(&row) { of_row(row) } else { 0.0 }
+                });
+                terms.sum::<f64>()
+            };
+            let mean = (0..seeds).map(|seed| sum(u64::from(seed))).sum::<f64>() / f64::from(seeds);
+            // A standard error is 0.2 % of the sum.
+            assert!(deviation < 0.003 * wanted);
+            assert!(
+                (mean - wanted).abs() < 4.0 * deviation,
+                "{mean} {wanted} ± {deviation}"
+            );
+        }
+    }
+
     #[test]
     fn sampling_again_changes_nothing_and_another_seed_keeps_others() {
         let sampling = |seed| SamplingConfig {
