@@ -23,7 +23,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::{
-    config::TrainingConfig,
+    config::{Objective, TrainingConfig},
     retrieval::{BatchItems, ItemKeys, ShownItems},
 };
 use crate::{
@@ -142,7 +142,7 @@ pub struct StepOutcome {
     pub gradient_norm: f32,
     /// Whether the weights were moved: not by a loss over the limit, nor by one that is no number.
     pub applied: bool,
-    /// There was nothing to learn from: no row of any weight, or no click where ads are told apart.
+    /// There was nothing to learn from: no click, where ads are told apart.
     pub idle: bool,
     /// Whether some rank was asked to stop.
     pub stopping: bool,
@@ -279,7 +279,8 @@ impl<B: StepBackend> Learner<B> {
         dense: &mut impl ProcessGroup,
     ) -> Result<StepOutcome, ExchangeError> {
         let total_weight = micro_batches.iter().map(|batch| batch.total_weight).sum();
-        let idle = total_weight == 0.0;
+        let softmax = self.training.objective == Objective::BatchSoftmax;
+        let idle = softmax && total_weight == 0.0;
         self.dense.clear();
         let mut gradients = Vec::new();
         for batch in micro_batches {

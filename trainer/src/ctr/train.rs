@@ -136,6 +136,14 @@ pub enum TrainError {
         "training.calibration is none, and with the objective batch_softmax only a calibration makes probabilities of scores: choose platt or isotonic"
     )]
     Uncalibrated,
+    /// Nothing to find.
+    #[error(
+        "none of the {rows} training rows has a click, and the objective batch_softmax learns from these alone: take more days"
+    )]
+    NoClicks {
+        /// The training rows.
+        rows: usize,
+    },
     /// Nothing to tell ads apart by.
     #[error(
         "training.objective is batch_softmax, and model.item_features is empty: name the features of the ad"
@@ -328,6 +336,11 @@ pub fn train<B: StepBackend, G: ProcessGroup + 'static, D: ProcessGroup>(
             }
             End::Early => break,
             End::Done => {}
+        }
+        if frequencies.is_some() && state.updates == 0 {
+            return Err(TrainError::NoClicks {
+                rows: task.train.len(),
+            });
         }
         let (calibration, evaluation) = measure(task, &learner, state.delay, &mut groups.rows)?;
         state.epoch += 1;

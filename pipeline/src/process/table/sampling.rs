@@ -136,7 +136,7 @@ mod tests {
     /// measures do: over many samples both are those of all rows, as exactly as their variance allows.
     #[test]
     fn weighted_sums_keep_their_expectation() {
-        let (rate, seeds) = (0.1, 200);
+        let (rate, seeds) = (0.1, 200u32);
         let truth = |row: usize| 0.02 + 0.3 * (row % 13) as f64 / 13.0;
         let loss = |row: usize| -(1.0 - truth(row)).ln();
         for of_row in [&truth as &dyn Fn(usize) -> f64, &loss] {
