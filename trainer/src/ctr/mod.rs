@@ -7,6 +7,7 @@
 
 mod ahead;
 mod calibrate;
+mod check;
 mod config;
 mod delay;
 mod evaluate;
