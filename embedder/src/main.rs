@@ -46,6 +46,9 @@ enum IndexVerb {
         /// The channel to move
         #[arg(long, default_value = "live")]
         channel: String,
+        /// Publish a click model that `marquee gate --promote` has not judged; one that it refused stays refused
+        #[arg(long)]
+        unjudged: bool,
     },
 }
 
@@ -79,9 +82,13 @@ fn run() -> anyhow::Result<()> {
             let loaded = load_config::<IndexConfig>(&common, Some("configs/index.toml"))?;
             runtime.block_on(index::run_verify(&common, &loaded))
         }
-        Verb::Index(IndexVerb::Publish { common, channel }) => {
+        Verb::Index(IndexVerb::Publish {
+            common,
+            channel,
+            unjudged,
+        }) => {
             cli::init_logging(common.verbose);
-            runtime.block_on(publish::run(&common, &channel))
+            runtime.block_on(publish::run(&common, &channel, unjudged))
         }
     }
 }

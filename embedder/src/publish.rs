@@ -34,15 +34,15 @@ struct Choice {
 }
 
 /// Joins the newest artifact of each kind, checks that they belong together, and moves a channel
-/// to the bundle with all of its traffic.
+/// to the bundle with all of its traffic; with `unjudged` also a click model of which the gate has said nothing.
 ///
 /// # Errors
-/// [`GateRefused`] if the gate refused the newest click model; if a kind is missing, two members do not
+/// [`GateRefused`] if the gate refused the newest click model, or never judged it; if a kind is missing, two members do not
 /// fit, or someone else moved the channel meanwhile.
-pub async fn run(common: &CommonArgs, channel: &str) -> anyhow::Result<()> {
+pub async fn run(common: &CommonArgs, channel: &str, unjudged: bool) -> anyhow::Result<()> {
     let layout = Layout::new(common);
     let registry = Registry::open(&layout.registry())?;
-    let choice = choose(&registry, channel).await?;
+    let choice = choose(&registry, channel, unjudged).await?;
     check(&registry, &choice.members).await?;
     let moved = publish(&registry, channel, choice).await?;
     if common.json {
@@ -58,19 +58,25 @@ pub async fn run(common: &CommonArgs, channel: &str) -> anyhow::Result<()> {
 }
 
 /// The channel comes first: whoever moves it later may have seen newer members.
-async fn choose(registry: &Registry, channel: &str) -> anyhow::Result<Choice> {
+async fn choose(registry: &Registry, channel: &str, unjudged: bool) -> anyhow::Result<Choice> {
     let stands = registry.channel(channel).await?;
     let generation = stands.map_or(0, |channel| channel.generation);
     let mut members = BTreeMap::new();
     for kind in MEMBERS {
         let newest = registry.newest(kind).await?;
-        let word = registry.judgement(&newest.digest).await?;
-        if let Some(reason) = word.and_then(|word| word.refusal()) {
-            let digest = &newest.digest;
+        let digest = &newest.digest;
+        let judge = format!("`marquee gate --model {digest} --promote`");
+        let reason = match registry.judgement(digest).await? {
+            None if kind.is_judged() && !unjudged => Some(format!(
+                "never judged; do it by {judge}, or publish it with --unjudged"
+            )),
+            word => word
+                .and_then(|word| word.refusal())
+                .map(|reason| format!("{reason}; train another, or judge it again by {judge}")),
+        };
+        if let Some(reason) = reason {
             bail!(GateRefused {
-                reason: format!(
-                    "{kind} {digest}: {reason}; train another, or judge it again by `marquee gate --model {digest} --promote`"
-                ),
+                reason: format!("{kind} {digest}: {reason}"),
             });
         }
         members.insert(kind, newest);
@@ -196,7 +202,11 @@ mod tests {
             };
             block_on(registry.publish(draft)).unwrap();
         }
-        let choose = || block_on(choose(&registry, "live")).unwrap();
+        let choose = || block_on(choose(&registry, "live", true)).unwrap();
+        let unjudged = block_on(super::choose(&registry, "live", false))
+            .err()
+            .unwrap();
+        assert!(unjudged.is::<GateRefused>(), "{unjudged:#}");
         let publish = |choice| block_on(publish(&registry, "live", choice));
         let (slow, fast) = (choose(), choose());
         assert_eq!(publish(fast).unwrap().generation, 1);

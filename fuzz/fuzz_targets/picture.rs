@@ -1,10 +1,10 @@
-//! Any bytes are a picture or an error; a picture has as many bytes as its size says, and not more pixels than
-//! are allowed.
+//! Any bytes are a picture or an error; a picture has as many bytes as its size says, not more pixels than
+//! are allowed, and a middle of the size that a network wants.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use models::visual::{Picture, picture::MAX_PIXELS};
+use models::visual::{Centre, Filter, Picture, Resize, picture::MAX_PIXELS};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(picture) = Picture::decode(bytes) else {
@@ -13,4 +13,10 @@ fuzz_target!(|bytes: &[u8]| {
     let pixels = picture.width() * picture.height();
     assert!(pixels as u64 <= MAX_PIXELS);
     assert_eq!(picture.rgb().len(), pixels * 3);
+    let crop = Resize::Crop {
+        filter: Filter::Bicubic,
+        short_side: 32,
+        centre: Centre::HalfEven,
+    };
+    assert_eq!(crop.square(&picture, 28).rgb().len(), 28 * 28 * 3);
 });

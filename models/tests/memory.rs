@@ -5,7 +5,10 @@ use std::{fs, path::PathBuf};
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use models::{
     Cpu,
-    visual::{Picture, Pretrained, PretrainedConfig, picture::MAX_PIXELS},
+    visual::{
+        Centre, Filter, Picture, Pretrained, PretrainedConfig, Resize,
+        picture::{MAX_PIXELS, MAX_SIDE},
+    },
 };
 use peak_alloc::PeakAlloc;
 
@@ -28,11 +31,11 @@ fn example(name: &str) -> Vec<u8> {
 }
 
 /// A PNG of one colour, whose pixels are truly there: some kilobytes for each of its megabytes.
-fn png(side: u32, kind: ExtendedColorType, bytes_per_pixel: usize) -> Vec<u8> {
+fn png([width, height]: [u32; 2], kind: ExtendedColorType, bytes_per_pixel: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let pixels = vec![9; side as usize * side as usize * bytes_per_pixel];
+    let pixels = vec![9; width as usize * height as usize * bytes_per_pixel];
     let encoder = PngEncoder::new(&mut bytes);
-    encoder.write_image(&pixels, side, side, kind).unwrap();
+    encoder.write_image(&pixels, width, height, kind).unwrap();
     bytes
 }
 
@@ -51,7 +54,7 @@ fn webp_bomb() -> Vec<u8> {
 fn hostile_files_take_little_memory() {
     // 400 million pixels, packed into some hundred kilobytes.
     let (side, grey) = (20_000, ExtendedColorType::L8);
-    let bombs = [("png", png(side, grey, 1)), ("webp", webp_bomb())];
+    let bombs = [("png", png([side, side], grey, 1)), ("webp", webp_bomb())];
     for (name, bytes) in bombs {
         let (taken, found) = peak(|| Picture::decode(&bytes));
         assert!(found.is_err(), "{name}");
@@ -61,11 +64,24 @@ fn hostile_files_take_little_memory() {
     // The largest that is read, of the kind that takes most to decode.
     let (side, deep) = (4096, ExtendedColorType::Rgba16);
     assert_eq!(u64::from(side) * u64::from(side), MAX_PIXELS);
-    let largest = png(side, deep, 8);
+    let largest = png([side, side], deep, 8);
     let (taken, found) = peak(|| Picture::decode(&largest));
     assert_eq!(found.unwrap().rgb().len() as u64, 3 * MAX_PIXELS);
     let pixels = MAX_PIXELS as usize * (8 + 3);
     assert!(taken < 2 * pixels, "{taken} bytes, {} wanted", 2 * pixels);
+
+    // The narrowest: were all of it enlarged before the middle is cut out, that would be 4,300 million pixels.
+    let crop = Resize::Crop {
+        filter: Filter::Bicubic,
+        short_side: 256,
+        centre: Centre::HalfEven,
+    };
+    for size in [[1, MAX_SIDE as u32], [MAX_SIDE as u32, 1]] {
+        let picture = Picture::decode(&png(size, grey, 1)).unwrap();
+        let (taken, square) = peak(|| crop.square(&picture, 224));
+        assert_eq!(square.rgb(), [9; 3 * 224 * 224]);
+        assert!(taken < MIB, "{size:?}: {taken} bytes");
+    }
 
     // Weights whose header says more than there is.
     let load = |bytes: &[u8]| {

@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 use cli::Layout;
 use comfy_table::{Table, presets};
 use features::{FeatureSet, FeatureSpec, online::Online};
-use registry::{Artifact, Digest, Draft, Kind, Registry, now_us};
+use registry::{Artifact, Digest, Draft, FEATURE_DIGEST, Kind, Registry, now_us};
 use serde::Serialize;
 use wire::catalogue::{Catalogue, Pictures};
 
@@ -175,7 +175,7 @@ fn publish_features(
     let dir = staging.folder("features")?;
     let to = dir.join("features.toml");
     fs::copy(spec, &to).with_context(|| format!("copying {}", spec.display()))?;
-    let labels = BTreeMap::from([("feature_digest".to_owned(), digest.to_owned())]);
+    let labels = BTreeMap::from([(FEATURE_DIGEST.to_owned(), digest.to_owned())]);
     publish_if_new(registry, Kind::Features, dir, BTreeMap::new(), labels)
 }
 

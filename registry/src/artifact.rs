@@ -73,6 +73,9 @@ impl From<Digest> for String {
     }
 }
 
+/// Label of a feature spec: the digest that tables and models of it have.
+pub const FEATURE_DIGEST: &str = "feature_digest";
+
 /// What an artifact is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

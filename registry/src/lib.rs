@@ -24,7 +24,7 @@ mod error;
 mod stage;
 mod store;
 
-pub use artifact::{Artifact, Digest, Draft, FileEntry, Kind};
+pub use artifact::{Artifact, Digest, Draft, FEATURE_DIGEST, FileEntry, Kind};
 pub use channel::{Channel, Target};
 pub use collect::{Collected, Keep, Reason};
 pub use error::RegistryError;

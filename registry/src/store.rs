@@ -130,12 +130,20 @@ impl Registry {
             }
             Err(error) => return Err(error),
         };
-        let published = Published {
-            kind: artifact.kind,
-            digest: artifact.digest.clone(),
-        };
-        self.append("published", &published).await?;
+        self.publish_again(&artifact.digest).await?;
         Ok(artifact)
+    }
+
+    /// Makes an artifact the newest of its kind, as publishing the same content again does.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn publish_again(&self, digest: &Digest) -> Result<(), RegistryError> {
+        let published = Published {
+            kind: self.get(digest).await?.kind,
+            digest: digest.clone(),
+        };
+        self.append("published", &published).await
     }
 
     /// One artifact's record.

@@ -49,6 +49,16 @@ fn a_model_of_conversions_is_measured_gated_and_learnt_from_as_any_other() {
         lines.filter(|line: &Value| line["valid"]["conversions"]["log_loss"].is_number());
     assert_eq!(measured.count(), 2, "one an epoch");
 
+    // Half an hour's conversions are a small part of those that come; the model says all of them.
+    let conversions = bench.root.path().join("runs/ctr-001/conversions.csv");
+    let judge = ["world", "judge", "--json", "--conversions"];
+    let judged = bench.run(&[&judge[..], &[conversions.to_str().unwrap()]].concat());
+    let judged = judged.ok().json();
+    let number = |key: &str| judged[key].as_f64().unwrap();
+    assert!(number("known") < 0.2, "{judged}");
+    let ratio = number("calibration_true");
+    assert!((ratio - 1.0).abs() < 0.3, "{judged}");
+
     let eval = ["eval", "configs/cvr.toml", "--json"];
     let again = bench.run(&eval).ok().json();
     for key in ["auc", "log_loss", "conversions"] {

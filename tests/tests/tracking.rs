@@ -293,6 +293,11 @@ fn a_sweep_finds_the_best_and_does_nothing_twice() {
     assert_eq!(value(&found["best"]), last);
     assert_eq!(found["best"]["parameters"]["training.epochs"], 2);
     assert_eq!(most_at_once(&bench), 2, "`parallel` runs at a time");
+    // What takes the newest model takes the best.
+    let listed = ["registry", "list", "--kind", "ctr", "--json"];
+    let models = bench.run(&listed).ok().json();
+    let newest = &models.as_array().unwrap().last().unwrap()["digest"];
+    assert_eq!(newest, &found["best"]["outcome"]["report"]["artifact"]);
     let dir = Path::new(found["dir"].as_str().unwrap());
     let done = || std::fs::read_to_string(dir.join("trials.jsonl")).unwrap();
     let before = done();
@@ -462,6 +467,65 @@ fn rows_of_csv_are_imported_and_learnt_from() {
     bench
         .run(&["import", "csv", schema])
         .refused(1, &["is a table already"]);
+}
+
+#[test]
+fn rows_of_libfm_with_several_entries_or_none_of_a_column_are_learnt_from() {
+    let bench = Bench::default();
+    let dir = bench.root.path();
+    for (name, rows) in [("train", 4000), ("valid", 600), ("test", 600)] {
+        let mut text = String::new();
+        for row in 0..rows {
+            // A person of 40, and up to two of 20 tags; a click where the last tag's number is even.
+            let tags: Vec<usize> = (0..row % 3).map(|at| (row * 7 + at * 11) % 20).collect();
+            let label = u8::from(tags.last().is_some_and(|tag| tag % 2 == 0));
+            text.push_str(&label.to_string());
+            for tag in tags.iter().rev().take(1) {
+                text.push_str(&format!(" {}:1", 40 + tag));
+            }
+            text.push_str(&format!(" {}:1", row * 3 % 40));
+            for tag in tags.iter().rev().skip(1) {
+                text.push_str(&format!(" {}:1", 60 + tag));
+            }
+            text.push('\n');
+        }
+        std::fs::write(dir.join(name), text).unwrap();
+    }
+    let schema = dir.join("schema.toml");
+    let text = r#"
+        table = "tagged"
+        train = ["train"]
+        valid = ["valid"]
+        test = ["test"]
+        columns = ["person", "tags"]
+        first_index = [0, 40]
+        sparse = [{ column = "person" }, { column = "tags", separator = " " }]
+    "#;
+    std::fs::write(&schema, text).unwrap();
+    let schema = schema.to_str().unwrap();
+    let told = bench.run(&["import", "libfm", schema]).ok().stdout;
+    assert!(told.contains("tags: 41 ids"), "{told}");
+    let train = [
+        "train",
+        "configs/ctr.toml",
+        "--json",
+        "--set",
+        "table=tagged",
+        "--set",
+        "training.epochs=6",
+        "--set",
+        "training.batch_size=64",
+        "--set",
+        "tables.optimizer.learning_rate=0.1",
+        "--set",
+        "model={architecture=\"fm\"}",
+    ];
+    let report = bench.run(&train).ok().json();
+    assert!(report["auc"].as_f64().unwrap() > 0.95, "{report}");
+    // Rows that were imported have no feature spec behind them.
+    let artifact = report["artifact"].as_str().unwrap();
+    let shown = ["registry", "show", artifact, "--json"];
+    assert_eq!(bench.run(&shown).ok().json()["parents"], json!([]));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use anyhow::Context;
 use cli::{CommonArgs, Layout, Preempted, Usage, out, progress, write_json};
 use features::Schema;
 use indicatif::ProgressBar;
-use registry::{Artifact, Digest, Draft, Kind, Registry, now_us};
+use registry::{Artifact, Digest, Draft, FEATURE_DIGEST, Kind, Registry, now_us};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -232,6 +232,10 @@ impl Job {
             ("table".to_owned(), source.table.to_owned()),
             ("table_version".to_owned(), table.version().to_string()),
             ("seed".to_owned(), source.seed.to_string()),
+            (
+                "config".to_owned(),
+                Digest::of(source.resolved.as_bytes()).to_string(),
+            ),
         ]);
         let revision = code_revision();
         labels.extend(
@@ -292,13 +296,23 @@ impl Job {
         self.run.dir.join("model")
     }
 
-    /// The newest feature spec, as a parent.
+    /// The feature spec of the table, as a parent; none if it was never published, as that of rows that were
+    /// imported.
     ///
     /// # Errors
     /// If the registry cannot be read.
     pub async fn features(&self) -> anyhow::Result<Vec<Digest>> {
-        let newest = self.registry.latest(Kind::Features).await?;
-        Ok(newest.into_iter().map(|artifact| artifact.digest).collect())
+        let specs = self.registry.list(Some(Kind::Features)).await?;
+        let of_table = specs.into_iter().rev().find(|spec| {
+            let digest = spec.labels.get(FEATURE_DIGEST);
+            digest.is_some_and(|digest| *digest == self.schema.digest)
+        });
+        Ok(of_table.into_iter().map(|spec| spec.digest).collect())
+    }
+
+    /// Says of what is published how it came about.
+    pub fn label(&mut self, name: &str, value: String) {
+        self.labels.insert(name.to_owned(), value);
     }
 
     /// Publishes what lies in [`Self::model_dir`].

@@ -2,8 +2,9 @@
 //! projections trained by contrast.
 //!
 //! The photos are those of the Grocery Store Dataset (Klasson et al., "A Hierarchical Grocery Store Image
-//! Dataset With Visual and Semantic Labels", WACV 2019): `train.txt` and `test.txt` name photos and classes,
-//! `classes.csv` each class's product picture. The last line on stdout is one JSON object.
+//! Dataset With Visual and Semantic Labels", WACV 2019): `train.txt`, `val.txt` and `test.txt` name photos and
+//! classes, `classes.csv` each class's product picture. Training sees those of `train.txt` alone. The last line
+//! on stdout is one JSON object.
 
 use std::{
     fs,
@@ -59,12 +60,17 @@ struct Found {
     median_recall_at_10: f64,
     /// Of the backbone's own vectors, centred.
     frozen_recall_at_10: f64,
+    /// Of the photos of `val.txt`, by seed.
+    valid_recall_at_10: Vec<f64>,
+    median_valid_recall_at_10: f64,
+    frozen_valid_recall_at_10: f64,
     recall_at_1: Vec<f64>,
     frozen_recall_at_1: f64,
     map: Vec<f64>,
     frozen_map: f64,
     random_recall_at_10: f64,
     train_pairs: usize,
+    valid_pairs: usize,
     test_pairs: usize,
 }
 
@@ -134,6 +140,7 @@ fn main() -> anyhow::Result<()> {
     products(&args.photos, &mut gallery)?;
     let train = photos(&args.photos, "train.txt", args.most, &mut gallery)?;
     let test = photos(&args.photos, "test.txt", args.most, &mut gallery)?;
+    let valid = photos(&args.photos, "val.txt", args.most, &mut gallery)?;
 
     let mut config = VisualTrainConfig {
         pretrained: PretrainedConfig {
@@ -163,7 +170,7 @@ fn main() -> anyhow::Result<()> {
     )?;
     let mut group = TcpGroup::connect(&met, "visual")?;
     let device = Default::default();
-    let (mut trained, mut frozen) = (Vec::new(), None::<Features>);
+    let (mut trained, mut validated, mut frozen) = (Vec::new(), Vec::new(), None::<Features>);
     for seed in 1..=args.seeds {
         config.seed = seed;
         let task = Task {
@@ -198,21 +205,26 @@ fn main() -> anyhow::Result<()> {
             bail!("nobody asks it to stop");
         };
         trained.push(Retrieval::of(&gallery, &test, &fitted.vectors));
+        validated.push(Retrieval::of(&gallery, &valid, &fitted.vectors).recall_at_10);
         frozen = fitted.frozen;
     }
-    let frozen = frozen.context("a published backbone has vectors")?;
-    let before = Retrieval::of(&gallery, &test, &centred(frozen));
+    let frozen = centred(frozen.context("a published backbone has vectors")?);
+    let before = Retrieval::of(&gallery, &test, &frozen);
     let of = |what: fn(&Retrieval) -> f64| trained.iter().map(what).collect::<Vec<f64>>();
     print(&Found {
         recall_at_10: of(|found| found.recall_at_10),
         median_recall_at_10: median(of(|found| found.recall_at_10)),
         frozen_recall_at_10: before.recall_at_10,
+        median_valid_recall_at_10: median(validated.clone()),
+        valid_recall_at_10: validated,
+        frozen_valid_recall_at_10: Retrieval::of(&gallery, &valid, &frozen).recall_at_10,
         recall_at_1: of(|found| found.recall_at_1),
         frozen_recall_at_1: before.recall_at_1,
         map: of(|found| found.map),
         frozen_map: before.map,
         random_recall_at_10: gallery.random_recall(&test, 10),
         train_pairs: train.scenes.len(),
+        valid_pairs: valid.scenes.len(),
         test_pairs: test.scenes.len(),
     })
 }

@@ -1,7 +1,8 @@
 //! Times a vision transformer's forward pass, and compares its vectors with the peer's.
 //!
 //! The peer is `benches/peers/vit.py`, whose `--export` writes weights in timm's layout, a batch of prepared
-//! pixels and its vectors of them. The last line on stdout is one JSON object.
+//! pixels and its vectors of them; with `--size` they are those of `models/tests/parity/visual.py`, in any
+//! layout. The last line on stdout is one JSON object.
 
 use std::{fs, path::PathBuf, time::Instant};
 
@@ -29,6 +30,9 @@ struct Args {
     /// Folder that the peer's --export wrote
     #[arg(long)]
     exported: PathBuf,
+    /// Pixels each way, where the names of tensors say them: `pixels:SIZE`
+    #[arg(long)]
+    size: Option<usize>,
 }
 
 /// The result line.
@@ -60,14 +64,19 @@ fn main() -> anyhow::Result<()> {
     let weights = args.exported.join("weights.safetensors");
     let wanted = PretrainedConfig {
         weights,
+        image_size: args.size.unwrap_or(0),
         ..PretrainedConfig::default()
     };
     let Pretrained { config, vit } = Pretrained::<Cpu>::load(&wanted, &device)?;
     let bytes = fs::read(args.exported.join("vectors.safetensors"))?;
     let file = SafeTensors::deserialize(&bytes)?;
     let tensor = |name: &str| -> anyhow::Result<TensorData> {
+        let name = match args.size {
+            Some(size) => format!("{name}:{size}"),
+            None => name.to_owned(),
+        };
         let view = file
-            .tensor(name)
+            .tensor(&name)
             .with_context(|| format!("tensor {name}"))?;
         let words = view.data().as_chunks::<4>().0.iter();
         let values: Vec<f32> = words.map(|word| f32::from_le_bytes(*word)).collect();
@@ -90,6 +99,10 @@ fn main() -> anyhow::Result<()> {
         wanted.len()
     );
     let differences = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs());
+    ensure!(
+        differences.clone().all(f32::is_finite),
+        "the vectors have values that are no numbers"
+    );
     let largest_difference = differences.fold(0.0, f32::max);
 
     let mut seconds = Vec::with_capacity(args.turns);

@@ -9,6 +9,9 @@ use super::{preprocess::Resize, resample::Filter};
 /// Most pixels of a picture; more are refused before they are decoded.
 pub const MAX_PIXELS: u64 = 1 << 24;
 
+/// Most pixels of a side: those of JPEG.
+pub const MAX_SIDE: u64 = 65_535;
+
 /// Most bytes that decoding may take beside the picture: those of all pixels with 16 bits and four
 /// channels, twice.
 const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 8 * 2;
@@ -32,15 +35,15 @@ pub enum PictureError {
         /// Rows.
         height: u64,
     },
-    /// Too many pixels.
-    #[error("the picture is {width}×{height}, wanted at most {max_pixels} pixels")]
+    /// Too many pixels, or all of them in a line.
+    #[error(
+        "the picture is {width}×{height}, wanted at most {MAX_PIXELS} pixels and {MAX_SIDE} each way"
+    )]
     TooLarge {
         /// Columns.
         width: u64,
         /// Rows.
         height: u64,
-        /// The limit.
-        max_pixels: u64,
     },
     /// Truncated or damaged.
     #[error("decoding {bytes} bytes of {format}")]
@@ -152,19 +155,6 @@ impl Picture {
         &self.rgb
     }
 
-    /// The square of `size` pixels each way that begins at a pixel.
-    pub(super) fn cropped(&self, left: usize, top: usize, size: usize) -> Self {
-        let row = |y: usize| {
-            let first = (y * self.width + left) * 3;
-            &self.rgb[first..first + size * 3]
-        };
-        Self::of_checked(
-            size,
-            size,
-            (top..top + size).flat_map(row).copied().collect(),
-        )
-    }
-
     /// Mean colour of each cell of a `cells` × `cells` grid: `[cells × cells × 3]`, 0 to 1.
     pub fn pooled(&self, cells: usize) -> Vec<f32> {
         let stretch = Resize::Stretch {
@@ -204,12 +194,8 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
 fn check_size(width: u64, height: u64) -> Result<(), PictureError> {
     match width.checked_mul(height) {
         Some(0) => Err(PictureError::ZeroSize { width, height }),
-        Some(pixels) if pixels <= MAX_PIXELS => Ok(()),
-        _ => Err(PictureError::TooLarge {
-            width,
-            height,
-            max_pixels: MAX_PIXELS,
-        }),
+        Some(pixels) if pixels <= MAX_PIXELS && width.max(height) <= MAX_SIDE => Ok(()),
+        _ => Err(PictureError::TooLarge { width, height }),
     }
 }
 
@@ -300,8 +286,10 @@ mod tests {
             PictureError::ZeroSize { .. } | PictureError::Corrupt { .. }
         ));
         // A bomb is refused by its header, before any memory is taken.
-        let bomb = refused(&with_size(20_000, 20_000));
-        assert!(matches!(bomb, PictureError::TooLarge { .. }), "{bomb:?}");
+        for (width, height) in [(20_000, 20_000), (1, 65_536), (65_536, 1)] {
+            let bomb = refused(&with_size(width, height));
+            assert!(matches!(bomb, PictureError::TooLarge { .. }), "{bomb:?}");
+        }
         for (name, bytes) in bombs() {
             let bomb = refused(&bytes);
             assert!(

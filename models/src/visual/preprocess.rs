@@ -49,33 +49,27 @@ impl Centre {
 impl Resize {
     /// A square of `size` pixels each way.
     pub fn square(&self, picture: &Picture, size: usize) -> Picture {
-        match *self {
-            Self::Stretch { filter } => resized(picture, [size, size], filter),
+        let from = [picture.width(), picture.height()];
+        let (filter, to, first) = match *self {
+            Self::Stretch { filter } => (filter, [size, size], [0, 0]),
             Self::Crop {
                 filter,
                 short_side,
                 centre,
             } => {
-                let [width, height] = [picture.width(), picture.height()];
+                let [width, height] = from;
                 let long = |long: usize, short: usize| short_side * long / short;
                 let to = if width <= height {
                     [short_side, long(height, width)]
                 } else {
                     [long(width, height), short_side]
                 };
-                let [left, top] = to.map(|side| centre.first(side - size));
-                resized(picture, to, filter).cropped(left, top, size)
+                (filter, to, to.map(|side| centre.first(side - size)))
             }
-        }
+        };
+        let part = first.map(|first| first..first + size);
+        Picture::of_checked(size, size, resize(picture.rgb(), from, to, part, filter))
     }
-}
-
-fn resized(picture: &Picture, to: [usize; 2], filter: Filter) -> Picture {
-    let from = [picture.width(), picture.height()];
-    if from == to {
-        return picture.clone();
-    }
-    Picture::of_checked(to[0], to[1], resize(picture.rgb(), from, to, filter))
 }
 
 /// A square picture's normalised patches.

@@ -4,6 +4,8 @@
 //! sees it. So both algorithms are here as they are there: Pillow's `Resample.c` (two passes, weights of
 //! 22 bits, eight bits between the passes), and PyTorch's bicubic interpolation of position embeddings.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 /// How far a pixel reaches.
@@ -65,64 +67,107 @@ struct Window {
     weights: Vec<f64>,
 }
 
-/// The windows of all outputs; a filter is stretched where the picture shrinks.
-fn windows(from: usize, to: usize, filter: Filter) -> Vec<Window> {
+/// The windows of a part of `to` outputs; a filter is stretched where the picture shrinks.
+fn windows(from: usize, to: usize, part: Range<usize>, filter: Filter) -> Vec<Window> {
     let scale = from as f64 / to as f64;
     let stretch = scale.max(1.0);
     let support = filter.support() * stretch;
-    (0..to)
-        .map(|at| {
-            let centre = (at as f64 + 0.5) * scale;
-            let first = (centre - support + 0.5).max(0.0) as usize;
-            let end = ((centre + support + 0.5) as usize).min(from);
-            let weight = |at: usize| filter.weight((at as f64 - centre + 0.5) * (1.0 / stretch));
-            let mut weights: Vec<f64> = (first..end).map(weight).collect();
-            let sum: f64 = weights.iter().sum();
-            weights.iter_mut().for_each(|weight| *weight /= sum);
-            Window { first, weights }
-        })
-        .collect()
+    part.map(|at| {
+        let centre = (at as f64 + 0.5) * scale;
+        let first = (centre - support + 0.5).max(0.0) as usize;
+        let end = ((centre + support + 0.5) as usize).min(from);
+        let weight = |at: usize| filter.weight((at as f64 - centre + 0.5) * (1.0 / stretch));
+        let mut weights: Vec<f64> = (first..end).map(weight).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.iter_mut().for_each(|weight| *weight /= sum);
+        Window { first, weights }
+    })
+    .collect()
 }
 
 /// Bits of a weight after the point.
 const WEIGHT_BITS: u32 = 22;
 
-/// Pixels of an RGB picture at another size, as the `resize` of Pillow 13 has them: in two passes, the one
+/// A part of an RGB picture at another size, as the `resize` of Pillow 13 has it: in two passes, the one
 /// down the columns first where that takes away more than twice what the other does. (Before Pillow 13 it
-/// was always the second; single pixels differ.)
+/// was always the second; single pixels differ.) Only what the part is made of is computed.
 ///
 /// # Shapes
-/// - `rgb`: `[height, width, 3]`, `[width, height] = from`; returns `[to[1], to[0], 3]`
-pub fn resize(rgb: &[u8], from: [usize; 2], to: [usize; 2], filter: Filter) -> Vec<u8> {
+/// - `rgb`: `[height, width, 3]`, `[width, height] = from`
+/// - `part`: columns and rows of the `[to[1], to[0]]` pixels; returns `[part[1], part[0], 3]`
+pub fn resize(
+    rgb: &[u8],
+    from: [usize; 2],
+    to: [usize; 2],
+    part: [Range<usize>; 2],
+    filter: Filter,
+) -> Vec<u8> {
     let taken_away = |axis: usize| from[axis] as i64 - to[axis] as i64;
     let columns_first = taken_away(1) > 0 && taken_away(1) > 2 * taken_away(0);
     let order = if columns_first { [1, 0] } else { [0, 1] };
-    let (mut pixels, mut size) = (rgb.to_vec(), from);
+    let steps: [Step; 2] =
+        std::array::from_fn(|axis| Step::new(from[axis], to[axis], &part[axis], filter));
+    let sources = [&steps[0], &steps[1]].map(|step| step.sources.clone());
+    let mut size = [0, 1].map(|axis: usize| sources[axis].len());
+    let mut pixels = cropped(rgb, from[0], &sources);
     for axis in order {
-        if size[axis] != to[axis] {
-            pixels = pass(&pixels, size, axis, &fixed(size[axis], to[axis], filter));
-            size[axis] = to[axis];
+        if let Some(windows) = &steps[axis].windows {
+            pixels = pass(&pixels, size, axis, windows);
+            size[axis] = windows.len();
         }
     }
     pixels
 }
 
-/// Windows with weights in whole numbers.
-fn fixed(from: usize, to: usize, filter: Filter) -> Vec<(usize, Vec<i32>)> {
-    let whole = |weight: f64| {
-        let scaled = weight * f64::from(1 << WEIGHT_BITS);
-        // Truncated after half was added towards its sign.
-        (scaled + 0.5f64.copysign(scaled)) as i32
-    };
-    let windows = windows(from, to, filter).into_iter();
-    windows
-        .map(|window| {
-            (
-                window.first,
-                window.weights.into_iter().map(whole).collect(),
-            )
-        })
-        .collect()
+/// What one axis of a part is made of.
+struct Step {
+    /// Pixels of the source.
+    sources: Range<usize>,
+    /// First of them, counted from the first source, and weights in whole numbers; none: the sources themselves.
+    windows: Option<Vec<(usize, Vec<i32>)>>,
+}
+
+impl Step {
+    fn new(from: usize, to: usize, part: &Range<usize>, filter: Filter) -> Self {
+        if from == to {
+            return Self {
+                sources: part.clone(),
+                windows: None,
+            };
+        }
+        let whole = |weight: f64| {
+            let scaled = weight * f64::from(1 << WEIGHT_BITS);
+            // Truncated after half was added towards its sign.
+            (scaled + 0.5f64.copysign(scaled)) as i32
+        };
+        let windows = windows(from, to, part.clone(), filter);
+        let start = windows.iter().map(|window| window.first).min().unwrap_or(0);
+        let ends = windows
+            .iter()
+            .map(|window| window.first + window.weights.len());
+        let end = ends.max().unwrap_or(0);
+        let whole = |window: Window| {
+            let weights = window.weights.into_iter().map(whole).collect();
+            (window.first - start, weights)
+        };
+        Self {
+            sources: start..end,
+            windows: Some(windows.into_iter().map(whole).collect()),
+        }
+    }
+}
+
+/// Columns and rows of a picture.
+fn cropped(rgb: &[u8], width: usize, [columns, rows]: &[Range<usize>; 2]) -> Vec<u8> {
+    let mut pixels = Vec::with_capacity(columns.len() * rows.len() * 3);
+    for line in rgb
+        .chunks_exact(width * 3)
+        .skip(rows.start)
+        .take(rows.len())
+    {
+        pixels.extend_from_slice(&line[columns.start * 3..columns.end * 3]);
+    }
+    pixels
 }
 
 /// Resizes a picture of `[width, height]` along one of them. Across, a line of cells is a row of pixels;
@@ -178,7 +223,7 @@ pub fn resize_grid(
         return grid.to_vec();
     }
     let windows = match filter {
-        GridFilter::AntiAliased => windows(from, to, Filter::Bicubic)
+        GridFilter::AntiAliased => windows(from, to, 0..to, Filter::Bicubic)
             .into_iter()
             .map(|window| (window.first..).zip(window.weights).collect())
             .collect(),
@@ -226,12 +271,16 @@ mod tests {
 
     use super::*;
 
+    fn whole(rgb: &[u8], from: [usize; 2], to: [usize; 2], filter: Filter) -> Vec<u8> {
+        resize(rgb, from, to, to.map(|side| 0..side), filter)
+    }
+
     #[test]
     fn a_picture_of_one_colour_keeps_it() {
         for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
             let rgb = [9, 100, 250].repeat(7 * 5);
             for to in [[3, 11], [7, 2], [20, 5], [1, 1]] {
-                let resized = resize(&rgb, [7, 5], to, filter);
+                let resized = whole(&rgb, [7, 5], to, filter);
                 assert_eq!(resized, [9, 100, 250].repeat(to[0] * to[1]), "{filter:?}");
             }
         }
@@ -261,7 +310,30 @@ mod tests {
         ) {
             let rgb: Vec<u8> = (0..from[0] * from[1] * 3).map(|at| (at as u8).wrapping_mul(seed)).collect();
             for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
-                prop_assert_eq!(resize(&rgb, from, to, filter).len(), to[0] * to[1] * 3);
+                prop_assert_eq!(whole(&rgb, from, to, filter).len(), to[0] * to[1] * 3);
+            }
+        }
+
+        #[test]
+        fn a_part_is_what_the_whole_has_there(
+            from in [1..40usize, 1..40usize],
+            to in [1..40usize, 1..40usize],
+            place in [0.0..1.0, 0.0..1.0],
+            share in [0.0..1.0, 0.0..1.0],
+            seed: u64,
+        ) {
+            let mut random = seed;
+            let rgb: Vec<u8> = (0..from[0] * from[1] * 3).map(|_| {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (random >> 56) as u8
+            }).collect();
+            let part: [Range<usize>; 2] = std::array::from_fn(|axis| {
+                let first = (place[axis] * to[axis] as f64) as usize;
+                first..first + 1 + (share[axis] * (to[axis] - first - 1) as f64) as usize
+            });
+            for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
+                let wanted = cropped(&whole(&rgb, from, to, filter), to[0], &part);
+                prop_assert_eq!(resize(&rgb, from, to, part.clone(), filter), wanted);
             }
         }
     }

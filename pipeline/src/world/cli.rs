@@ -10,7 +10,13 @@ use ::cli::{CommonArgs, Layout, load_config, out, parse_config, progress, write_
 use anyhow::Context;
 use serde::Deserialize;
 
-use super::{config::WorldConfig, drive, generate::generate, judge::judge, truth::World};
+use super::{
+    config::WorldConfig,
+    drive,
+    generate::generate,
+    judge::{judge, judge_conversions},
+    truth::World,
+};
 
 /// What to do with the world.
 #[derive(Debug, clap::Subcommand)]
@@ -48,6 +54,9 @@ pub enum WorldArgs {
         /// Predictions to judge; by default those of the last CTR training
         #[arg(long)]
         predictions: Option<PathBuf>,
+        /// Judge pCVR instead: `conversions.csv` of a run's folder
+        #[arg(long, conflicts_with = "predictions")]
+        conversions: Option<PathBuf>,
     },
 }
 
@@ -79,7 +88,13 @@ pub fn run(args: WorldArgs) -> anyhow::Result<()> {
         WorldArgs::Judge {
             common,
             predictions,
+            conversions: None,
         } => run_judge(&common, predictions),
+        WorldArgs::Judge {
+            common,
+            conversions: Some(conversions),
+            ..
+        } => run_judge_conversions(&common, &conversions),
     }
 }
 
@@ -231,6 +246,23 @@ fn run_judge(common: &CommonArgs, predictions: Option<PathBuf>) -> anyhow::Resul
             judgement.calibration_best,
             worst.unwrap_or_default(),
             judgement.rows,
+        );
+    }
+    Ok(())
+}
+
+fn run_judge_conversions(common: &CommonArgs, conversions: &Path) -> anyhow::Result<()> {
+    let truth = Layout::new(common).world().join("truth.csv");
+    let judgement = judge_conversions(conversions, &truth)?;
+    if common.json {
+        out!("{}", serde_json::to_string(&judgement)?);
+    } else {
+        out!(
+            "pCVR: {:.1} % of the way; predicted over true conversions {:.3}, where those that are known are {:.3} of them; {} clicks",
+            100.0 * judgement.way,
+            judgement.calibration_true,
+            judgement.known,
+            judgement.clicks,
         );
     }
     Ok(())

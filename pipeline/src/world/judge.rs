@@ -20,6 +20,9 @@ const LEAST_ROWS_OF_A_SLICE: usize = 1_000;
 /// Columns of `predictions.csv`.
 const PREDICTION_COLUMNS: [&str; 3] = ["impression_id", "label", "score"];
 
+/// Columns of `conversions.csv`.
+const CONVERSION_COLUMNS: [&str; 5] = ["impression_id", "click", "label", "observed", "score"];
+
 /// How good a model is, and how good it could be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judgement {
@@ -83,11 +86,7 @@ pub fn judge(predictions: &Path, truth: &Path) -> anyhow::Result<Judgement> {
     let mut parts: BTreeMap<(usize, &str), Vec<usize>> = BTreeMap::new();
     for (line, [id, label, score]) in rows(&text, predictions, PREDICTION_COLUMNS)? {
         let Some((p_click, slices)) = known.get(id) else {
-            bail!(
-                "{} line {line}: impression {id} is not in {}",
-                predictions.display(),
-                truth.display()
-            );
+            bail!(unknown(predictions, line, id, truth));
         };
         for (column, value) in slices.iter().enumerate() {
             let part = parts.entry((column, value)).or_default();
@@ -131,6 +130,62 @@ pub fn judge(predictions: &Path, truth: &Path) -> anyhow::Result<Judgement> {
         log_loss_best: log_loss(&truths, &labels),
         slices: slices.collect(),
     })
+}
+
+/// How near pCVR is to the truth, of the rows that were clicked. Conversions that have not come yet take
+/// nothing from it: the truth knows them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConversionJudgement {
+    /// Rows judged.
+    pub clicks: usize,
+    /// How far the model has come from chance to the best possible, by expected AUC.
+    pub way: f64,
+    /// Sum of pCVR over sum of true probabilities.
+    pub calibration_true: f64,
+    /// Conversions that are known by now over sum of true probabilities: what a model comes to that takes the
+    /// others for none.
+    pub known: f64,
+}
+
+/// Joins `conversions` (`impression_id,click,label,observed,score`) with `truth`.
+///
+/// # Errors
+/// As [`judge`].
+pub fn judge_conversions(conversions: &Path, truth: &Path) -> anyhow::Result<ConversionJudgement> {
+    let truth_text = read(truth)?;
+    let known: HashMap<&str, &str> = rows(&truth_text, truth, TRUTH_COLUMNS)?
+        .into_iter()
+        .map(|(_, [id, _, p_conversion, ..])| (id, p_conversion))
+        .collect();
+    let text = read(conversions)?;
+    let (mut scores, mut labels, mut truths) = (Vec::new(), Vec::new(), Vec::new());
+    for (line, [id, click, label, _, score]) in rows(&text, conversions, CONVERSION_COLUMNS)? {
+        let p_conversion = known
+            .get(id)
+            .with_context(|| unknown(conversions, line, id, truth))?;
+        if number(click, conversions, line)? > 0.5 {
+            labels.push(number(label, conversions, line)?);
+            scores.push(number(score, conversions, line)?);
+            truths.push(number(p_conversion, truth, line)?);
+        }
+    }
+    let one_sided = || format!("{} has no two clicks", conversions.display());
+    let expected = expected_auc_of(&scores, &truths).with_context(one_sided)?;
+    let expected_best = expected_auc_of(&truths, &truths).with_context(one_sided)?;
+    Ok(ConversionJudgement {
+        clicks: labels.len(),
+        way: (expected - 0.5) / (expected_best - 0.5),
+        calibration_true: calibration_ratio(&scores, &truths),
+        known: calibration_ratio(&labels, &truths),
+    })
+}
+
+fn unknown(of: &Path, line: usize, id: &str, truth: &Path) -> String {
+    format!(
+        "{} line {line}: impression {id} is not in {}",
+        of.display(),
+        truth.display()
+    )
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

@@ -28,8 +28,8 @@
 //! - Further slots. An ad that loses its place is taken to be gone, not to stand in the next one.
 //! - Bids, budgets and people, who may answer to other ads otherwise. Prices are not rounded up.
 //!
-//! In simulated auctions of 3 to 40 ads the ratio of calibrated models is within 0.02 of the true one without
-//! a reserve; where the reserve is the price of 30 to 60 % of the rows, within 0.05, and mostly too low.
+//! In the simulated auctions of the tests the ratio of calibrated models is within 0.03 of the true one without
+//! a reserve, and with one that is said from 0.07 too low to 0.02 too high.
 
 use serde::{Deserialize, Serialize};
 

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::Context;
 use cli::{CommonArgs, Layout, Usage, load_config, out};
-use registry::Digest;
+use registry::{Digest, Registry};
 use serde::{Deserialize, Serialize};
 
 pub use self::space::{Range, SpaceError};
@@ -175,7 +175,11 @@ pub async fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
         out!("plot in {}", path.display());
     }
     match ranked.first() {
-        Some((assignment, Outcome::Done { value, .. })) => {
+        Some((assignment, Outcome::Done { value, report })) => {
+            // Whatever takes the newest model takes this one, and not the trial that happened to end last.
+            let artifact = report["artifact"].as_str().unwrap_or_default();
+            let registry = Registry::open(&layout.registry())?;
+            registry.publish_again(&artifact.parse()?).await?;
             if !common.json {
                 out!("best {} {value:.6}: {assignment}", config.metric);
             }

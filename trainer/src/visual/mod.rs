@@ -11,7 +11,7 @@ mod learner;
 mod measure;
 mod pairs;
 
-use std::{fs, sync::atomic::AtomicBool};
+use std::{fs, path::PathBuf, sync::atomic::AtomicBool};
 
 use anyhow::{Context, bail};
 use cli::{CommonArgs, Layout, Loaded, write_text};
@@ -79,10 +79,11 @@ pub async fn run_train(
     };
     let registry = Registry::open(&Layout::new(common).registry())?;
     let catalogue = registry.newest(Kind::Catalogue).await?;
+    let backbone = backbone(config)?;
     let saving = Saving {
         resume: &args.resume,
         checkpoint: &config.checkpoint,
-        computes: computes(config, &catalogue.digest)?,
+        computes: computes(config, &catalogue.digest, &backbone)?,
         met: &met,
     };
     let (mut job, mut checkpoints) =
@@ -148,6 +149,10 @@ pub async fn run_train(
     write_text(&job.run.dir.join("recall.svg"), &curve(&found.ranks))?;
 
     fitted.model.save(&job.model_dir())?;
+    for (file, digest) in &backbone {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        job.label(&format!("backbone/{name}"), digest.to_string());
+    }
     let metrics = [
         ("recall_at_1", found.recall_at_1),
         ("recall_at_10", found.recall_at_10),
@@ -193,18 +198,31 @@ pub async fn run_train(
 
 /// All that decides what a run computes: how it is saved and spread does not, what is in files that it names
 /// does.
-fn computes(config: &VisualTrainConfig, catalogue: &Digest) -> anyhow::Result<String> {
+fn computes(
+    config: &VisualTrainConfig,
+    catalogue: &Digest,
+    backbone: &[(PathBuf, Digest)],
+) -> anyhow::Result<String> {
     let mut config = config.clone();
     config.checkpoint = Default::default();
     config.collective = Default::default();
     config.tracking = Default::default();
     let mut text = toml::to_string(&config).context("writing the configuration")?;
     text += &format!("\ncatalogue = \"{catalogue}\"");
-    for file in config.pretrained.files() {
-        let bytes = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
-        text += &format!("\n{} = \"{}\"", file.display(), Digest::of(&bytes));
+    for (file, digest) in backbone {
+        text += &format!("\n{} = \"{digest}\"", file.display());
     }
     Ok(text)
+}
+
+/// The files of published weights, and what they hold.
+fn backbone(config: &VisualTrainConfig) -> anyhow::Result<Vec<(PathBuf, Digest)>> {
+    let files = config.pretrained.files().into_iter();
+    let digest = |file: PathBuf| {
+        let bytes = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+        Ok((file, Digest::of(&bytes)))
+    };
+    files.map(digest).collect()
 }
 
 /// The loop on whatever backend.

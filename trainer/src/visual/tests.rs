@@ -475,20 +475,23 @@ fn what_a_run_computes_hangs_on_the_files_that_it_names_and_not_on_how_it_is_sav
     let weights = fs::read(&config.pretrained.weights).unwrap();
     config.pretrained.weights = dir.path().join("weights.safetensors");
     fs::write(&config.pretrained.weights, weights).unwrap();
-    let of = |config: &VisualTrainConfig| computes(config, &Digest::of(b"catalogue")).unwrap();
+    let of_catalogue = |config: &VisualTrainConfig, catalogue: &[u8]| {
+        computes(config, &Digest::of(catalogue), &backbone(config)?)
+    };
+    let of = |config: &VisualTrainConfig| of_catalogue(config, b"catalogue").unwrap();
     let before = of(&config);
     let mut saved = config.clone();
     saved.checkpoint.every_steps = 7;
     saved.collective.timeout_seconds = 7.0;
     assert_eq!(of(&saved), before);
-    assert_ne!(computes(&config, &Digest::of(b"another")).unwrap(), before);
+    assert_ne!(of_catalogue(&config, b"another").unwrap(), before);
     fs::write(dir.path().join("config.json"), "{}").unwrap();
     let described = of(&config);
     assert_ne!(described, before);
     fs::write(&config.pretrained.weights, "others").unwrap();
     assert_ne!(of(&config), described);
     fs::remove_file(&config.pretrained.weights).unwrap();
-    let error = computes(&config, &Digest::of(b"catalogue")).unwrap_err();
+    let error = of_catalogue(&config, b"catalogue").unwrap_err();
     assert!(error.to_string().contains("weights.safetensors"), "{error}");
 }
 

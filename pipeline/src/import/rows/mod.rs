@@ -47,6 +47,10 @@ pub struct RowsConfig {
     pub header: bool,
     /// The columns' names in order, where no line has them; those of libfm without the label.
     pub columns: Vec<String>,
+    /// The first index of each of `columns`, rising: then an entry of libfm belongs to the column whose range
+    /// has its index, wherever it stands, and a row may have none of a column, or several where a `separator`
+    /// allows them. Without it entries are told by their place.
+    pub first_index: Vec<u64>,
     /// Column of the label: 0 or -1, and 1.
     pub label: String,
     /// Column of the rows' weights; none: all weigh 1.
@@ -72,6 +76,7 @@ impl Default for RowsConfig {
             delimiter: ',',
             header: true,
             columns: Vec::new(),
+            first_index: Vec::new(),
             label: "label".to_owned(),
             weight: None,
             user: None,
@@ -343,6 +348,12 @@ fn check(config: &RowsConfig) -> Result<(), RowsError> {
     }
     if !config.delimiter.is_ascii() {
         return wrong("delimiter", "more than one byte");
+    }
+    if !config.first_index.is_empty() && config.first_index.len() != config.columns.len() {
+        return wrong("first_index", "not as many numbers as `columns` has names");
+    }
+    if !config.first_index.is_sorted_by(|one, other| one < other) {
+        return wrong("first_index", "numbers that do not rise");
     }
     let mut names: Vec<&str> = config.sparse.iter().map(SparseColumn::feature).collect();
     names.extend(config.dense.iter().map(|column| &*column.column));

@@ -52,8 +52,29 @@ pub enum Source {
         reader: BufReader<File>,
         line: String,
         number: u64,
-        columns: Vec<String>,
+        layout: Layout,
     },
+}
+
+/// Which column an entry of libfm belongs to.
+pub struct Layout {
+    /// What stands between several entries of a column, if there may be several; the label's is the first.
+    separators: Vec<Option<char>>,
+    /// First index of each column but the label's; empty: entries are told by their place.
+    first_index: Vec<u64>,
+}
+
+impl Layout {
+    fn of(config: &RowsConfig, columns: &[String]) -> Self {
+        let separator = |column: &String| {
+            let mut features = config.sparse.iter().filter(|it| it.column == *column);
+            features.find_map(|feature| feature.separator)
+        };
+        Self {
+            separators: columns.iter().map(separator).collect(),
+            first_index: config.first_index.clone(),
+        }
+    }
 }
 
 impl Source {
@@ -75,7 +96,7 @@ impl Source {
                     reader: BufReader::with_capacity(1 << 20, file),
                     line: String::new(),
                     number: 0,
-                    columns: columns.to_vec(),
+                    layout: Layout::of(config, columns),
                     path,
                 }
             }
@@ -139,7 +160,7 @@ impl Source {
                 reader,
                 line,
                 number,
-                columns,
+                layout,
             } => loop {
                 line.clear();
                 *number += 1;
@@ -159,7 +180,7 @@ impl Source {
                     return Err(at.value("line", "…", "less than a megabyte"));
                 }
                 if !line.trim().is_empty() {
-                    libfm(line, columns, cells, at)?;
+                    libfm(line, layout, cells, at)?;
                     return Ok(Some(*number));
                 }
             },
@@ -217,43 +238,59 @@ impl At<'_> {
 }
 
 /// Takes one line apart.
-fn libfm(line: &str, columns: &[String], cells: &mut Cells, at: At<'_>) -> Result<(), RowsError> {
-    cells.clear(columns.len());
-    cells.numbers.resize(columns.len(), String::new());
+fn libfm(line: &str, layout: &Layout, cells: &mut Cells, at: At<'_>) -> Result<(), RowsError> {
+    let columns = layout.separators.len();
+    cells.clear(columns);
+    cells.numbers.resize(columns, String::new());
     cells.numbers.iter_mut().for_each(String::clear);
     let mut entries = line.split_whitespace();
     let label = entries.next().unwrap_or_default();
     cells.keys[0].push_str(label);
     cells.numbers[0].push_str(label);
     let mut found = 0;
-    let mut by_column = false;
+    let mut by_place = false;
     for entry in entries {
-        found += 1;
+        let wrong = |wanted| at.value("entry", entry, wanted);
         let parts: Vec<&str> = entry.split(':').collect();
         let (column, index, value) = match parts[..] {
-            [index, value] => (found, index, value),
+            [index, value] if layout.first_index.is_empty() => {
+                by_place = true;
+                (found + 1, index, value)
+            }
+            [index, value] => {
+                let number: u64 =
+                    (index.parse()).map_err(|_| wrong("an index that is a number"))?;
+                let column = layout.first_index.partition_point(|first| *first <= number);
+                if column == 0 {
+                    return Err(wrong("an index from the first of `first_index` on"));
+                }
+                (column, index, value)
+            }
             [column, index, value] => {
-                by_column = true;
                 let column: Option<usize> = column.parse().ok();
                 let column = column.and_then(|column| column.checked_add(1));
                 let wanted = "column:index:value with a column that `columns` has";
-                let column = column.filter(|column| *column < columns.len());
-                let column = column.ok_or_else(|| at.value("entry", entry, wanted))?;
-                (column, index, value)
+                let column = column.filter(|column| *column < columns);
+                (column.ok_or_else(|| wrong(wanted))?, index, value)
             }
-            _ => return Err(at.value("entry", entry, "index:value or column:index:value")),
+            _ => return Err(wrong("index:value or column:index:value")),
         };
-        if column >= columns.len() {
+        found += 1;
+        if column >= columns {
             break;
         }
-        if !cells.keys[column].is_empty() {
-            return Err(at.value("entry", entry, "one entry a column"));
+        for (cell, text) in [(&mut cells.keys, index), (&mut cells.numbers, value)] {
+            let cell = &mut cell[column];
+            match layout.separators[column] {
+                _ if cell.is_empty() => {}
+                Some(separator) => cell.push(separator),
+                None => return Err(wrong("one entry a column, or a `separator` for several")),
+            }
+            cell.push_str(text);
         }
-        cells.keys[column].push_str(index);
-        cells.numbers[column].push_str(value);
     }
-    let wanted = columns.len() - 1;
-    if !by_column && found != wanted {
+    let wanted = columns - 1;
+    if by_place && found != wanted {
         return Err(RowsError::Width {
             path: at.path.to_owned(),
             line: at.line,

@@ -176,6 +176,25 @@ fn libfm_and_libffm_give_the_same_rows_and_shared_vocabularies_the_same_ids() {
 }
 
 #[test]
+fn entries_of_libfm_are_told_by_their_index_where_the_schema_says_ranges() {
+    let schema = r#"
+        train = ["train"]
+        columns = ["user", "tags", "price"]
+        first_index = [10, 20, 30]
+        dense = [{ column = "price", missing = -1.0 }]
+        sparse = [{ column = "user" }, { column = "tags", separator = " " }]
+    "#;
+    let text = "1 30:0.5 22:1 10:1 29:1\n0 11:1\n1 20:1 22:1 10:1\n";
+    let (dir, config) = folder(schema, [text, "", ""]);
+    let table = dir.path().join("table");
+    let (_, schema) = imported(&config, Format::Libfm, &table);
+    let train = Day::of(&table, 0, &schema);
+    assert_eq!(train.ids("s_user"), [1, 2, 1]);
+    assert_eq!(train.lists("s_tags"), [vec![1, 2], vec![], vec![3, 1]]);
+    assert_eq!(train.floats("d_price"), [0.5, -1.0, -1.0]);
+}
+
+#[test]
 fn what_is_wrong_is_named_with_file_line_and_column() {
     let refused = |schema: &str, train: &str, format: Format, what: &str| {
         let (dir, config) = folder(schema, [train, "", ""]);
@@ -203,6 +222,22 @@ fn what_is_wrong_is_named_with_file_line_and_column() {
     libfm("1 3:1 4\n", "line 1: `entry` is `4`");
     libfm("1 0:3:1 9:4:1\n", "line 1: `entry` is `9:4:1`");
     libfm("1 0:3:1 0:4:1\n", "one entry a column");
+    let ranges = |train: &str, what: &str| {
+        let schema = format!("columns = [\"u\", \"n\"]\nfirst_index = [3, 9]\n{schema}");
+        refused(&schema, train, Format::Libfm, what);
+    };
+    ranges(
+        "1 9:1 4:1 2:1\n",
+        "line 1: `entry` is `2:1`, wanted an index from",
+    );
+    ranges(
+        "1 9:1 4:1 3:1\n",
+        "`entry` is `3:1`, wanted one entry a column",
+    );
+    ranges(
+        "1 x:1\n",
+        "`entry` is `x:1`, wanted an index that is a number",
+    );
     // What goes wrong after rows were written leaves no table behind, and what was there stays.
     let (dir, config) = folder(SCHEMA, [TRAIN, VALID, "label,u,n,m,tags,w\n2,b,1,1,,1\n"]);
     for table in [dir.path().join("fresh"), dir.path().join("own")] {
@@ -222,16 +257,21 @@ fn what_is_wrong_is_named_with_file_line_and_column() {
         "train = [\"train\"]\ntest = [\"test\"]\nsparse = [{ column = \"u\" }]",
         "`test`: files",
     );
+    let ranges = "train = [\"train\"]\nsparse = [{ column = \"u\" }]\ncolumns = [\"u\", \"n\"]\n";
+    for (first, what) in [("[1]", "not as many"), ("[2, 2]", "do not rise")] {
+        config(&format!("{ranges}first_index = {first}"), what);
+    }
     let twice = "train = [\"train\"]\nsparse = [{ column = \"u\" }, { column = \"u\" }]";
     config(twice, "two features are `u`");
 }
 
 proptest! {
     #[test]
-    fn any_text_is_rows_or_an_error(text in ".{0,200}", header in any::<bool>(), libfm in any::<bool>()) {
+    fn any_text_is_rows_or_an_error(text in ".{0,200}", header in any::<bool>(), libfm in any::<bool>(), ranges in any::<bool>()) {
         let schema = "columns = [\"label\", \"u\", \"n\"]\ntrain = [\"train\"]\nsparse = [{ column = \"u\" }]\ndense = [{ column = \"n\" }]";
         let (_dir, mut config) = folder(schema, [&text, "", ""]);
         config.header = header;
+        config.first_index = if ranges { vec![1, 5, 9] } else { Vec::new() };
         let format = if libfm { Format::Libfm } else { Format::Csv };
         if let Ok(columns) = source::columns(&config, format) {
             let files = Files { config: &config, format, columns: &columns };

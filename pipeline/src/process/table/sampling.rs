@@ -61,12 +61,23 @@ mod tests {
         datatypes::{DataType, Field, Schema},
     };
 
+    use rand::Rng;
+
     use super::*;
+    use crate::world::{
+        config::{PictureSource, WorldConfig},
+        truth::{World, stream},
+    };
 
     const ROWS: usize = 20_000;
 
     /// Every tenth row is clicked, every seventh has labels that may still change.
     fn rows() -> RecordBatch {
+        clicked(|row| row.is_multiple_of(10))
+    }
+
+    /// Rows of which some are clicked.
+    fn clicked(click: impl Fn(usize) -> bool) -> RecordBatch {
         let numbers = |of: &dyn Fn(usize) -> f32| -> ArrayRef {
             Arc::new(Float32Array::from_iter_values((0..ROWS).map(of)))
         };
@@ -82,7 +93,7 @@ mod tests {
         };
         let columns = [
             ("impression_id", texts(&|row| format!("i{row}"))),
-            ("click", numbers(&|row| f32::from(u8::from(row % 10 == 0)))),
+            ("click", numbers(&|row| f32::from(u8::from(click(row))))),
             (
                 "conversion",
                 numbers(&|row| f32::from(u8::from(row % 100 == 1))),
@@ -132,43 +143,76 @@ mod tests {
         assert!((weight - after as f64 * 20.0).abs() < 1e-3);
     }
 
-    /// What a probability of each row costs, and how many clicks it leads one to expect, summed as training and
-    /// measures do: over many samples both are those of all rows, as exactly as their variance allows.
+    /// Clicks of a world come by its true probabilities, p. How far those are from the clicks, what they cost,
+    /// and their own sum, all summed by weight as training, calibration and measures do: over many samples each
+    /// is that of all rows, as exactly as its variance allows; so nothing that is learnt from a sample is drawn
+    /// away from the truth. Without weights all are far from it.
     #[test]
-    fn weighted_sums_keep_their_expectation() {
+    fn weighted_sums_of_the_true_probabilities_keep_their_expectation() {
         let (rate, seeds) = (0.1, 200u32);
-        let truth = |row: usize| 0.02 + 0.3 * (row % 13) as f64 / 13.0;
-        let loss = |row: usize| -(1.0 - truth(row)).ln();
-        for of_row in [&truth as &dyn Fn(usize) -> f64, &loss] {
-            let negative = |row: &usize| !row.is_multiple_of(10) && row % 100 != 1;
-            let dropped = |row: &usize| negative(row) && !row.is_multiple_of(7);
-            let wanted: f64 = (0..ROWS).filter(negative).map(of_row).sum();
+        let config = WorldConfig {
+            pictures: PictureSource::Procedural,
+            users: 100,
+            campaigns: 12,
+            creatives: 60,
+            ..WorldConfig::default()
+        };
+        let world = World::build(config).unwrap();
+        let mut random = stream(1, "sampling");
+        let drawn = (0..ROWS).map(|_| {
+            let moment = world.moment(world.config.first_day, &mut random);
+            let fitting = world.creatives_for(moment.scene);
+            let creative = fitting[random.random_range(0..fitting.len())];
+            let truth = world.click_probability(&moment, creative);
+            (truth, random.random_bool(truth))
+        });
+        let (truths, clicks): (Vec<f64>, Vec<bool>) = drawn.unzip();
+        let click = |row: usize| f64::from(u8::from(clicks[row]));
+        let all = clicked(|row| clicks[row]);
+
+        let gap = |row: usize| truths[row] - click(row);
+        let variance: f64 = truths.iter().map(|truth| truth * (1.0 - truth)).sum();
+        let of_all: f64 = (0..ROWS).map(gap).sum();
+        assert!(of_all.abs() < 4.0 * variance.sqrt(), "clicks come by p");
+
+        let loss = |row: usize| {
+            -(click(row) * truths[row] + (1.0 - click(row)) * (1.0 - truths[row])).ln()
+        };
+        let own = |row: usize| truths[row];
+        let dropped = |row: &usize| !clicks[*row] && row % 100 != 1 && !row.is_multiple_of(7);
+        let sums: [(&dyn Fn(usize) -> f64, f64); 3] = [(&gap, 0.0), (&loss, 0.003), (&own, 0.003)];
+        for (of_row, least_error) in sums {
+            let wanted: f64 = (0..ROWS).map(of_row).sum();
             let squares: f64 = (0..ROWS)
                 .filter(dropped)
                 .map(|row| of_row(row).powi(2))
                 .sum();
             let deviation = (squares * (1.0 / rate - 1.0) / f64::from(seeds)).sqrt();
-            let sum = |seed| {
+            let sum = |seed, weighs: bool| {
                 let sampling = SamplingConfig {
                     negative_rate: rate,
                     seed,
                 };
-                let sampled = sample(rows(), &sampling).unwrap();
+                let sampled = sample(all.clone(), &sampling).unwrap();
                 let ids = sampled["impression_id"].as_string::<i32>().iter().flatten();
                 let weights = sampled["weight"].as_primitive::<Float32Type>().values();
                 let terms = ids.zip(weights).map(|(id, weight)| {
-                    let row: usize = id[1..].parse().unwrap();
-                    f64::from(*weight) * if negative(&row) { of_row(row) } else { 0.0 }
+                    let weight = if weighs { f64::from(*weight) } else { 1.0 };
+                    weight * of_row(id[1..].parse().unwrap())
                 });
                 terms.sum::<f64>()
             };
-            let mean = (0..seeds).map(|seed| sum(u64::from(seed))).sum::<f64>() / f64::from(seeds);
-            // A standard error is 0.2 % of the sum.
-            assert!(deviation < 0.003 * wanted);
+            let mean = |weighs: bool| {
+                let sums = (0..seeds).map(|seed| sum(u64::from(seed), weighs));
+                sums.sum::<f64>() / f64::from(seeds)
+            };
+            let (weighed, bare) = (mean(true), mean(false));
             assert!(
-                (mean - wanted).abs() < 4.0 * deviation,
-                "{mean} {wanted} ± {deviation}"
+                (weighed - wanted).abs() < 4.0 * deviation,
+                "{weighed} {wanted} ± {deviation}"
             );
+            assert!((bare - wanted).abs() > 20.0 * deviation, "{bare} {wanted}");
+            assert!(least_error == 0.0 || deviation < least_error * wanted);
         }
     }
 
