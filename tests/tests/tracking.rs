@@ -545,6 +545,12 @@ fn a_model_of_a_new_spec_is_compared_with_one_of_the_old_by_the_same_impressions
         &features,
     ];
     bench.run(&process).ok();
+    // The new spec is the newest, and the parent of its own models alone.
+    bench.run(&["features", "materialize"]).ok();
+    let of_second = ["--set", "table=second", "--set", &features];
+    bench
+        .run(&[&["features", "materialize"][..], &of_second].concat())
+        .ok();
     let train = |table: &str| {
         let table = format!("table={table}");
         let train = [&TRAIN[..], &["--set", &table]].concat();
@@ -553,6 +559,20 @@ fn a_model_of_a_new_spec_is_compared_with_one_of_the_old_by_the_same_impressions
     let (old, new) = (train("impressions"), train("second"));
     let digest = |report: &Value| report["artifact"].as_str().unwrap().to_owned();
     let (first, second) = (digest(&old), digest(&new));
+    let shown = |digest: &str| {
+        let show = ["registry", "show", digest, "--json"];
+        bench.run(&show).ok().json()
+    };
+    for (model, run) in [(&first, "ctr-001"), (&second, "ctr-002")] {
+        let model = shown(model);
+        let [spec] = &model["parents"].as_array().unwrap()[..] else {
+            panic!("{model}");
+        };
+        let info = bench.read_json(&format!("runs/{run}/run.json"));
+        let spec = shown(spec.as_str().unwrap());
+        assert_eq!(spec["labels"]["feature_digest"], info["spec"]);
+        assert_eq!(model["labels"]["config"].as_str().map(str::len), Some(64));
+    }
     let gate = |against_table: &str| {
         let keys = [
             "table=second".to_owned(),
