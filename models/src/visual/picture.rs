@@ -1,8 +1,11 @@
 //! Pixels of a picture: decoded within limits, resized, cut into patches.
 
-use std::io::{self, Cursor};
+use std::{
+    io::{self, Cursor},
+    panic::{self, AssertUnwindSafe},
+};
 
-use image::{ImageError, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageError, ImageFormat, ImageReader, Limits};
 
 use super::{preprocess::Resize, resample::Filter};
 
@@ -135,7 +138,7 @@ impl Picture {
         let mut limits = Limits::default();
         limits.max_alloc = Some(MAX_DECODER_BYTES);
         reader.limits(limits);
-        let pixels = reader.decode().map_err(corrupt)?.into_rgb8();
+        let pixels = decoded(reader).map_err(corrupt)?.into_rgb8();
         let (width, height) = (pixels.width() as usize, pixels.height() as usize);
         Self::new(width, height, pixels.into_raw())
     }
@@ -189,6 +192,14 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
         rest = rest.get(length..).unwrap_or_default();
     }
     false
+}
+
+/// A decoder that panics, as that of png 0.18 does at a palette of four bytes, has met a damaged picture.
+fn decoded(reader: ImageReader<Cursor<&[u8]>>) -> Result<DynamicImage, ImageError> {
+    panic::catch_unwind(AssertUnwindSafe(|| reader.decode())).unwrap_or_else(|_| {
+        let gave_up = io::Error::other("the decoder gave up");
+        Err(ImageError::IoError(gave_up))
+    })
 }
 
 fn check_size(width: u64, height: u64) -> Result<(), PictureError> {
@@ -316,6 +327,11 @@ mod tests {
                 ..
             }
         ));
+        let palette = refused(&example("broken-palette.png"));
+        assert!(
+            matches!(palette, PictureError::Corrupt { .. }),
+            "{palette:?}"
+        );
         let whole = png(4, 4, &[9; 48]);
         let cut = refused(&whole[..whole.len() - 20]);
         assert!(matches!(cut, PictureError::Corrupt { .. }));

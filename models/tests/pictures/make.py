@@ -35,8 +35,15 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def png(header, *chunks):
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0)), *chunks, chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 # Pillow writes no colours of 16 bits.
 rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in pixels)
-header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
-png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-(HERE / "sixteen-bit.png").write_bytes(png)
+(HERE / "sixteen-bit.png").write_bytes(png((WIDTH, HEIGHT, 16, 2), chunk(b"IDAT", zlib.compress(rows))))
+
+# And no palette of a colour and a third, at which the decoder of png 0.18 panics.
+broken = chunk(b"PLTE", bytes(4)), chunk(b"IDAT", zlib.compress(bytes(2)))
+(HERE / "broken-palette.png").write_bytes(png((1, 1, 8, 3), *broken))

@@ -1,9 +1,12 @@
 //! Pictures of creatives and scenes: decoded once on arrival, described, and named by digest.
 
-use std::io::Cursor;
+use std::{
+    io::{self, Cursor},
+    panic::{self, AssertUnwindSafe},
+};
 
 use features::style;
-use image::{ImageError, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageError, ImageFormat, ImageReader};
 use sha2::{Digest, Sha256};
 
 /// Why a picture was refused.
@@ -68,10 +71,18 @@ pub fn describe(png: &[u8], max_pixels: u64) -> Result<PictureFacts, PictureErro
             most,
         });
     }
-    let rgb = reader().decode().map_err(failed)?.to_rgb8();
+    let rgb = decoded(reader()).map_err(failed)?.to_rgb8();
     Ok(PictureFacts {
         digest: hex(&Sha256::digest(png)),
         style: style::describe(&rgb, width as usize, height as usize).to_vec(),
+    })
+}
+
+/// A decoder that panics, as that of png 0.18 does at a palette of four bytes, has met a damaged picture.
+fn decoded(reader: ImageReader<Cursor<&[u8]>>) -> Result<DynamicImage, ImageError> {
+    panic::catch_unwind(AssertUnwindSafe(|| reader.decode())).unwrap_or_else(|_| {
+        let gave_up = io::Error::other("the decoder gave up");
+        Err(ImageError::IoError(gave_up))
     })
 }
 
@@ -129,6 +140,11 @@ mod tests {
 
     #[test]
     fn corrupt_zero_size_and_huge_pictures_are_refused() {
+        let palette = include_bytes!("../../../models/tests/pictures/broken-palette.png");
+        assert!(matches!(
+            describe(palette, 100),
+            Err(PictureError::Decode { .. })
+        ));
         let whole = png(4, 3);
         let cut = &whole[..whole.len() / 2];
         assert!(matches!(
