@@ -34,11 +34,12 @@ struct Choice {
 }
 
 /// Joins the newest artifact of each kind, checks that they belong together, and moves a channel
-/// to the bundle with all of its traffic; with `unjudged` also a click model of which the gate has said nothing.
+/// to the bundle with all of its traffic; with `unjudged` also a click model of which the gate has
+/// said nothing.
 ///
 /// # Errors
-/// [`GateRefused`] if the gate refused the newest click model, or never judged it; if a kind is missing, two members do not
-/// fit, or someone else moved the channel meanwhile.
+/// [`GateRefused`] if the gate refused the newest click model, or never judged it; if a kind is
+/// missing, two members do not fit, or someone else moved the channel meanwhile.
 pub async fn run(common: &CommonArgs, channel: &str, unjudged: bool) -> anyhow::Result<()> {
     let layout = Layout::new(common);
     let registry = Registry::open(&layout.registry())?;

@@ -130,18 +130,18 @@ impl Registry {
             }
             Err(error) => return Err(error),
         };
-        self.publish_again(&artifact.digest).await?;
+        self.publish_again(&artifact).await?;
         Ok(artifact)
     }
 
     /// Makes an artifact the newest of its kind, as publishing the same content again does.
     ///
     /// # Errors
-    /// As [`Self::get`].
-    pub async fn publish_again(&self, digest: &Digest) -> Result<(), RegistryError> {
+    /// [`RegistryError::Store`].
+    pub async fn publish_again(&self, artifact: &Artifact) -> Result<(), RegistryError> {
         let published = Published {
-            kind: self.get(digest).await?.kind,
-            digest: digest.clone(),
+            kind: artifact.kind,
+            digest: artifact.digest.clone(),
         };
         self.append("published", &published).await
     }

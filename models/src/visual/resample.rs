@@ -141,18 +141,18 @@ impl Step {
             (scaled + 0.5f64.copysign(scaled)) as i32
         };
         let windows = windows(from, to, part.clone(), filter);
-        let start = windows.iter().map(|window| window.first).min().unwrap_or(0);
-        let ends = windows
-            .iter()
-            .map(|window| window.first + window.weights.len());
-        let end = ends.max().unwrap_or(0);
-        let whole = |window: Window| {
+        // They begin and end in the order of the outputs.
+        let start = windows.first().map_or(0, |window| window.first);
+        let end = windows
+            .last()
+            .map_or(0, |window| window.first + window.weights.len());
+        let from_start = |window: Window| {
             let weights = window.weights.into_iter().map(whole).collect();
             (window.first - start, weights)
         };
         Self {
             sources: start..end,
-            windows: Some(windows.into_iter().map(whole).collect()),
+            windows: Some(windows.into_iter().map(from_start).collect()),
         }
     }
 }

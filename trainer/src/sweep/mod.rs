@@ -179,7 +179,8 @@ pub async fn run_sweep(common: &CommonArgs, path: &Path) -> anyhow::Result<()> {
             // Whatever takes the newest model takes this one, and not the trial that happened to end last.
             let artifact = report["artifact"].as_str().unwrap_or_default();
             let registry = Registry::open(&layout.registry())?;
-            registry.publish_again(&artifact.parse()?).await?;
+            let artifact = registry.get(&artifact.parse()?).await?;
+            registry.publish_again(&artifact).await?;
             if !common.json {
                 out!("best {} {value:.6}: {assignment}", config.metric);
             }

@@ -248,15 +248,13 @@ fn libfm(line: &str, layout: &Layout, cells: &mut Cells, at: At<'_>) -> Result<(
     cells.keys[0].push_str(label);
     cells.numbers[0].push_str(label);
     let mut found = 0;
-    let mut by_place = false;
+    // Whether entries say their columns; else each stands in its place.
+    let mut told = !layout.first_index.is_empty();
     for entry in entries {
         let wrong = |wanted| at.value("entry", entry, wanted);
         let parts: Vec<&str> = entry.split(':').collect();
         let (column, index, value) = match parts[..] {
-            [index, value] if layout.first_index.is_empty() => {
-                by_place = true;
-                (found + 1, index, value)
-            }
+            [index, value] if layout.first_index.is_empty() => (found + 1, index, value),
             [index, value] => {
                 let number: u64 =
                     (index.parse()).map_err(|_| wrong("an index that is a number"))?;
@@ -267,6 +265,7 @@ fn libfm(line: &str, layout: &Layout, cells: &mut Cells, at: At<'_>) -> Result<(
                 (column, index, value)
             }
             [column, index, value] => {
+                told = true;
                 let column: Option<usize> = column.parse().ok();
                 let column = column.and_then(|column| column.checked_add(1));
                 let wanted = "column:index:value with a column that `columns` has";
@@ -290,7 +289,7 @@ fn libfm(line: &str, layout: &Layout, cells: &mut Cells, at: At<'_>) -> Result<(
         }
     }
     let wanted = columns - 1;
-    if by_place && found != wanted {
+    if !told && found != wanted {
         return Err(RowsError::Width {
             path: at.path.to_owned(),
             line: at.line,

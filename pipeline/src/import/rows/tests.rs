@@ -219,6 +219,7 @@ fn what_is_wrong_is_named_with_file_line_and_column() {
         refused(&schema, train, Format::Libfm, what);
     };
     libfm("1 3:1 4:1 5:1\n", "line 1: 3 columns, wanted 2");
+    libfm("1\n", "line 1: 0 columns, wanted 2");
     libfm("1 3:1 4\n", "line 1: `entry` is `4`");
     libfm("1 0:3:1 9:4:1\n", "line 1: `entry` is `9:4:1`");
     libfm("1 0:3:1 0:4:1\n", "one entry a column");
